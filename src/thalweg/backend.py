@@ -1,0 +1,33 @@
+"""What Thalweg asks of JAX as a whole: 64-bit mode. Every room that uses JAX imports this first.
+
+dtypes follow what the user gave, as in NumPy and PyTorch, and without 64-bit mode JAX would
+silently turn float64 arrays into float32. It is the one global that the package touches, and
+`JAX_ENABLE_X64` in the environment has the last word.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+
+if "JAX_ENABLE_X64" not in os.environ:
+    jax.config.update("jax_enable_x64", True)
+
+
+def device_name() -> str:
+    """The device computations run on, as `platform:kind`."""
+    device = jax.devices()[0]
+    return f"{device.platform}:{device.device_kind}"
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep compiled programs in `folder`, so that a later process does not compile them again.
+
+    For programs that own their process, such as the command; a library does not decide this.
+    The threshold is zero because the many programs of a study each compile in a fraction of a second.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

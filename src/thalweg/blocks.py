@@ -1,0 +1,141 @@
+"""Run a long job in blocks: progress, interrupt, memory estimate. Knows no science.
+
+A job of `total` units is cut into blocks. Between two of them there is room for a progress bar and
+for Ctrl-C; their length follows the clock, so that a job answers within a fraction of a second
+whether a unit takes a microsecond or a minute.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from thalweg.errors import MemoryEstimateError
+
+Handle = TypeVar("Handle")
+
+_FIRST = 16  # units in the first block
+_AIM = 0.1  # seconds a block should take: short enough to feel immediate
+
+
+class Interrupt:
+    """Whether Ctrl-C was pressed; true once it was."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def __bool__(self) -> bool:
+        return self.pressed
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """Turn the first Ctrl-C into a flag; a second one raises KeyboardInterrupt as usual.
+
+    Python delivers signals to the main thread alone, so elsewhere there is nothing to do.
+    """
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    previous = signal.getsignal(signal.SIGINT)
+    if previous in (None, signal.SIG_IGN):
+        yield interrupt
+        return
+
+    def on_signal(number: int, frame: Any) -> None:
+        interrupt.pressed = True
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def run(
+    total: int,
+    launch: Callable[[int, int], Handle],
+    collect: Callable[[int, int, Handle], None],
+    *,
+    most: int,
+    label: str,
+    unit: str = "step",
+    progress: bool | None = None,
+    finished: Callable[[], bool] | None = None,
+) -> tuple[int, bool]:
+    """Run units 0 … total − 1 in blocks of at most `most`.
+
+    `launch(start, count)` starts a block and returns a handle at once; `collect(start, count,
+    handle)` waits for it and takes its results. The next block is launched before the last one is
+    collected, so that the host's copying hides behind the device's work.
+
+    Args:
+        progress: True or False to show a bar or not; None shows one on a terminal, after a second.
+        finished: asked after every block; true ends the job early, as complete.
+
+    Returns:
+        The number of units done, and whether Ctrl-C cut the job short.
+    """
+    from tqdm import tqdm
+
+    hidden = None if progress is None else not progress
+    done = launched = 0
+    size = min(_FIRST, most)
+    pending: tuple[int, int, Any] | None = None
+    with (
+        interruptible() as interrupt,
+        tqdm(total=total, desc=label, unit=unit, delay=1.0, leave=False, disable=hidden) as bar,
+    ):
+        last = time.perf_counter()
+        while pending or (launched < total and not interrupt):
+            following = None
+            if launched < total and not interrupt:
+                count = min(size, total - launched)
+                following = (launched, count, launch(launched, count))
+                launched += count
+            if pending:
+                collect(*pending)
+                done = pending[0] + pending[1]
+                bar.update(pending[1])
+                now = time.perf_counter()
+                size = _next_size(size, pending[1], now - last, most)
+                last = now
+                if finished is not None and finished():
+                    return done, False
+            pending = following
+        return done, bool(interrupt) and done < total
+
+
+def _next_size(size: int, count: int, seconds: float, most: int) -> int:
+    """A block length that would take `_AIM`; growing at most eightfold, since a first call compiles."""
+    if seconds <= 0:
+        return min(8 * size, most)
+    fitting = int(count * _AIM / seconds)
+    return max(1, min(fitting, 8 * size, most))
+
+
+def check_memory(needed: float, what: str, remedy: str) -> None:
+    """An error, before anything is allocated, if `needed` bytes are not there."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise MemoryEstimateError(
+            f"{what} would need {size_text(needed)}, and {size_text(available)} are available; "
+            f"{remedy}."
+        )
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people: 1.5 GiB."""
+    if count < 1024:
+        return f"{count:.0f} B"
+    power = min(int(math.log(count, 1024)), 6)
+    return f"{count / 1024**power:.1f} {'KMGTPE'[power - 1]}iB"

@@ -1,0 +1,660 @@
+"""`descend`: the one loop. Everything that trains in Thalweg trains here.
+
+The loop runs in blocks. `_begin` makes the state before the first step and `_block` advances it by
+any number of steps, the number being traced; each is compiled once for given functions and shapes.
+Loss and gradient at the current iterate are carried from step to step: they are then computed once,
+read by the record, the finiteness test and the update alike, and already there at the last iterate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from thalweg import backend, blocks, observables, results, sampling
+from thalweg.ensemble import Members, member_vectors, members
+from thalweg.errors import InputError
+from thalweg.observables import At
+from thalweg.optimizers.base import Optimizer, check, check_range
+from thalweg.params import Layout, Params
+from thalweg.problem import Problem, value_and_gradient
+
+_MOST_STEPS = 1024  # in a block: enough for the call to vanish beside the steps
+_BLOCK_BYTES = 8 * 2**20  # of recorded rows in a block: about what the caches hold
+
+
+def descend(
+    problem: Problem,
+    optimizer: Optimizer,
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    shuffle: bool = False,
+    replacement: bool = False,
+    drop_last: bool = False,
+    batches: Any = None,
+    starts: Any = None,
+    runs: int | None = None,
+    seed: Any = 0,
+    resume: xr.Dataset | None = None,
+    record: Any = None,
+    every: int = 1,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Let an optimizer descend a problem's empirical risk, and record the way it takes.
+
+    Args:
+        problem: what is minimised.
+        optimizer: how. Its hyperparameters may be numbers; lists or arrays, which are sweeps, all
+            combinations of which run at once; or functions of the step index.
+        steps, epochs: how long; one of the two. Without batches an epoch is a step.
+        batch_size: samples a step. Without it every step sees all the data. Batches go through the
+            data in order; the last, smaller one of an epoch is used as it is.
+        shuffle: a new order each epoch, from the seed and the epoch alone.
+        replacement: draw each batch's samples independently instead.
+        drop_last: leave an epoch's last batch out where it is smaller.
+        batches: sample indices (steps, batch), given; repeated where `steps` asks for more.
+        starts: (runs, p) in the order of `problem.names`, or a pytree of the problem's structure
+            with a leading axis, or a trajectory, whose last iterates are meant.
+        runs: that many random starts; run i starts from init(fold_in(key(seed), i)).
+        seed: for starts and batches. A list is a swept dimension, `seed`.
+        resume: a trajectory to go on from, with the optimizer's state and the step count.
+        record: what to record besides parameters and loss: a list of names (thalweg.observables),
+            or a mapping from names to True, False, functions of `at`, pairs (init, measure), or
+            problems (the risk on them). {"params": False} leaves the iterates out.
+        every: record steps 0, every, 2·every, … and the last.
+        progress: a progress bar: True, False, or None for one on a terminal after a second.
+
+    Returns:
+        A trajectory: an `xarray.Dataset` with `params` (step, param, run, …) and `loss` (step, run,
+        …), both at steps 0 … T; see docs/results.md. The loss at a step is that of the batch the
+        step used, before its update; at T, that of the next batch, not applied. A run that left the
+        finite numbers has status "diverged" and is NaN from `diverged_at` on; after Ctrl-C the
+        trajectory holds what was computed and its runs have status "interrupted".
+
+    Raises:
+        InputError: contradicting or impossible arguments.
+    """
+    if not isinstance(problem, Problem):
+        raise InputError(f"a thalweg.Problem was expected, {type(problem).__name__} given.")
+    check(optimizer)
+    if int(every) != every or every < 1:
+        raise InputError(f"every must be a whole number of at least 1; {every!r} given.")
+    if resume is not None and "optimizer_state" not in resume:
+        raise InputError("resume= needs a trajectory, as descend returns it.")
+    who = members(problem, optimizer, starts=starts, runs=runs, seed=seed, resume=resume)
+    total, order = sampling.plan(
+        problem.n_samples,
+        who.seeds,
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        replacement=replacement,
+        drop_last=drop_last,
+        batches=batches,
+    )
+    built_in, observed = observables.chosen(record)
+    if built_in["batch"] and order is None:
+        raise InputError("record 'batch' needs mini-batches: give batch_size= or batches=.")
+    first = 0 if resume is None else int(resume["step"].values[-1])
+    schedules = _schedule_tables(optimizer, who, first, total)
+    plan = _Plan(
+        problem=problem,
+        optimizer=optimizer.with_hyperparameters(
+            {name: who.hyper.get(name, np.float64(0)) for name in optimizer.hyperparameters()}
+        ),
+        observed=observed,
+        lane=who.lane if who.batched else who.lane[0],
+        swept=who.swept,
+        scheduled=tuple(schedules),
+        batched=who.batched,
+        lanes=order is not None and order.lanes > 1,
+        kept=tuple(name for name in ("params", "loss", "grad") if built_in[name]),
+    )
+    feeds = _Feeds(order, schedules, first)
+    job = _Job(plan, feeds, who, first, total, int(every), resume)
+    done, interrupted = job.run(progress)
+    settings = _settings(
+        optimizer,
+        problem,
+        steps=total,
+        epochs=epochs,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        replacement=replacement,
+        drop_last=drop_last,
+        runs=runs,
+        every=every,
+        record=[*(name for name, on in built_in.items() if on), *observed],
+        first_step=first,
+        seed=list(who.seeds) if np.ndim(seed) else who.seeds[0],
+    )
+    return job.trajectory(done, interrupted, settings, built_in["batch"])
+
+
+# The compiled part ---------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Plan:
+    """What does not change along a descent. Arrays are traced; the rest decides the program."""
+
+    problem: Problem
+    optimizer: Optimizer
+    observed: dict[str, Any]
+    lane: Any
+    swept: tuple[str, ...] = field(metadata={"static": True})
+    scheduled: tuple[str, ...] = field(metadata={"static": True})
+    batched: bool = field(metadata={"static": True})
+    lanes: bool = field(metadata={"static": True})
+    kept: tuple[str, ...] = field(metadata={"static": True})
+
+    def over_members(self, function: Callable[..., Any], *in_axes: int | None) -> Callable[..., Any]:
+        """`function(optimizer, lane, *rest)` over the members, if there is an axis of them."""
+        if not self.batched:
+            return partial(function, self.optimizer, self.lane)
+        axes = self.optimizer.with_hyperparameters(
+            {n: 0 if n in self.swept else None for n in self.optimizer.hyperparameters()}
+        )
+        mapped = jax.vmap(function, in_axes=(axes, 0 if self.lanes else None, *in_axes))
+        lane = self.lane if self.lanes else jnp.int32(0)
+        return partial(mapped, self.optimizer, lane)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Feed:
+    """The tables of one block: schedules, batches and how many of each batch's places count."""
+
+    start: Any
+    schedules: dict[str, Any]
+    index: Any
+    used: Any
+
+    def batch(self, problem: Problem, lane: Any, step: Any) -> Problem:
+        """The problem on the batch of `step`."""
+        if self.index is None:
+            return problem
+        row = step - self.start
+        valid = None if self.used is None else jnp.arange(self.index.shape[-1]) < self.used[row]
+        return problem.take(self.index[row, lane], valid)
+
+    def scheduled(self, optimizer: Optimizer, step: Any) -> Optimizer:
+        """The optimizer with the scheduled hyperparameters of `step`."""
+        if not self.schedules:
+            return optimizer
+        now = {name: table[step - self.start] for name, table in self.schedules.items()}
+        return optimizer.with_hyperparameters({**optimizer.hyperparameters(), **now})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Walk:
+    """One member between two steps."""
+
+    params: Params
+    start: Params
+    state: Any
+    loss: Any
+    grad: Params
+    info: dict[str, Any]
+    memory: dict[str, Any]  # the observables' states
+    diverged_at: Any
+
+    def at(self, plan: _Plan, feed: _Feed, lane: Any, step: Any) -> At:
+        batch = feed.batch(plan.problem, lane, step)
+        return At(plan.problem, batch, self.params, self.start, self.loss, self.grad, step)
+
+
+@jax.jit
+def _begin(
+    plan: _Plan, feed: _Feed, params: Params, start: Params, state: Any, diverged_at: Any
+) -> _Walk:
+    """The members before their first step; `state` is None unless a descent goes on."""
+
+    def one(
+        optimizer: Optimizer, lane: Any, params: Params, start: Params, state: Any, diverged_at: Any
+    ) -> _Walk:
+        optimizer = feed.scheduled(optimizer, feed.start)
+        loss, grad = value_and_gradient(feed.batch(plan.problem, lane, feed.start), params)
+        state = optimizer.init(params) if state is None else state
+        walk = _Walk(params, start, state, loss, grad, {}, {}, diverged_at)
+        at = walk.at(plan, feed, lane, feed.start)
+        info = jax.eval_shape(optimizer.update, at, params, state, feed.start)[2]
+        memory = {name: seen.init(at) for name, seen in plan.observed.items()}
+        return replace(walk, info=jax.tree_util.tree_map(_unknown, info), memory=memory)
+
+    over = None if state is None else 0
+    return plan.over_members(one, 0, 0, over, 0)(params, start, state, diverged_at)
+
+
+def _unknown(shape: Any) -> Any:
+    """What stands in the record of an update before there was one."""
+    if jnp.issubdtype(shape.dtype, jnp.floating):
+        return jnp.full(shape.shape, jnp.nan, shape.dtype)
+    return jnp.full(shape.shape, -1 if shape.dtype != bool else 0, shape.dtype)
+
+
+@partial(jax.jit, static_argnames=("room", "dense"))
+def _block(
+    plan: _Plan,
+    feed: _Feed,
+    walk: _Walk,
+    first: Any,
+    last: Any,
+    every: Any,
+    rows: Any,
+    room: int,
+    dense: bool,
+) -> tuple[_Walk, Any]:
+    """Advance from step `first` to step `last`.
+
+    Rows are recorded at `first` and at each multiple of `every` after it, before `last`: `rows` of
+    them, in a record with room for `room`. The host knows which of them were asked for. `dense` says
+    that every step is recorded, which spares a loop in the loop.
+    """
+    advance = plan.over_members(partial(_advance, plan, feed), 0, None)
+
+    def record_then_advance(row: Any, carry: Any) -> Any:
+        step, walk, record = carry
+        values, memory = _row(plan, feed, walk, step, step % every == 0)
+        record = jax.tree_util.tree_map(
+            lambda rows, value: jax.lax.dynamic_update_index_in_dim(rows, value, row, 0),
+            record,
+            values,
+        )
+        walk = replace(walk, memory=memory)
+        if dense:
+            return step + 1, advance(walk, step), record
+        following = jnp.minimum((step // every + 1) * every, last)
+        walk = jax.lax.fori_loop(step, following, lambda t, w: advance(w, t), walk)
+        return following, walk, record
+
+    shapes = _row.eval_shape(plan, feed, walk, first, True)[0]
+    record = jax.tree_util.tree_map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shapes)
+    _, walk, record = jax.lax.fori_loop(0, rows, record_then_advance, (first, walk, record))
+    return walk, record
+
+
+@jax.jit
+def _row(
+    plan: _Plan, feed: _Feed, walk: _Walk, step: Any, counts: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One row of the record, of all members."""
+    return plan.over_members(partial(_observe, plan, feed), 0, None, None)(walk, step, counts)
+
+
+def _advance(
+    plan: _Plan, feed: _Feed, optimizer: Optimizer, lane: Any, walk: _Walk, step: Any
+) -> _Walk:
+    """One update, and loss and gradient at the new iterate on the next step's batch."""
+    at = walk.at(plan, feed, lane, step)
+    memory = {
+        name: seen.measure(at, walk.memory[name])[1] if seen.every_step else walk.memory[name]
+        for name, seen in plan.observed.items()
+    }
+    # The current iterate is tested, not the new one: its loss and parameters are at hand.
+    finite = jnp.isfinite(walk.loss)
+    for leaf in jax.tree_util.tree_leaves(walk.params):
+        finite &= jnp.isfinite(leaf).all()
+    diverged_at = jnp.where((walk.diverged_at < 0) & ~finite, step, walk.diverged_at)
+    params, state, info = feed.scheduled(optimizer, step).update(at, walk.params, walk.state, step)
+    loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), params)
+    return _Walk(params, walk.start, state, loss, grad, info, memory, diverged_at)
+
+
+def _observe(
+    plan: _Plan, feed: _Feed, optimizer: Optimizer, lane: Any, walk: _Walk, step: Any, counts: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is recorded at a step, and the observables' states after it if the row counts."""
+    at = walk.at(plan, feed, lane, step)
+    own = {"params": walk.params, "loss": walk.loss, "grad": walk.grad}
+    values: dict[str, Any] = {name: own[name] for name in plan.kept} | walk.info
+    memory = {}
+    for name, seen in plan.observed.items():
+        values[name], after = seen.measure(at, walk.memory[name])
+        keep = counts & (not seen.every_step)
+        memory[name] = jax.tree_util.tree_map(
+            lambda new, old, keep=keep: jnp.where(keep, new, old), after, walk.memory[name]
+        )
+    return values, memory
+
+
+# The host's part -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Feeds:
+    """Makes each block's tables."""
+
+    order: sampling.Batches | None
+    schedules: dict[str, np.ndarray]  # (total,), from the first step on
+    first: int
+
+    def feed(self, start: int, room: int) -> _Feed:
+        """The tables of up to `room` steps from `start`, and of the step after them."""
+        index = used = None
+        if self.order is not None:
+            index, used = self.order.rows(start, room + 1)
+            used = used if self.order.ragged else None
+        offset = start - self.first
+        tables = {}
+        for name, table in self.schedules.items():
+            padded = np.zeros(room + 1)
+            part = table[offset : offset + room + 1]
+            padded[: len(part)] = part
+            tables[name] = padded
+        return _Feed(np.int32(start), tables, index, used)
+
+
+def _schedule_tables(
+    optimizer: Optimizer, who: Members, first: int, total: int
+) -> dict[str, np.ndarray]:
+    """Scheduled hyperparameters (total,), each function called on the host for every step."""
+    bounds = optimizer.bounds()
+    tables = {}
+    for name, function in who.schedules.items():
+        try:
+            table = np.array([float(function(first + t)) for t in range(total)])
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{optimizer.name}: the schedule of {name} must give a number for every step: {error}."
+            ) from None
+        check_range(optimizer.name, f"{name} (its schedule)", table, *bounds[name])
+        tables[name] = table
+    return tables
+
+
+@dataclass
+class _Column:
+    """One variable of the record: which leaves of the device's rows fill it, and where."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    leaves: list[tuple[int, int, int]]  # (leaf, offset, size)
+    values: np.ndarray = field(init=False)  # (rows, size, members)
+
+
+class _Job:
+    """One descent: its blocks, its record, and the trajectory it becomes."""
+
+    def __init__(
+        self,
+        plan: _Plan,
+        feeds: _Feeds,
+        who: Members,
+        first: int,
+        total: int,
+        every: int,
+        resume: xr.Dataset | None,
+    ) -> None:
+        self.plan, self.feeds, self.who = plan, feeds, who
+        self.first, self.total, self.every = first, total, every
+        self.layout = plan.problem.layout
+        steps = np.arange(first, first + total + 1)
+        self.steps = steps[(steps % every == 0) | (steps == first) | (steps == first + total)]
+        self.started, state, diverged = self._start(resume)
+        self.walk = _begin(plan, feeds.feed(first, 1), who.starts, self.started, state, diverged)
+        self.columns, row_bytes = self._columns()
+        most = max(1, min(_MOST_STEPS, int(_BLOCK_BYTES // max(row_bytes, 1)) * every))
+        self.most = most
+        self.room = -(-most // every) + 2
+
+    def _start(self, resume: xr.Dataset | None) -> tuple[Params, Any, np.ndarray]:
+        """Where step 0 was, the optimizer's state to go on with, and who has diverged already."""
+        lead = (self.who.count,) if self.who.batched else ()
+        if resume is None:
+            return self.who.starts, None, np.full(lead, -1, np.int32)
+        dims = self.who.dims
+        started = self.layout.unflatten(member_vectors(resume["start"], "param", dims).reshape(*lead, -1))
+        flat = member_vectors(resume["optimizer_state"], "state", dims).reshape(*lead, -1)
+        like = jax.eval_shape(self.plan.optimizer.init, self.plan.problem.unflatten(np.zeros(self.layout.size)))
+        layout = Layout.of(like)
+        if flat.shape[-1] != layout.size:
+            raise InputError(
+                f"resume= holds the state of another optimizer ({flat.shape[-1]} numbers, and "
+                f"{self.plan.optimizer.name} has {layout.size}); give the one it was made with."
+            )
+        diverged = resume["diverged_at"].transpose(*dims).values.reshape(lead).astype(np.int32)
+        return started, layout.unflatten(flat), diverged
+
+    def _columns(self) -> tuple[list[_Column], int]:
+        """The record's variables, and the bytes of one row of all members."""
+        plan, lead = self.plan, int(self.who.batched)
+        shapes = _row.eval_shape(plan, self.feeds.feed(self.first, 1), self.walk, np.int32(0), True)[0]
+        columns: list[_Column] = []
+        leaf = row_bytes = 0
+        for name, tree in shapes.items():
+            paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+            inner = [tuple(s.shape[lead:]) for _, s in paths]
+            sizes = [int(np.prod(shape)) for shape in inner]
+            row_bytes += sum(
+                k * s.dtype.itemsize for k, (_, s) in zip(sizes, paths, strict=True)
+            ) * max(self.who.count, 1)
+            if name in ("params", "grad") or self._is_like_params(tree, inner):
+                ends = np.cumsum([0, *sizes])
+                dtype = _storable(np.result_type(*(s.dtype for _, s in paths)))
+                parts = [(leaf + i, int(ends[i]), sizes[i]) for i in range(len(sizes))]
+                columns.append(_Column(name, ("param",), (int(ends[-1]),), dtype, parts))
+            else:
+                for i, (path, s) in enumerate(paths):
+                    full = ".".join([name, *(str(observables.path_name((p,))) for p in path)])
+                    dims = tuple(f"{full}_{axis}" for axis in range(len(inner[i])))
+                    part = [(leaf + i, 0, sizes[i])]
+                    columns.append(_Column(full, dims, inner[i], _storable(s.dtype), part))
+            leaf += len(paths)
+        self._check_columns(columns)
+        rows = len(self.steps)
+        needed = sum(
+            rows * int(np.prod(c.shape)) * self.who.count * c.dtype.itemsize for c in columns
+        )
+        blocks.check_memory(
+            needed,
+            f"the record of {rows} steps of {self.who.count} runs of {self.layout.size} parameters",
+            "record fewer steps with every=, or leave the iterates out with record={'params': False}",
+        )
+        for c in columns:
+            c.values = np.empty((rows, int(np.prod(c.shape)), self.who.count), c.dtype)
+        return columns, row_bytes
+
+    def _is_like_params(self, tree: Any, inner: list[tuple[int, ...]]) -> bool:
+        structure = jax.tree_util.tree_structure(tree)
+        return (
+            structure == self.layout.treedef
+            and not jax.tree_util.treedef_is_leaf(structure)
+            and tuple(inner) == self.layout.shapes
+        )
+
+    def _check_columns(self, columns: list[_Column]) -> None:
+        taken = {*results.RESERVED_DIMS, *self.who.dims, "start", "final", "optimizer_state"}
+        taken |= {"status", "diverged_at"}
+        seen: set[str] = set()
+        for column in columns:
+            if column.name in taken or column.name in seen or "/" in column.name:
+                raise InputError(
+                    f"record: the name {column.name!r} is taken or not allowed; "
+                    f"call it {column.name.replace('/', '_') + '_'!r}, say."
+                )
+            seen.add(column.name)
+
+    def run(self, progress: bool | None) -> tuple[int, bool]:
+        """Do the steps; how many were done, and whether Ctrl-C stopped them."""
+        done, interrupted = blocks.run(
+            self.total,
+            self._launch,
+            self._collect,
+            most=self.most,
+            label="descend",
+            progress=progress,
+            finished=self._all_diverged,
+        )
+        if not interrupted:
+            done_or_dead = self.total
+        else:
+            done_or_dead = done
+            self._end_at(self.first + done)
+        # The last row is the first of a block more, whose step is not kept.
+        walk = self.walk
+        self._collect(done_or_dead, 1, self._launch(done_or_dead, 1))
+        self.walk = walk
+        return done, interrupted
+
+    def _launch(self, start: int, count: int) -> Any:
+        first = self.first + start
+        last = first + count
+        rows = 1 + (last - 1) // self.every - first // self.every
+        self.walk, record = _block(
+            self.plan,
+            self.feeds.feed(first, self.most),
+            self.walk,
+            np.int32(first),
+            np.int32(last),
+            np.int32(self.every),
+            np.int32(rows),
+            room=self.room,
+            dense=self.every == 1,
+        )
+        return self.walk.diverged_at, record
+
+    def _collect(self, start: int, count: int, handle: Any) -> None:
+        diverged_at, record = handle
+        self.dead = bool((np.asarray(diverged_at) >= 0).all())
+        # The device recorded the block's first step and the multiples of `every` after it.
+        first, last = self.first + start, self.first + start + count
+        following = np.arange((first // self.every + 1) * self.every, last, self.every)
+        at = np.concatenate([[first], following])
+        skipped = int(self.steps[min(np.searchsorted(self.steps, first), len(self.steps) - 1)] != first)
+        row = int(np.searchsorted(self.steps, first))
+        target = slice(row, row + len(at) - skipped)
+        leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(record)]
+        for column in self.columns:
+            for leaf, offset, size in column.leaves:
+                self._fill(
+                    column.values[target, offset : offset + size], leaves[leaf][skipped : len(at)]
+                )
+
+    def _fill(self, target: np.ndarray, rows: np.ndarray) -> None:
+        """Put the device's rows (rows, [members,] ...) where they belong: (rows, size, members)."""
+        n, size, count = target.shape
+        target[...] = rows.reshape(n, count, size).swapaxes(1, 2)
+
+    def _all_diverged(self) -> bool:
+        return self.dead
+
+    def trajectory(
+        self, done: int, interrupted: bool, settings: dict[str, Any], with_batches: bool
+    ) -> xr.Dataset:
+        """The labelled record."""
+        who, walk = self.who, self.walk
+        diverged_at = self._diverged_at(walk, done)
+        for column in self.columns:
+            results.mask_diverged(column.values, self.steps, diverged_at)
+        dims, shape = who.dims, who.shape
+        data: dict[str, Any] = {}
+        for column in self.columns:
+            values = column.values.reshape(len(self.steps), *column.shape, *shape)
+            data[column.name] = (("step", *column.dims, *dims), values)
+        data["start"] = (("param", *dims), self._vectors(self.layout, self.started, shape))
+        final = self._vectors(self.layout, walk.params, shape)
+        final[..., (diverged_at >= 0).reshape(shape)] = np.nan
+        data["final"] = (("param", *dims), final)
+        state = self._vectors(Layout.of(self._one(walk.state)), walk.state, shape)
+        data["optimizer_state"] = (("state", *dims), state.astype(np.float64))
+        status = np.full(diverged_at.shape, "interrupted" if interrupted else "completed")
+        status = np.where(diverged_at >= 0, "diverged", status)
+        data["status"] = (dims, status.reshape(shape))
+        data["diverged_at"] = (dims, diverged_at.astype(np.int64).reshape(shape))
+        for name, table in self.feeds.schedules.items():
+            data[f"schedule.{name}"] = (("update",), table)
+        if with_batches:
+            data["batch"] = self._batches()
+        coords = {"step": self.steps, "param": np.array(self.layout.names), **who.coords}
+        attrs = results.provenance(
+            "trajectory",
+            settings,
+            seed=results.to_json(settings["seed"]),
+            dtype=str(self.layout.dtype),
+            device=backend.device_name(),
+            interrupted=int(interrupted),
+        )
+        return xr.Dataset(data, coords=coords, attrs=attrs)
+
+    def _diverged_at(self, walk: _Walk, done: int) -> np.ndarray:
+        """When each member left the finite numbers; the loop has not tested the last iterate."""
+        diverged_at = np.array(walk.diverged_at).reshape(self.who.count)
+        lead = (self.who.count, -1)
+        finite = np.isfinite(np.asarray(walk.loss)).reshape(self.who.count)
+        for leaf in jax.tree_util.tree_leaves(walk.params):
+            finite = finite & np.isfinite(np.asarray(leaf)).reshape(lead).all(axis=1)
+        return np.where((diverged_at < 0) & ~finite, self.first + done, diverged_at)
+
+    def _end_at(self, step: int) -> None:
+        """Cut the record where an interrupt ended it, with a row for the last iterate."""
+        rows = int(np.searchsorted(self.steps, step))
+        self.steps = np.append(self.steps[:rows], step)
+        for column in self.columns:
+            column.values = column.values[: rows + 1]
+
+    def _one(self, tree: Any) -> Any:
+        """The shapes of one member's part of `tree`."""
+        lead = int(self.who.batched)
+        return jax.tree_util.tree_map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[lead:], leaf.dtype), tree
+        )
+
+    def _vectors(self, layout: Layout, tree: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """`tree` as vectors (size, *members)."""
+        host = jax.tree_util.tree_map(np.asarray, tree)
+        vectors = layout.flatten(host, lead=int(self.who.batched))
+        return np.array(np.asarray(vectors).T).reshape(layout.size, *shape)
+
+    def _batches(self) -> tuple[tuple[str, ...], np.ndarray]:
+        """The sample indices of the recorded steps' batches; −1 where a batch is smaller."""
+        order = self.feeds.order
+        assert order is not None
+        index, used = order.rows(self.first, int(self.steps[-1]) - self.first + 1)
+        index = np.where(np.arange(order.size) < used[:, None, None], index, -1)
+        index = index[self.steps - self.first].swapaxes(1, 2)
+        if order.lanes > 1 and "seed" in self.who.dims:
+            return ("step", "in_batch", "seed"), index
+        return ("step", "in_batch"), index[:, :, 0]
+
+
+def _storable(dtype: Any) -> np.dtype:
+    """netCDF has no half precision; float32 holds every such number."""
+    return np.dtype(np.float32) if np.dtype(dtype).itemsize == 2 else np.dtype(dtype)
+
+
+def _settings(optimizer: Optimizer, problem: Problem, **call: Any) -> dict[str, Any]:
+    """The call as JSON can hold it; a function stands by its name."""
+    return {
+        "optimizer": {
+            "name": optimizer.name,
+            **optimizer.hyperparameters(),
+            **optimizer.switches(),
+        },
+        "problem": {
+            "source": problem.source,
+            "loss": _loss_name(problem),
+            "reduction": problem.reduction,
+            "n_samples": problem.n_samples,
+            "n_parameters": problem.size,
+        },
+        **call,
+    }
+
+
+def _loss_name(problem: Problem) -> str:
+    return getattr(getattr(problem.loss, "func", problem.loss), "__name__", "loss").lstrip("_")

@@ -1,0 +1,209 @@
+"""Who the members of a batch of descents are: starts, seeds and sweeps.
+
+Members are all combinations of a start and a value of each swept hyperparameter. On the device they
+are one axis; in the result they are `run`, then a dimension for each swept hyperparameter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+
+from thalweg.errors import InputError
+from thalweg.optimizers.base import Optimizer
+from thalweg.params import Params
+from thalweg.problem import Problem
+
+
+@dataclass(frozen=True)
+class Members:
+    """The members, and where each starts.
+
+    `dims` and `shape` are their dimensions in the result, in C order along the device's one axis;
+    with no dimensions there is one member and no axis. `hyper` holds a number, or one a member, for
+    every hyperparameter but the scheduled ones; `starts` is a pytree with that same leading axis.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    coords: dict[str, np.ndarray]
+    hyper: dict[str, np.ndarray]
+    schedules: dict[str, Any]
+    starts: Params
+    seeds: tuple[int, ...]
+    lane: np.ndarray = field(repr=False)
+
+    @property
+    def batched(self) -> bool:
+        return bool(self.dims)
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def swept(self) -> tuple[str, ...]:
+        return tuple(name for name, value in self.hyper.items() if value.ndim)
+
+
+def members(
+    problem: Problem,
+    optimizer: Optimizer,
+    *,
+    starts: Any = None,
+    runs: int | None = None,
+    seed: Any = 0,
+    resume: xr.Dataset | None = None,
+) -> Members:
+    """The members that `starts` or `runs`, the seeds and the optimizer's sweeps span.
+
+    Raises:
+        InputError: where they contradict each other or the problem.
+    """
+    if sum(option is not None for option in (starts, runs, resume)) > 1:
+        raise InputError("give one of starts=, runs= and resume=.")
+    seeds, seed_swept = _seeds(seed)
+    dims: dict[str, np.ndarray] = {}
+    first, n_runs = _starts(problem, starts, runs, seeds, resume)
+    if n_runs is not None:
+        dims["run"] = np.arange(n_runs)
+    fixed: dict[str, np.ndarray] = {}
+    schedules: dict[str, Any] = {}
+    for name, value in optimizer.hyperparameters().items():
+        if callable(value):
+            schedules[name] = value
+            continue
+        number = np.asarray(value, np.float64)
+        if number.ndim > 1 or number.size == 0:
+            raise InputError(
+                f"{optimizer.name}: {name} must be a number or a list of numbers; an array of shape "
+                f"{number.shape} given."
+            )
+        fixed[name] = number
+        if number.ndim:
+            dims[name] = number
+    if seed_swept:
+        dims["seed"] = np.asarray(seeds)
+    shape = tuple(len(values) for values in dims.values())
+    if resume is not None:
+        _check_resumed(resume, dims)
+    place = dict(zip(dims, np.indices(shape).reshape(len(shape), math.prod(shape)), strict=True))
+    count = math.prod(shape)
+    lane = place["seed"] if seed_swept else np.zeros(count, np.int64)
+    if resume is not None:
+        member_starts = problem.unflatten(member_vectors(resume["final"], "param", tuple(dims)))
+    else:
+        run = place.get("run", np.zeros(count, np.int64))
+        member_starts = jax.tree_util.tree_map(
+            lambda leaf: leaf[run, lane if leaf.shape[1] > 1 else 0], first
+        )
+    if not dims:
+        member_starts = jax.tree_util.tree_map(lambda leaf: leaf[0], member_starts)
+    return Members(
+        dims=tuple(dims),
+        shape=shape,
+        coords=dims,
+        hyper={name: v[place[name]] if v.ndim else v for name, v in fixed.items()},
+        schedules=schedules,
+        starts=member_starts,
+        seeds=seeds,
+        lane=lane.astype(np.int32),
+    )
+
+
+def member_vectors(variable: xr.DataArray, along: str, dims: tuple[str, ...]) -> np.ndarray:
+    """The vectors (members, n) of a variable (along, *dims) of a trajectory."""
+    values = variable.transpose(along, *dims).values
+    return values.reshape(values.shape[0], -1).T
+
+
+def _seeds(seed: Any) -> tuple[tuple[int, ...], bool]:
+    swept = np.ndim(seed) == 1
+    numbers = np.atleast_1d(np.asarray(seed))
+    if np.ndim(seed) > 1 or numbers.dtype.kind not in "iu" or numbers.size == 0 or numbers.min() < 0:
+        raise InputError(f"seed must be a whole number of at least 0, or a list of them; {seed!r} given.")
+    return tuple(int(s) for s in numbers), swept
+
+
+def _starts(
+    problem: Problem, starts: Any, runs: int | None, seeds: tuple[int, ...], resume: Any
+) -> tuple[Params, int | None]:
+    """Starts as host arrays with leading axes (runs, seeds or 1), and the number of runs if named."""
+    if resume is not None:
+        return None, resume.sizes.get("run")
+    if starts is not None:
+        stacked = _given_starts(problem, starts)
+        n_runs = len(jax.tree_util.tree_leaves(stacked)[0])
+        return jax.tree_util.tree_map(lambda leaf: leaf[:, None], stacked), n_runs
+    if runs is not None:
+        if int(runs) != runs or runs < 1:
+            raise InputError(f"runs must be a whole number of at least 1; {runs!r} given.")
+        if problem.init is None:
+            raise InputError(
+                "runs= draws random starts, and this problem has no init= (key -> params); give one, "
+                "or give starts=."
+            )
+    elif problem.params is not None:
+        return jax.tree_util.tree_map(lambda leaf: np.asarray(leaf)[None, None], problem.params), None
+    drawn = _draw(problem.init, np.asarray(seeds, np.uint32), np.arange(runs or 1, dtype=np.uint32))
+    return jax.tree_util.tree_map(np.asarray, drawn), runs
+
+
+@partial(jax.jit, static_argnums=0)
+def _draw(init: Any, seeds: np.ndarray, runs: np.ndarray) -> Params:
+    """init(fold_in(key(seed), run)) for all runs and seeds, in one compiled call."""
+
+    def one(run: Any, seed: Any) -> Params:
+        return init(jax.random.fold_in(jax.random.key(seed), run))
+
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(runs, seeds)
+
+
+def _given_starts(problem: Problem, starts: Any) -> Params:
+    layout = problem.layout
+    if isinstance(starts, xr.Dataset):
+        if "final" not in starts:
+            raise InputError("starts= was given a dataset that is not a trajectory.")
+        if tuple(starts["param"].values) != problem.names:
+            raise InputError(
+                f"starts= is a trajectory over the parameters {tuple(starts['param'].values)[:8]}; "
+                f"the problem's are {problem.names[:8]}."
+            )
+        rest = tuple(str(d) for d in starts["final"].dims if d != "param")
+        return layout.unflatten(member_vectors(starts["final"], "param", rest))
+    leaves, treedef = jax.tree_util.tree_flatten(starts)
+    if treedef == layout.treedef and not jax.tree_util.treedef_is_leaf(treedef):
+        stacked = jax.tree_util.tree_map(np.asarray, starts)
+        sizes = {np.shape(leaf)[:1] for leaf in leaves}
+        if len(sizes) != 1 or sizes == {()}:
+            raise InputError(
+                "starts= as a pytree needs one leading axis over the runs in every leaf; leading "
+                f"sizes {sorted(sizes)} given."
+            )
+        vectors = layout.flatten(stacked, lead=1)
+    else:
+        vectors = np.asarray(starts)
+        if vectors.ndim != 2 or vectors.shape[1] != layout.size or not len(vectors):
+            raise InputError(
+                f"starts= must have shape (runs, {layout.size}), one row a start in the order "
+                f"{problem.names[:8]}; shape {vectors.shape} given."
+            )
+    if not np.isfinite(vectors).all():
+        raise InputError("starts= holds values that are not finite.")
+    return layout.unflatten(vectors)
+
+
+def _check_resumed(resume: xr.Dataset, dims: dict[str, np.ndarray]) -> None:
+    before = {str(d): resume.sizes[d] for d in resume["final"].dims if d != "param"}
+    now = {name: len(values) for name, values in dims.items()}
+    if before != now:
+        raise InputError(
+            f"resume= goes on with the members of the trajectory, {before or 'one run'}; the optimizer "
+            f"and seeds given here span {now or 'one run'}."
+        )

@@ -1,0 +1,187 @@
+"""What is measured along a descent, inside the compiled loop.
+
+An observable is a function of `at`, or a pair (init, measure) where it needs a state. `at` has
+
+    problem   the problem, on all its data         batch   the same problem on this step's batch
+    params    the iterate                          start   the iterate at step 0
+    loss      the risk of this step's batch        grad    its gradient
+    step      the index of the step
+
+It returns an array of any shape, or a pytree of them: one with the structure of the parameters is
+labelled by their names, any other becomes one variable a leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from thalweg.errors import InputError, unknown
+from thalweg.params import Params, difference, norm, path_name
+from thalweg.problem import Problem, value_and_gradient
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class At:
+    """Where a descent stands; what observables and optimizers see."""
+
+    problem: Problem
+    batch: Problem
+    params: Params
+    start: Params
+    loss: Any
+    grad: Params
+    step: Any
+
+    def value_and_gradient(self, params: Params) -> tuple[Any, Params]:
+        """Risk and gradient of this step's batch at another point."""
+        return value_and_gradient(self.batch, params)
+
+    def residuals(self, params: Params) -> Any:
+        """Residuals of this step's batch at another point (least-squares problems)."""
+        return self.batch.residuals(params)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Observable:
+    """An observable with a state.
+
+    `init(at)` gives the state at step 0 and `measure(at, state)` a value and the next state. The
+    state advances at recorded steps, or with `every_step` at every one.
+    """
+
+    init: Any
+    measure: Any
+    every_step: bool = field(default=False, metadata={"static": True})
+
+
+def relative_movement(at: At) -> Any:
+    """‖w_t − w_0‖ / ‖w_0‖; the absolute movement where the start has norm zero."""
+    start = norm(at.start)
+    return norm(difference(at.params, at.start)) / jnp.where(start == 0, 1, start)
+
+
+def movement(at: At) -> Any:
+    """‖w_t − w_0‖."""
+    return norm(difference(at.params, at.start))
+
+
+def movement_by_parameter(at: At) -> dict[str, Any]:
+    """‖w_t − w_0‖ / ‖w_0‖ of each parameter tensor; absolute where it starts at zero."""
+    now = jax.tree_util.tree_flatten_with_path(at.params)[0]
+    start = jax.tree_util.tree_leaves(at.start)
+    moved = {}
+    for (path, w), w0 in zip(now, start, strict=True):
+        size = norm(w0)
+        moved[path_name(path)] = norm(w - w0) / jnp.where(size == 0, 1, size)
+    return moved
+
+
+def gradient_norm(at: At) -> Any:
+    """The Euclidean norm of this step's gradient."""
+    return norm(at.grad)
+
+
+def empirical_risk(at: At) -> Any:
+    """The empirical risk over all the data, whatever the batch."""
+    return at.problem.risk(at.params)
+
+
+def expected_risk(at: At) -> Any:
+    """The expected risk, where the problem knows it."""
+    return at.problem.expected(at.params)
+
+
+def risk_on(problem: Problem) -> Any:
+    """An observable: the risk on another problem, such as the same model on held-out data."""
+    return Partial(_risk_on, problem)
+
+
+def _risk_on(problem: Problem, at: At) -> Any:
+    return problem.risk(at.params)
+
+
+def _previous(at: At) -> Params:
+    return at.params
+
+
+def _change(at: At, previous: Params) -> tuple[Any, Params]:
+    size = norm(at.params)
+    return norm(difference(at.params, previous)) / jnp.where(size == 0, 1, size), at.params
+
+
+# ‖w_t − w_{t−1}‖ / ‖w_t‖, with the step before as its state
+successive_change = Observable(Partial(_previous), Partial(_change), every_step=True)
+
+NAMED: dict[str, Any] = {
+    "grad_norm": gradient_norm,
+    "risk": empirical_risk,
+    "expected": expected_risk,
+    "movement": movement,
+    "relative_movement": relative_movement,
+    "successive_change": successive_change,
+}
+# recorded by the loop itself; `batch` is known to the host
+BUILT_IN = ("params", "loss", "grad", "batch")
+
+
+def chosen(record: Any) -> tuple[dict[str, bool], dict[str, Any]]:
+    """What `record=` asks for: which of the built-in records, and the observables by name.
+
+    `record` is a mapping from names to True, False, a function, a pair (init, measure), a problem
+    (the risk on it) or an `Observable`; or a sequence of names.
+    """
+    if record is None:
+        record = {}
+    elif isinstance(record, str):
+        record = {record: True}
+    elif not isinstance(record, dict):
+        record = dict.fromkeys(record, True)
+    built_in = {"params": True, "loss": True, "grad": False, "batch": False}
+    observables: dict[str, Any] = {}
+    for name, what in record.items():
+        if name in BUILT_IN:
+            if not isinstance(what, bool):
+                raise InputError(f"record: {name!r} is recorded by its name; give True or False.")
+            built_in[name] = what
+        elif what is True:
+            if name not in NAMED:
+                raise unknown("observable", name, [*NAMED, *BUILT_IN])
+            observables[name] = _as_observable(name, NAMED[name])
+        elif what is not False and what is not None:
+            observables[name] = _as_observable(name, what)
+    return built_in, observables
+
+
+def _as_observable(name: str, what: Any) -> Observable:
+    if isinstance(what, Observable):
+        return what
+    if isinstance(what, Problem):
+        what = risk_on(what)
+    if isinstance(what, tuple) and len(what) == 2 and all(map(callable, what)):
+        return Observable(*map(_partial, what))
+    if callable(what):
+        return Observable(Partial(_no_state), Partial(_stateless, _partial(what)))
+    raise InputError(
+        f"record: {name!r} must be True, a function of `at`, a pair (init, measure) or a problem; "
+        f"{what!r} given."
+    )
+
+
+def _partial(function: Callable[..., Any]) -> Any:
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def _no_state(at: At) -> tuple[()]:
+    return ()
+
+
+def _stateless(function: Any, at: At, state: tuple[()]) -> tuple[Any, tuple[()]]:
+    return function(at), ()

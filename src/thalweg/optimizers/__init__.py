@@ -1,0 +1,26 @@
+"""Update rules: `torch.optim`'s, with its fields, defaults and arithmetic, and any from optax."""
+
+from thalweg.optimizers.adam import Adam, Adamax, AdamW, NAdam, RAdam
+from thalweg.optimizers.adaptive import Adadelta, Adagrad, RMSprop, Rprop
+from thalweg.optimizers.base import Optimizer
+from thalweg.optimizers.external import Optax, optax
+from thalweg.optimizers.lbfgs import LBFGS
+from thalweg.optimizers.sgd import ASGD, SGD
+
+__all__ = [
+    "ASGD",
+    "LBFGS",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
+    "Optax",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "optax",
+]

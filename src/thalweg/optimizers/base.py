@@ -1,0 +1,251 @@
+"""What an optimizer is: hyperparameters, which are numbers, and a rule (init, update)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Protocol, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thalweg import backend as _backend  # noqa: F401
+from thalweg.errors import InputError
+from thalweg.params import Params
+
+State = Any
+
+# torch keeps the scalars of its states (ASGD's eta and mu, NAdam's mu_product) in its default
+# dtype, which is float32 whatever the parameters' is; in float64 the iterates would be 1e-8 off.
+SCALAR = jnp.float32
+
+
+class At(Protocol):
+    """Where an optimizer stands: the point, and this step's batch at that point."""
+
+    params: Params
+    start: Params
+    loss: Any
+    grad: Params
+    step: Any
+
+    def value_and_gradient(self, params: Params) -> tuple[Any, Params]:
+        """Risk and gradient of this step's batch at another point."""
+        ...
+
+    def residuals(self, params: Params) -> Any:
+        """Residuals of this step's batch at another point (least-squares problems)."""
+        ...
+
+
+def hyper(default: Any, low: float = 0.0, high: float = math.inf, *, open_high: bool = False) -> Any:
+    """A hyperparameter: a number (or pair) that is traced, may be swept and may be scheduled.
+
+    `low` and `high` bound it, both allowed unless `open_high`.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={"hyper": True, "low": low, "high": high, "open_high": open_high},
+    )
+
+
+def switch(default: Any) -> Any:
+    """A setting that chooses the arithmetic: static, so that another value compiles anew."""
+    return dataclasses.field(default=default, metadata={"hyper": False})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(hyper, switch))
+class Optimizer:
+    """An update rule with explicit state. Subclasses declare fields by `hyper` and `switch`.
+
+    An optimizer is a pytree with one leaf a hyperparameter (two for one of torch's pairs). The
+    loop rebuilds it at each step with that step's numbers, so `update` reads its own fields:
+    scalars of dtype float64, to be cast where they multiply.
+    """
+
+    # The names under which the entries of a pair are swept: betas -> beta1, beta2.
+    PAIRS: ClassVar[dict[str, tuple[str, str]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True, repr=True, eq=False)(cls)
+        jax.tree_util.register_pytree_node(cls, cls._flatten, cls._unflatten)
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def init(self, params: Params) -> State:
+        """The state before the first step; it may read this optimizer's fields, as `update` does."""
+        raise NotImplementedError
+
+    def update(
+        self, at: At, params: Params, state: State, step: Any
+    ) -> tuple[Params, State, dict[str, Any]]:
+        """One step: the new parameters, the new state, and what is worth recording of it."""
+        raise NotImplementedError
+
+    def check_together(self) -> None:
+        """An InputError where values, each in its range, do not go together; `check` calls it."""
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Every hyperparameter by the name it is swept under, pairs entry by entry."""
+        return {name: value for name, value, _ in self._hyper_fields()}
+
+    def switches(self) -> dict[str, Any]:
+        """The static settings by name."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if not field.metadata["hyper"]
+        }
+
+    def bounds(self) -> dict[str, tuple[float, float, bool]]:
+        """(low, high, whether high is excluded) of every hyperparameter."""
+        return {
+            name: (meta["low"], meta["high"], meta["open_high"])
+            for name, _, meta in self._hyper_fields()
+        }
+
+    def with_hyperparameters(self, values: dict[str, Any]) -> Optimizer:
+        """The same optimizer with other values for all its hyperparameters."""
+        return self._unflatten(self._flatten()[1], tuple(values.values()))
+
+    def _hyper_fields(self) -> Iterator[tuple[str, Any, Any]]:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if not field.metadata["hyper"]:
+                continue
+            value = getattr(self, field.name)
+            if field.name in self.PAIRS:
+                names = self.PAIRS[field.name]
+                if not isinstance(value, tuple) or len(value) != 2:
+                    raise InputError(
+                        f"{self.name}: {field.name} is a pair, ({names[0]}, {names[1]}); "
+                        f"{value!r} given."
+                    )
+                for name, entry in zip(names, value, strict=True):
+                    yield name, entry, field.metadata
+            else:
+                yield field.name, value, field.metadata
+
+    def _flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        children = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if field.metadata["hyper"]:
+                value = getattr(self, field.name)
+                children.extend(value if field.name in self.PAIRS else [value])
+        return tuple(children), tuple(self.switches().items())
+
+    @classmethod
+    def _unflatten(cls, switches: tuple[Any, ...], children: tuple[Any, ...]) -> Optimizer:
+        new = object.__new__(cls)
+        left = iter(children)
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if field.metadata["hyper"]:
+                pair = field.name in cls.PAIRS
+                value = (next(left), next(left)) if pair else next(left)
+                object.__setattr__(new, field.name, value)
+        for name, value in switches:
+            object.__setattr__(new, name, value)
+        return new
+
+
+# Checks --------------------------------------------------------------------------------------
+
+
+def check(optimizer: Any) -> Optimizer:
+    """`optimizer`, or an error that names the hyperparameter that is out of its range."""
+    if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
+        raise InputError(f"{optimizer.__name__} is a class; give {optimizer.__name__}(...).")
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(
+            f"an optimizer such as thalweg.SGD(lr=0.1) was expected, "
+            f"{type(optimizer).__name__} given."
+        )
+    bounds = optimizer.bounds()
+    for name, value in optimizer.hyperparameters().items():
+        if callable(value):
+            continue
+        try:
+            numbers = np.asarray(value, float)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{optimizer.name}: {name} must be a number, a list of numbers or a function of "
+                f"the step; {value!r} given."
+            ) from None
+        check_range(optimizer.name, name, numbers, *bounds[name])
+    for name, value in optimizer.switches().items():
+        # A list of booleans would be true, whatever it holds.
+        if isinstance(getattr(type(optimizer), name, None), bool) and not isinstance(value, bool):
+            raise InputError(
+                f"{optimizer.name}: {name} is True or False and cannot be swept; {value!r} given."
+            )
+    optimizer.check_together()
+    return optimizer
+
+
+def known(value: Any) -> np.ndarray:
+    """The numbers that a hyperparameter takes, as far as they are known: none of a schedule."""
+    return np.empty(0) if callable(value) else np.asarray(value, float).ravel()
+
+
+def check_range(
+    owner: str, name: str, numbers: np.ndarray, low: float, high: float, open_high: bool
+) -> None:
+    """An error unless every number lies in its range."""
+    outside = ~((numbers >= low) & ((numbers < high) if open_high else (numbers <= high)))
+    if outside.any():
+        given = float(np.atleast_1d(numbers)[np.atleast_1d(outside)][0])
+        if math.isinf(low) and math.isinf(high):
+            span = "a number"
+        else:
+            span = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+        raise InputError(f"{owner}: {name} must be {span}; {given:g} given.")
+
+
+# Arithmetic ----------------------------------------------------------------------------------
+
+
+def zeros(params: Params) -> Params:
+    """A state of zeros in the shape of the parameters."""
+    return jax.tree_util.tree_map(jnp.zeros_like, params)
+
+
+def full(params: Params, value: Any) -> Params:
+    """A state with one value everywhere, in the shape of the parameters."""
+    return jax.tree_util.tree_map(lambda leaf: jnp.full_like(leaf, value), params)
+
+
+def each(rule: Callable[..., Any], *trees: Params) -> Params:
+    """`rule` applied leaf by leaf."""
+    return jax.tree_util.tree_map(rule, *trees)
+
+
+def each_of(rule: Callable[..., tuple[Any, ...]], count: int, *trees: Params) -> tuple[Params, ...]:
+    """`rule` applied leaf by leaf, its `count` results each as a tree of its own."""
+    leaves, treedef = jax.tree_util.tree_flatten(trees[0])
+    rest = [treedef.flatten_up_to(tree) for tree in trees[1:]]
+    results = [rule(*args) for args in zip(leaves, *rest, strict=True)]
+    return tuple(treedef.unflatten([result[i] for result in results]) for i in range(count))
+
+
+def like(number: Any, leaf: Any) -> Any:
+    """A float64 hyperparameter in the dtype of what it is about to multiply."""
+    return jnp.asarray(number).astype(leaf.dtype)
+
+
+def signed(gradient: Params, maximize: bool) -> Params:
+    """The gradient to descend: its negative where the objective is to be maximised."""
+    return each(jnp.negative, gradient) if maximize else gradient
+
+
+def with_decay(gradient: Params, params: Params, weight_decay: Any) -> Params:
+    """The gradient with L2 regularisation added: g + λw."""
+    return each(lambda g, w: g + like(weight_decay, w) * w, gradient, params)
+
+
+def count(step: Any) -> Any:
+    """The number of this step, from 1, in float64: torch keeps its step counts in double."""
+    return jnp.asarray(step + 1).astype(float)

@@ -1,0 +1,136 @@
+"""Names, flattening and norms of parameter pytrees."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thalweg import backend as _backend  # noqa: F401  (64-bit mode, before any array is made)
+from thalweg.errors import InputError, unknown
+
+Params = Any
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """The dotted name of a leaf: `l1.weight`, `0.bias`; `w` for a tree that is one bare array."""
+    return ".".join(str(_key(entry)) for entry in path) or "w"
+
+
+def _key(entry: Any) -> Any:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(entry, attribute):
+            return getattr(entry, attribute)
+    return entry
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a pytree of parameters is laid out as one vector, in the order of JAX's leaves.
+
+    Made once from a tree (or from its shapes), then used to go both ways.
+    """
+
+    treedef: Any
+    leaf_names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[np.dtype, ...]
+
+    @classmethod
+    def of(cls, tree: Params) -> Layout:
+        """The layout of `tree`, whose leaves are arrays or have a shape and a dtype."""
+        paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+        return cls(
+            treedef,
+            tuple(path_name(path) for path, _ in paths),
+            tuple(tuple(np.shape(leaf)) for _, leaf in paths),
+            tuple(np.dtype(jnp.result_type(leaf)) for _, leaf in paths),
+        )
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def size(self) -> int:
+        """The number of parameters, p."""
+        return sum(self.sizes)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the flattened vector: what the leaves promote to."""
+        return np.result_type(*self.dtypes) if self.dtypes else np.dtype(float)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """One name a parameter: the leaf's own where it is a scalar, else with its index."""
+        return tuple(
+            f"{name}[{','.join(map(str, index))}]" if shape else name
+            for name, shape in zip(self.leaf_names, self.shapes, strict=True)
+            for index in product(*map(range, shape))
+        )
+
+    def index(self, name: str) -> int:
+        """The place of the parameter called `name` in the flattened vector."""
+        if name not in self.names:
+            raise unknown("parameter", name, self.names)
+        return self.names.index(name)
+
+    def matches(self, tree: Any) -> bool:
+        """Whether `tree` has this structure and these shapes."""
+        leaves, treedef = jax.tree_util.tree_flatten(tree)
+        return treedef == self.treedef and all(
+            tuple(np.shape(leaf)) == shape for leaf, shape in zip(leaves, self.shapes, strict=True)
+        )
+
+    def flatten(self, tree: Params, lead: int = 0) -> Any:
+        """`tree` as one vector (p,); with `lead` leading batch axes, (..., p)."""
+        leaves, treedef = jax.tree_util.tree_flatten(tree)
+        if treedef != self.treedef:
+            raise InputError(
+                f"parameters have the structure {treedef}, but the problem's have {self.treedef}."
+            )
+        xp = np if all(isinstance(leaf, (np.ndarray, np.generic)) for leaf in leaves) else jnp
+        for name, leaf, shape in zip(self.leaf_names, leaves, self.shapes, strict=True):
+            if tuple(np.shape(leaf))[lead:] != shape:
+                raise InputError(
+                    f"parameter {name!r} has shape {tuple(np.shape(leaf))[lead:]}; expected {shape}."
+                )
+        parts = [
+            xp.reshape(leaf, (*np.shape(leaf)[:lead], size)).astype(self.dtype)
+            for leaf, size in zip(leaves, self.sizes, strict=True)
+        ]
+        return xp.concatenate(parts, axis=-1) if parts else xp.zeros(0)
+
+    def unflatten(self, vector: Any) -> Params:
+        """The tree of a vector (..., p); leading axes become leading axes of each leaf."""
+        vector = vector if isinstance(vector, jax.Array) else np.asarray(vector)
+        if vector.shape[-1:] != (self.size,):
+            raise InputError(
+                f"a vector of {self.size} parameters was expected, one of shape {vector.shape} given."
+            )
+        ends = np.cumsum((0, *self.sizes))
+        leaves = [
+            vector[..., start:end].reshape(*vector.shape[:-1], *shape).astype(dtype)
+            for start, end, shape, dtype in zip(
+                ends[:-1], ends[1:], self.shapes, self.dtypes, strict=True
+            )
+        ]
+        return jax.tree_util.tree_unflatten(self.treedef, leaves)
+
+
+def norm(tree: Params) -> jax.Array:
+    """The Euclidean norm of all the entries of `tree`, as one vector."""
+    leaves = jax.tree_util.tree_leaves(tree)
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves))
+
+
+def difference(a: Params, b: Params) -> Params:
+    """a − b, leaf by leaf."""
+    return jax.tree_util.tree_map(jnp.subtract, a, b)

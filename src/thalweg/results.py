@@ -1,0 +1,256 @@
+"""The schema of a result, its provenance, projection on a plane, save and load.
+
+A result is an `xarray.Dataset` (a study's, an `xarray.DataTree`). docs/results.md lists every
+variable. This room needs NumPy and xarray alone, so that a saved file can be read and drawn without
+the libraries that made it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from thalweg.errors import InputError
+
+SCHEMA_VERSION = 1
+
+# Dimensions that every result may have: a plane's axis or a record may not take their names.
+RESERVED_DIMS = ("step", "param", "run", "sample", "direction", "state", "update", "in_batch", "seed")
+
+STATUS = ("completed", "diverged", "interrupted")
+
+
+def provenance(kind: str, settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """The attributes that say what produced a result: strings and numbers only."""
+    return {
+        "kind": kind,
+        "schema_version": SCHEMA_VERSION,
+        "settings": to_json(settings),
+        "versions": to_json(versions()),
+        **more,
+    }
+
+
+_VERSIONS: dict[str, str] = {}
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, Thalweg and what the numbers depend on, where installed."""
+    if not _VERSIONS:
+        _VERSIONS["python"] = platform.python_version()
+        for package in ("thalweg", "jax", "jaxlib", "numpy", "optax", "xarray"):
+            try:
+                _VERSIONS[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                continue
+    return dict(_VERSIONS)
+
+
+def to_json(value: Any) -> str:
+    """JSON of settings; arrays become lists and functions their names."""
+    return json.dumps(value, default=_plain, sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if callable(value):
+        return f"<{getattr(value, '__name__', type(value).__name__)}>"
+    if hasattr(value, "tolist"):
+        return np.asarray(value).tolist()
+    return str(value)
+
+
+def settings_of(result: xr.Dataset | xr.DataTree) -> dict[str, Any]:
+    """The settings that produced a result."""
+    return json.loads(result.attrs["settings"])
+
+
+# Saving and loading --------------------------------------------------------------------------
+
+
+def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
+    """Write a result as netCDF; what was at `path` is replaced only once all is written.
+
+    Raises:
+        InputError: where the folder does not exist, or a name or attribute cannot be stored.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"cannot save to {path}: the folder {path.parent} does not exist.")
+    if not isinstance(result, (xr.Dataset, xr.DataTree)):
+        raise InputError(f"a Dataset or a DataTree can be saved; {type(result).__name__} given.")
+    _check_names(result)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    try:
+        result.to_netcdf(scratch, engine="h5netcdf")
+        # mkstemp makes private files; a result has the permissions any new file would have
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(scratch, 0o666 & ~umask)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
+    """Read what `save` wrote, wholly into memory: a Dataset, or a DataTree if it has groups.
+
+    Raises:
+        InputError: where there is no such file, or it is not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.")
+    try:
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            tree = tree.load()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not a result: {_first_line(error)}.") from None
+    if "schema_version" not in tree.attrs:
+        raise InputError(f"{path} is not a Thalweg result: it has no schema_version.")
+    if tree.attrs["schema_version"] > SCHEMA_VERSION:
+        raise InputError(
+            f"{path} was written by a newer Thalweg (schema {tree.attrs['schema_version']}; this one "
+            f"reads up to {SCHEMA_VERSION}); upgrade Thalweg."
+        )
+    tree = tree.map_over_datasets(_as_saved)
+    return tree if tree.children else tree.to_dataset()
+
+
+def _as_saved(dataset: xr.Dataset) -> xr.Dataset:
+    """Strings come back as objects, and attributes as NumPy scalars; make them what they were."""
+    changed = {
+        name: (v.dims, v.values.astype(str), v.attrs)
+        for name, v in dataset.variables.items()
+        if v.dtype == object or v.dtype.kind == "T"
+    }
+    dataset = dataset.assign({k: v for k, v in changed.items() if k not in dataset.coords})
+    dataset = dataset.assign_coords({k: v for k, v in changed.items() if k in dataset.coords})
+    for variable in dataset.variables.values():
+        variable.encoding = {}
+        variable.attrs = {k: _python(v) for k, v in variable.attrs.items()}
+    dataset.attrs = {k: _python(v) for k, v in dataset.attrs.items()}
+    dataset.encoding = {}
+    return dataset
+
+
+def _python(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _check_names(result: xr.Dataset | xr.DataTree) -> None:
+    datasets = (
+        [node.to_dataset() for node in result.subtree]
+        if isinstance(result, xr.DataTree)
+        else [result]
+    )
+    for dataset in datasets:
+        for name in [*map(str, dataset.variables), *map(str, dataset.dims)]:
+            if "/" in name:
+                raise InputError(f"the name {name!r} holds a '/', which netCDF keeps for groups.")
+        holders = [("", dataset.attrs), *((f" of {n}", v.attrs) for n, v in dataset.variables.items())]
+        for where, attrs in holders:
+            for key, value in attrs.items():
+                if not isinstance(value, (str, int, float, np.number, np.ndarray, list)):
+                    raise InputError(
+                        f"attribute {key!r}{where} is a {type(value).__name__}; attributes are "
+                        f"strings and numbers."
+                    )
+
+
+# Reading trajectories and landscapes ---------------------------------------------------------
+
+
+def member_dims(path: xr.Dataset) -> tuple[str, ...]:
+    """The dimensions that tell a trajectory's members apart: run, and one a sweep."""
+    return tuple(str(d) for d in path["status"].dims)
+
+
+def plane_axes(surface: xr.Dataset) -> tuple[str, ...]:
+    """The names of a landscape's (or plane's) axes: the first drawn across, the second up."""
+    return tuple(str(name) for name in surface["direction"].values)
+
+
+def project(plane: xr.Dataset, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Dataset:
+    """Coordinates on a plane of points in parameter space, and their distance from it.
+
+    The coordinates are those of the nearest point origin + Σ c_i d_i: least squares, so that the
+    directions need not be orthogonal nor of unit length.
+
+    Args:
+        plane: a landscape or a plane's dataset, with `origin` (param) and `directions`
+            (direction, param).
+        path: a trajectory, or points with a dimension `param`, or an array (..., p).
+
+    Returns:
+        A dataset with one variable for each axis, bearing its name, and `residual`, the Euclidean
+        distance from the plane; on the dimensions of `path` without `param`.
+    """
+    points = _points(plane, path)
+    origin = plane["origin"].values.astype(float)
+    directions = plane["directions"].transpose("direction", "param").values.astype(float)
+    dims = [d for d in points.dims if d != "param"]
+    offset = points.transpose(*dims, "param").values.astype(float) - origin
+    # A thin QR of the directions, not their Gram matrix: its condition number is not squared.
+    q, r = np.linalg.qr(directions.T)
+    along = offset @ q
+    coordinates = np.linalg.solve(r, np.moveaxis(along, -1, 0).reshape(len(r), -1))
+    coordinates = coordinates.reshape(len(r), *along.shape[:-1])
+    inside = np.moveaxis(np.tensordot(q, np.moveaxis(along, -1, 0), axes=(1, 0)), 0, -1)
+    residual = np.linalg.norm(offset - inside, axis=-1)
+    data = {name: (dims, coordinates[i]) for i, name in enumerate(plane_axes(plane))}
+    coords = {k: v for k, v in points.coords.items() if "param" not in v.dims}
+    return xr.Dataset({**data, "residual": (dims, residual)}, coords=coords)
+
+
+def _points(plane: xr.Dataset, path: Any) -> xr.DataArray:
+    if isinstance(path, xr.Dataset):
+        if "params" not in path:
+            raise InputError(
+                "this trajectory has no recorded params, so it cannot be drawn on a plane; descend "
+                "with record={'params': True}."
+            )
+        path = path["params"]
+    if not isinstance(path, xr.DataArray):
+        array = np.asarray(path, float)
+        path = xr.DataArray(array, dims=[*(f"axis_{i}" for i in range(array.ndim - 1)), "param"])
+    if "param" not in path.dims or path.sizes["param"] != plane.sizes["param"]:
+        raise InputError(
+            f"the points must have the plane's {plane.sizes['param']} parameters; they have "
+            f"{dict(path.sizes)}."
+        )
+    if "param" in path.coords and list(path["param"].values) != list(plane["param"].values):
+        raise InputError("the points and the plane have different parameters.")
+    return path
+
+
+# Building ------------------------------------------------------------------------------------
+
+
+def mask_diverged(values: np.ndarray, step: np.ndarray, diverged_at: np.ndarray) -> None:
+    """Overwrite, in place, what runs gave after they left the finite numbers.
+
+    `values` is (rows, size, members); NaN takes their place, −1 where integers.
+    """
+    filler = np.nan if values.dtype.kind in "fc" else (-1 if values.dtype.kind == "i" else 0)
+    for member in np.flatnonzero(diverged_at >= 0):
+        values[step >= diverged_at[member], :, member] = filler
+
+

@@ -1,0 +1,131 @@
+"""Which samples each step sees: in order, shuffled, drawn with replacement, or given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from thalweg.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The mini-batches of a descent, one row of sample indices a step and seed.
+
+    Any step's batch can be asked for at any time: each epoch's order comes from (seed, epoch)
+    alone, so that a descent that is resumed sees the batches it would have seen.
+    """
+
+    n_samples: int
+    size: int
+    per_epoch: int
+    seeds: tuple[int, ...]
+    shuffle: bool = False
+    replacement: bool = False
+    given: np.ndarray | None = None
+
+    @property
+    def ragged(self) -> bool:
+        """Whether an epoch's last batch is smaller than the others."""
+        return self.given is None and not self.replacement and self.per_epoch * self.size > self.n_samples
+
+    @property
+    def lanes(self) -> int:
+        """The number of different orders: one a seed where the order is random, else one."""
+        return len(self.seeds) if self.shuffle or self.replacement else 1
+
+    def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The indices (count, lanes, size) of steps start …, and how many of each are used (count,).
+
+        Places that are not used hold index 0.
+        """
+        if self.given is not None:
+            steps = np.arange(start, start + count) % len(self.given)
+            return self.given[steps][:, None, :], np.full(count, self.size, np.int32)
+        first, last = start // self.per_epoch, (start + count - 1) // self.per_epoch
+        epochs = np.concatenate([self._epoch(e) for e in range(first, last + 1)])
+        offset = start - first * self.per_epoch
+        place = (np.arange(start, start + count) % self.per_epoch) * self.size
+        used = self.size if self.replacement else np.minimum(self.size, self.n_samples - place)
+        return epochs[offset : offset + count], np.broadcast_to(used, count).astype(np.int32)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """All of an epoch's batches: (per_epoch, lanes, size)."""
+        room = self.per_epoch * self.size
+        out = np.zeros((self.lanes, room), np.int32)
+        for lane in range(self.lanes):
+            if self.replacement:
+                order = _generator(self.seeds[lane], epoch).integers(0, self.n_samples, room)
+            elif self.shuffle:
+                order = _generator(self.seeds[lane], epoch).permutation(self.n_samples)
+            else:
+                order = np.arange(self.n_samples)
+            used = min(room, len(order))
+            out[lane, :used] = order[:used]
+        return out.reshape(self.lanes, self.per_epoch, self.size).swapaxes(0, 1)
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    return np.random.default_rng([seed, epoch])
+
+
+def plan(
+    n_samples: int,
+    seeds: tuple[int, ...],
+    *,
+    steps: int | None,
+    epochs: int | None,
+    batch_size: int | None,
+    shuffle: bool,
+    replacement: bool,
+    drop_last: bool,
+    batches: Any,
+) -> tuple[int, Batches | None]:
+    """How many steps to take and the batches to take them on (None: the full batch).
+
+    Raises:
+        InputError: where the arguments contradict each other.
+    """
+    if steps is not None and epochs is not None:
+        raise InputError(f"give steps= or epochs=, not both ({steps=}, {epochs=} given).")
+    for name, value, least in (("steps", steps, 0), ("epochs", epochs, 0), ("batch_size", batch_size, 1)):
+        if value is not None and (int(value) != value or value < least):
+            raise InputError(f"{name} must be a whole number of at least {least}; {value!r} given.")
+    if batches is None and steps is None and epochs is None:
+        raise InputError("give steps= or epochs= (or batches=); none given.")
+    if (batches is not None or batch_size is not None) and not n_samples:
+        raise InputError("this problem has no data, so there are no batches to take.")
+    if (shuffle or replacement or drop_last) and batch_size is None:
+        raise InputError("shuffle=, replacement= and drop_last= need batch_size=.")
+    if batches is not None:
+        if batch_size is not None or epochs is not None:
+            raise InputError("batches= gives the batches; leave out batch_size= and epochs=.")
+        given = _given(batches, n_samples)
+        return (len(given) if steps is None else int(steps)), Batches(
+            n_samples, given.shape[1], len(given), seeds, given=given
+        )
+    if batch_size is None or (batch_size >= n_samples and not replacement):
+        return int(steps if steps is not None else epochs), None  # type: ignore[arg-type]
+    size = int(batch_size)
+    per_epoch = n_samples // size if drop_last else -(-n_samples // size)
+    count = int(steps) if steps is not None else int(epochs) * per_epoch  # type: ignore[arg-type]
+    return count, Batches(n_samples, size, per_epoch, seeds, bool(shuffle), bool(replacement))
+
+
+def _given(batches: Any, n_samples: int) -> np.ndarray:
+    given = np.asarray(batches)
+    if given.ndim == 1:
+        given = given[:, None]
+    if given.ndim != 2 or given.size == 0 or given.dtype.kind not in "iu":
+        raise InputError(
+            f"batches= must be whole numbers of shape (steps, batch); shape {given.shape} and dtype "
+            f"{given.dtype} given."
+        )
+    if given.min() < 0 or given.max() >= n_samples:
+        raise InputError(
+            f"batches= holds indices from {given.min()} to {given.max()}; there are {n_samples} "
+            f"samples, so 0 to {n_samples - 1} are allowed."
+        )
+    return given.astype(np.int32)
