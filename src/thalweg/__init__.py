@@ -16,6 +16,13 @@ _NAMES = {
     "InputError": "errors",
     "SGD": "optimizers",
     "descend": "descent",
+    "Plane": "planes",
+    "coordinate_plane": "planes",
+    "line": "planes",
+    "landscape": "landscapes",
+    "save": "results",
+    "load": "results",
+    "project": "results",
 }
 # public name of a module -> the module
 _MODULES = {

@@ -204,7 +204,7 @@ class Problem:
     def take(self, index: Any, valid: Any = None) -> Problem:
         """The same problem on the samples `index` (b,), those that `valid` (b,) excludes left out."""
         x, y = jax.tree_util.tree_map(lambda leaf: leaf[index], (self.x, self.y))
-        return self._with(x=x, y=y, mask=valid)
+        return self.replace(x=x, y=y, mask=valid)
 
     def at(self, params: Params) -> Problem:
         """The same problem with another starting point."""
@@ -214,9 +214,10 @@ class Problem:
                 f"params have the structure {Layout.of(own).names[:8]}; "
                 f"expected {self.names[:8]} with shapes {self.layout.shapes[:8]}."
             )
-        return self._with(params=own)
+        return self.replace(params=own)
 
-    def _with(self, **changes: Any) -> Problem:
+    def replace(self, **changes: Any) -> Problem:
+        """The same problem with some fields changed, as they are: nothing is copied or checked."""
         new = object.__new__(type(self))
         new.__dict__.update(
             {k: v for k, v in self.__dict__.items() if k != "layout" or "params" not in changes},
@@ -300,11 +301,11 @@ class Problem:
             )
         if losses.is_entrywise(self.loss) and not losses.wants_equal_shapes(self.loss):
             _check_classes(yhat, self.y)
-        pointwise = jax.eval_shape(_pointwise_now, self, like)
-        if pointwise.shape != (n,):
+        losses_shape = jax.eval_shape(pointwise, self, like).shape
+        if losses_shape != (n,):
             raise InputError(
                 f"loss(yhat, y) must return one value a sample, shape ({n},); "
-                f"it returns {pointwise.shape}. Do not average inside it: reduction= does."
+                f"it returns {losses_shape}. Do not average inside it: reduction= does."
             )
 
 
@@ -440,7 +441,8 @@ def _check_classes(yhat: Any, y: Any) -> None:
 # problem with the same functions and shapes shares one program; inside a trace they are inlined.
 
 
-def _pointwise_now(problem: Problem, params: Params) -> Any:
+def pointwise(problem: Problem, params: Params) -> Any:
+    """`Problem.pointwise` for use inside a trace."""
     yhat = problem.predict(params, problem.x)
     y = problem.y if problem.y is not None else jnp.zeros((), yhat.dtype)
     values = problem.loss(yhat, y)
@@ -450,22 +452,23 @@ def _pointwise_now(problem: Problem, params: Params) -> Any:
 
 
 def _risk_now(problem: Problem, params: Params, penalty: bool) -> Any:
-    values = _pointwise_now(problem, params)
+    values = pointwise(problem, params)
     if problem.mask is None:
         total, count = values.sum(), values.shape[0]
     else:
         total, count = jnp.where(problem.mask, values, 0).sum(), problem.mask.sum()
     risk = total / count if problem.reduction == "mean" else total
-    return _penalised(problem, params, risk, penalty)
+    return penalised(problem, params, risk, penalty)
 
 
-def _penalised(problem: Problem, params: Params, risk: Any, penalty: bool) -> Any:
+def penalised(problem: Problem, params: Params, risk: Any, penalty: bool) -> Any:
+    """`risk` with the problem's penalty at `params` added, where it is wanted and there is one."""
     return risk + problem.penalty(params) if penalty and problem.penalty is not None else risk
 
 
 def _expected_now(problem: Problem, params: Params, penalty: bool) -> Any:
     risk = jnp.asarray(problem.expected_risk(params))
-    return _penalised(problem, params, risk, penalty)
+    return penalised(problem, params, risk, penalty)
 
 
 def _residuals_now(problem: Problem, params: Params) -> Any:
@@ -485,7 +488,7 @@ def _gradient_now(problem: Problem, params: Params) -> Any:
     return jax.grad(lambda w: _risk_now(problem, w, True))(params)
 
 
-_pointwise = jax.jit(_pointwise_now)
+_pointwise = jax.jit(pointwise)
 _risk = jax.jit(_risk_now, static_argnames="penalty")
 _expected = jax.jit(_expected_now, static_argnames="penalty")
 _residuals = jax.jit(_residuals_now)

@@ -26,6 +26,8 @@ SCHEMA_VERSION = 1
 # Dimensions that every result may have: a plane's axis or a record may not take their names.
 RESERVED_DIMS = ("step", "param", "run", "sample", "direction", "state", "update", "in_batch", "seed")
 
+RISKS = ("empirical", "expected", "pointwise")
+
 STATUS = ("completed", "diverged", "interrupted")
 
 

@@ -239,9 +239,7 @@ def _averages(params: Params) -> State:
 def _averaged(rule: Any, state: State, g: Params) -> State:
     """The running averages of the gradient and of its square, after this gradient."""
     beta1, beta2 = rule.betas
-    v = each(
-        lambda v, g: like(beta2, v) * v + like(1 - beta2, v) * g * g, state["exp_avg_sq"], g
-    )
+    v = each(lambda v, g: like(beta2, v) * v + like(1 - beta2, v) * g * g, state["exp_avg_sq"], g)
     return {"exp_avg": _toward(state["exp_avg"], g, 1 - beta1), "exp_avg_sq": v}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Protocol, dataclass_transform
+from typing import Any, ClassVar, Protocol, Self, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,9 @@ class At(Protocol):
         ...
 
 
-def hyper(default: Any, low: float = 0.0, high: float = math.inf, *, open_high: bool = False) -> Any:
+def hyper(
+    default: Any, low: float = 0.0, high: float = math.inf, *, open_high: bool = False
+) -> Any:
     """A hyperparameter: a number (or pair) that is traced, may be swept and may be scheduled.
 
     `low` and `high` bound it, both allowed unless `open_high`.
@@ -78,7 +80,7 @@ class Optimizer:
         return type(self).__name__
 
     def init(self, params: Params) -> State:
-        """The state before the first step; it may read this optimizer's fields, as `update` does."""
+        """The state before the first step, with that step's numbers in this optimizer's fields."""
         raise NotImplementedError
 
     def update(
@@ -109,7 +111,7 @@ class Optimizer:
             for name, _, meta in self._hyper_fields()
         }
 
-    def with_hyperparameters(self, values: dict[str, Any]) -> Optimizer:
+    def with_hyperparameters(self, values: dict[str, Any]) -> Self:
         """The same optimizer with other values for all its hyperparameters."""
         return self._unflatten(self._flatten()[1], tuple(values.values()))
 
@@ -139,7 +141,7 @@ class Optimizer:
         return tuple(children), tuple(self.switches().items())
 
     @classmethod
-    def _unflatten(cls, switches: tuple[Any, ...], children: tuple[Any, ...]) -> Optimizer:
+    def _unflatten(cls, switches: tuple[Any, ...], children: tuple[Any, ...]) -> Self:
         new = object.__new__(cls)
         left = iter(children)
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]

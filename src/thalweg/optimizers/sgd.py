@@ -74,8 +74,8 @@ class SGD(Optimizer):
 class ASGD(Optimizer):
     """Averaged stochastic gradient descent (`torch.optim.ASGD`; Polyak & Juditsky, 1992).
 
-    w ← (1 − λη_t) w − η_t g with η_t = lr / (1 + λ·lr·t)^α, and beside it the average
-    ā ← ā + μ_t (w − ā) with μ_t = 1 / max(1, t − t0), which is w itself up to step t0 + 1.
+    At steps t = 0, 1, …: w ← (1 − λη_t) w − η_t g with η_t = lr / (1 + λ·lr·t)^α, and beside it the
+    average ā ← ā + μ_t (w − ā) with μ_t = 1 / max(1, t − t0), which is w itself while t ≤ t0 + 1.
 
     The loop's iterates are w, as in torch; the average is the state's `ax`.
     """
@@ -99,9 +99,7 @@ class ASGD(Optimizer):
     ) -> tuple[Params, State, dict[str, Any]]:
         g = with_decay(signed(at.grad, self.maximize), params, self.weight_decay)
         eta, mu = state["eta"].astype(float), state["mu"].astype(float)
-        params = each(
-            lambda w, g: like(1 - self.lambd * eta, w) * w - like(eta, w) * g, params, g
-        )
+        params = each(lambda w, g: like(1 - self.lambd * eta, w) * w - like(eta, w) * g, params, g)
         # With μ = 1 the average is the iterate to the last bit, whatever it was before.
         average = each(
             lambda a, w: jnp.where(mu == 1, w, a + like(mu, w) * (w - a)), state["ax"], params

@@ -1,0 +1,200 @@
+"""L-BFGS: quasi-Newton steps from a short history of gradients."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from thalweg.errors import InputError
+from thalweg.optimizers.base import At, Optimizer, Params, State, hyper, known, like, switch
+from thalweg.optimizers.wolfe import Point, strong_wolfe
+from thalweg.params import Layout
+
+_CURVED = 1e-10  # a pair with yᵀs below this is not kept: it would spoil positive definiteness
+
+
+class LBFGS(Optimizer):
+    """Limited-memory BFGS (`torch.optim.LBFGS`; Nocedal & Wright, 2006, algorithm 7.4).
+
+    One step of the loop is up to `max_iter` iterations x ← x − t·H∇f(x) on that step's batch, H the
+    inverse Hessian that the last `history_size` pairs (s, y) of moves and gradient differences
+    make. t is `lr` (in the very first iteration lr·min(1, 1/‖∇f‖₁)), or with
+    `line_search_fn="strong_wolfe"` found from there. The iterations end at `max_eval` evaluations
+    (by default 5/4·max_iter), where max|∇f| ≤ tolerance_grad, or where the loss or every parameter
+    moves by less than tolerance_change. A step records its `evaluations` of the loss.
+    """
+
+    lr: Any = hyper(1.0)
+    max_iter: int = switch(20)
+    max_eval: int | None = switch(None)
+    tolerance_grad: Any = hyper(1e-7, low=-math.inf)
+    tolerance_change: Any = hyper(1e-9, low=-math.inf)
+    history_size: int = switch(100)
+    line_search_fn: str | None = switch(None)
+
+    def check_together(self) -> None:
+        if self.line_search_fn not in (None, "strong_wolfe"):
+            raise InputError(
+                f"LBFGS: line_search_fn must be None or 'strong_wolfe'; "
+                f"{self.line_search_fn!r} given."
+            )
+        if self.line_search_fn and (known(self.lr) == 0).any():
+            raise InputError("LBFGS: a line search needs a first trial; lr must be above 0.")
+        for name in ("max_iter", "max_eval", "history_size"):
+            value = getattr(self, name)
+            if name == "max_eval" and value is None:
+                continue
+            if not hasattr(value, "__index__") or isinstance(value, bool) or value < 1:
+                raise InputError(
+                    f"LBFGS: {name} must be a whole number of at least 1; {value!r} given."
+                )
+
+    def init(self, params: Params) -> State:
+        zero = jnp.zeros_like(Layout.of(params).flatten(params))
+        history = jnp.zeros((self.history_size, zero.size), zero.dtype)
+        return {
+            "d": zero,
+            "t": jnp.zeros((), float),
+            "old_dirs": history,  # y, a ring: pair number i stands in row i mod history_size
+            "old_stps": history,  # s
+            "ro": history[:, 0],  # 1 / yᵀs
+            "pairs": jnp.zeros((), int),
+            "H_diag": jnp.ones((), zero.dtype),
+            "prev_flat_grad": zero,
+            "n_iter": jnp.zeros((), int),
+            "func_evals": jnp.zeros((), int),
+        }
+
+    def update(
+        self, at: At, params: Params, state: State, step: Any
+    ) -> tuple[Params, State, dict[str, Any]]:
+        layout = Layout.of(params)
+
+        def evaluate(x: Any) -> tuple[Any, Any]:
+            value, gradient = at.value_and_gradient(layout.unflatten(x))
+            return jnp.asarray(value).astype(float), layout.flatten(gradient)
+
+        gradient = layout.flatten(at.grad)
+        walk = {
+            "x": layout.flatten(params),
+            "value": jnp.asarray(at.loss).astype(float),
+            "gradient": gradient,
+            "iteration": jnp.zeros((), int),
+            "evaluations": jnp.ones((), int),
+            "done": self._converged(gradient),
+        }
+        walk, state = jax.lax.while_loop(
+            lambda carry: ~carry[0]["done"], partial(self._iterate, evaluate), (walk, state)
+        )
+        state["func_evals"] += walk["evaluations"]
+        return layout.unflatten(walk["x"]), state, {"evaluations": walk["evaluations"]}
+
+    def _converged(self, gradient: Any) -> Any:
+        return jnp.abs(gradient).max() <= self.tolerance_grad
+
+    def _iterate(self, evaluate: Any, carry: tuple[dict[str, Any], State]) -> Any:
+        walk, state = carry
+        value, gradient = walk["value"], walk["gradient"]
+        state = self._remember(state, gradient)
+        d = _direction(state, gradient)
+        start = jnp.where(state["n_iter"] == 0, _first_step(gradient), 1.0) * self.lr
+        slope = jnp.sum(gradient * d).astype(float)
+        stuck = slope > -self.tolerance_change
+        last = walk["iteration"] + 1 == self.max_iter
+        new, t, spent = jax.lax.cond(
+            stuck,
+            lambda: ((walk["x"], value, gradient), start, jnp.zeros((), int)),
+            lambda: self._move(evaluate, walk, d, start, slope, last),
+        )
+        evaluations = walk["evaluations"] + spent
+        done = stuck | last | (evaluations >= self._most_evaluations)
+        done |= self._converged(new[2])
+        done |= jnp.abs(like(t, d) * d).max() <= self.tolerance_change
+        done |= jnp.abs(new[1] - value) < self.tolerance_change
+        walk = {
+            **dict(zip(("x", "value", "gradient"), new, strict=True)),
+            "iteration": walk["iteration"] + 1,
+            "evaluations": evaluations,
+            "done": done,
+        }
+        moved = {"d": d, "t": t, "prev_flat_grad": gradient, "n_iter": state["n_iter"] + 1}
+        return walk, {**state, **moved}
+
+    @property
+    def _most_evaluations(self) -> int:
+        return self.max_iter * 5 // 4 if self.max_eval is None else self.max_eval
+
+    def _move(
+        self, evaluate: Any, walk: dict[str, Any], d: Any, t: Any, slope: Any, last: Any
+    ) -> tuple[tuple[Any, Any, Any], Any, Any]:
+        """A move along d: (point, value, gradient), the step length and the evaluations made."""
+        x = walk["x"]
+        if self.line_search_fn is None:
+            x = x + like(t, d) * d
+            # After the last move torch does not evaluate: the next step does, on its own batch.
+            value, gradient = jax.lax.cond(
+                last, lambda: (walk["value"], walk["gradient"]), lambda: evaluate(x)
+            )
+            return (x, value, gradient), t, jnp.where(last, 0, 1)
+
+        def on_line(t: Any) -> Point:
+            value, gradient = evaluate(x + like(t, d) * d)
+            return Point(t, value, gradient, jnp.sum(gradient * d).astype(float))
+
+        found, spent = strong_wolfe(
+            on_line,
+            Point(jnp.zeros((), float), walk["value"], walk["gradient"], slope),
+            t,
+            jnp.abs(d).max().astype(float),
+            self._most_evaluations - walk["evaluations"],
+        )
+        return (x + like(found.t, d) * d, found.value, found.gradient), found.t, spent
+
+    def _remember(self, state: State, gradient: Any) -> State:
+        """The state with the last move's pair (s, y), if the loss curves upwards along it."""
+        y = gradient - state["prev_flat_grad"]
+        s = like(state["t"], state["d"]) * state["d"]
+        ys = jnp.sum(y * s)
+        keep = ys > _CURVED
+        row = state["pairs"] % self.history_size
+
+        def put(history: Any, value: Any) -> Any:
+            return history.at[row].set(jnp.where(keep, value, history[row]))
+
+        return {
+            **state,
+            "old_dirs": put(state["old_dirs"], y),
+            "old_stps": put(state["old_stps"], s),
+            "ro": put(state["ro"], 1 / ys),
+            "pairs": state["pairs"] + keep,
+            "H_diag": jnp.where(keep, ys / jnp.sum(y * y), state["H_diag"]),
+        }
+
+
+def _first_step(gradient: Any) -> Any:
+    return jnp.minimum(1, 1 / jnp.sum(jnp.abs(gradient))).astype(float)
+
+
+def _direction(state: State, gradient: Any) -> Any:
+    """−H∇f by the two-loop recursion. Without pairs, as at first, H is the identity."""
+    dirs, steps, ro, pairs = (state[k] for k in ("old_dirs", "old_stps", "ro", "pairs"))
+    size = len(ro)
+    held = jnp.minimum(pairs, size)
+
+    def back(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        q, along = carry
+        row = (pairs - 1 - i) % size
+        a = jnp.sum(steps[row] * q) * ro[row]
+        return q - a * dirs[row], along.at[row].set(a)
+
+    def forth(i: Any, r: Any) -> Any:
+        row = (pairs - held + i) % size
+        b = jnp.sum(dirs[row] * r) * ro[row]
+        return r + (along[row] - b) * steps[row]
+
+    q, along = jax.lax.fori_loop(0, held, back, (-gradient, jnp.zeros_like(ro)))
+    return jax.lax.fori_loop(0, held, forth, state["H_diag"] * q)

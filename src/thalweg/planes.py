@@ -1,0 +1,175 @@
+"""`Plane`: where to look. An origin, one or more directions, and the coordinates along each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from thalweg import results
+from thalweg.errors import InputError, unknown
+from thalweg.params import Params
+from thalweg.problem import Problem
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Points = int | Mapping[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """The points origin + c_1 d_1 + … + c_k d_k, for coordinates c_i on a grid.
+
+    Args:
+        axes: the names of the axes; the first is drawn across, the second up.
+        coordinates: for each axis, where along its direction.
+        origin: (p,), the point with all coordinates 0.
+        directions: (k, p), as used: neither rescaled nor made orthogonal.
+        names: the p parameters' names.
+    """
+
+    axes: tuple[str, ...]
+    coordinates: tuple[Float[np.ndarray, " n"], ...]
+    origin: Float[np.ndarray, " p"]
+    directions: Float[np.ndarray, "k p"]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for axis in self.axes:
+            if axis in results.RESERVED_DIMS or axis in results.RISKS:
+                raise InputError(
+                    f"the axis {axis!r} would clash with a dimension or variable of every result; "
+                    f"call the parameter {axis + '_'!r}, say."
+                )
+            if "/" in axis:
+                raise InputError(
+                    f"the axis {axis!r} holds a '/', which cannot be saved; "
+                    f"call it {axis.replace('/', '_')!r}, say."
+                )
+        if len(set(self.axes)) != len(self.axes):
+            raise InputError(f"a plane's axes need different names; {self.axes} given.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of points along each axis."""
+        return tuple(map(len, self.coordinates))
+
+    def dataset(self) -> xr.Dataset:
+        """The plane as part of a result: enough to draw on it and to project on it."""
+        return xr.Dataset(
+            {
+                "origin": ("param", self.origin),
+                "directions": (("direction", "param"), self.directions),
+            },
+            coords={
+                "direction": np.array(self.axes),
+                "param": np.array(self.names),
+                **dict(zip(self.axes, self.coordinates, strict=True)),
+            },
+        )
+
+    def project(self, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Dataset:
+        """Coordinates of a path (or of points) on this plane, and `residual`, its distance from it."""
+        return results.project(self.dataset(), path)
+
+
+def coordinate_plane(
+    problem: Problem,
+    ranges: Mapping[str, tuple[float, float]],
+    points: Points = 101,
+    *,
+    at: Params = None,
+) -> Plane:
+    """The plane in which the named parameters vary and the others stay where they are.
+
+    Its coordinates are the parameters' own values.
+
+    Args:
+        ranges: for each parameter, from where to where; one, two or more of them.
+        points: how many along each axis, or one number for each: {"weight": 60, "bias": 40}.
+        at: the values of the other parameters; the problem's starting point without it.
+    """
+    if not ranges:
+        raise InputError("coordinate_plane needs at least one parameter and its range.")
+    point = _point(problem, at, needed=len(ranges) < problem.size)
+    counts = _counts(points, tuple(ranges))
+    coordinates, directions = [], np.zeros((len(ranges), problem.size))
+    for row, (name, span) in enumerate(ranges.items()):
+        index = problem.layout.index(name)
+        coordinates.append(_grid(name, span, counts[name]))
+        directions[row, index] = 1
+        point[index] = 0
+    return Plane(tuple(ranges), tuple(coordinates), point, directions, problem.names)
+
+
+def line(
+    problem: Problem,
+    a: Params,
+    b: Params,
+    points: int = 51,
+    *,
+    span: tuple[float, float] = (0.0, 1.0),
+    name: str = "t",
+) -> Plane:
+    """The line through two points: a at coordinate 0, b at coordinate 1."""
+    start, end = _point(problem, a), _point(problem, b)
+    if np.array_equal(start, end):
+        raise InputError("line needs two different points; the same was given twice.")
+    counts = _counts(points, (name,))
+    grid = _grid(name, span, counts[name])
+    return Plane((name,), (grid,), start, (end - start)[None], problem.names)
+
+
+def _point(problem: Problem, params: Params, needed: bool = True) -> np.ndarray:
+    """A point as a vector (p,) in double precision."""
+    if params is None:
+        params = problem.params
+        if params is None:
+            if needed:
+                raise InputError(
+                    "this problem has no starting point (it has init=); say where the plane lies with at=."
+                )
+            return np.zeros(problem.size)
+    if isinstance(params, xr.DataArray):
+        params = params.values
+    if isinstance(params, np.ndarray) and params.shape == (problem.size,):
+        vector = params
+    else:
+        vector = problem.flatten(problem.at(params).params)
+    vector = np.array(vector, float)
+    if not np.isfinite(vector).all():
+        raise InputError("a point of the plane is not finite.")
+    return vector
+
+
+def _counts(points: Points, axes: Sequence[str]) -> dict[str, int]:
+    if isinstance(points, Mapping):
+        for name in points:
+            if name not in axes:
+                raise unknown("axis in points=", name, axes)
+        missing = [name for name in axes if name not in points]
+        if missing:
+            raise InputError(f"points= gives no number for {missing[0]!r}.")
+        counts = dict(points)
+    else:
+        counts = dict.fromkeys(axes, points)
+    for name, value in counts.items():
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise InputError(f"points: {name!r} needs a whole number of at least 1; {value!r} given.")
+    return {name: int(counts[name]) for name in axes}
+
+
+def _grid(name: str, span: Any, count: int) -> np.ndarray:
+    try:
+        low, high = (float(end) for end in span)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"the range of {name!r} must be a pair (from, to); {span!r} given."
+        ) from None
+    if not (np.isfinite(low) and np.isfinite(high)) or (low == high and count > 1):
+        raise InputError(f"the range of {name!r} must be two different finite numbers; {span!r} given.")
+    return np.linspace(low, high, count)
