@@ -161,6 +161,8 @@ def assert_close(got: np.ndarray, expected: np.ndarray, tolerance: float = 1e-9)
 
 # The table ---------------------------------------------------------------------------------------
 
+# Step sizes are such that 200 steps descend and do not bounce about the minimum: there two runs of
+# torch itself, started 1e-14 apart, part by 1e-4.
 CASES = [
     ("SGD", {"lr": 0.1}),
     ("SGD", {"lr": 0.1, "momentum": 0.9}),
@@ -185,9 +187,9 @@ CASES = [
     ("NAdam", {}),
     ("NAdam", {"lr": 0.02, "momentum_decay": 0.5, "weight_decay": 0.1}),
     ("NAdam", {"lr": 0.02, "weight_decay": 0.1, "decoupled_weight_decay": True}),
-    ("NAdam", {"lr": 0.02, "betas": (0.8, 0.9), "eps": 1e-4, "maximize": True}),
+    ("NAdam", {"lr": 0.02, "betas": (0.8, 0.99), "eps": 1e-4, "maximize": True}),
     ("RAdam", {}),
-    ("RAdam", {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1}),
+    ("RAdam", {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}),
     ("RAdam", {"lr": 0.02, "betas": (0.9, 0.5)}),  # ρ∞ = 3: never rectified
     ("RAdam", {"lr": 0.02, "weight_decay": 0.1, "decoupled_weight_decay": True}),
     ("RAdam", {"lr": 0.02, "maximize": True}),
@@ -204,7 +206,7 @@ CASES = [
     ("Adagrad", {"lr": 0.1, "initial_accumulator_value": 0.3, "eps": 1e-2}),
     ("Adagrad", {"lr": 0.1, "maximize": True}),
     ("Adadelta", {}),
-    ("Adadelta", {"lr": 3.0, "rho": 0.8, "eps": 1e-4, "weight_decay": 0.1}),
+    ("Adadelta", {"lr": 1.5, "rho": 0.8, "eps": 1e-5, "weight_decay": 0.1}),
     ("Adadelta", {"maximize": True}),
     ("Rprop", {"lr": 0.003}),
     ("Rprop", {"lr": 0.003, "etas": (0.7, 1.05), "step_sizes": (1e-3, 0.02)}),
@@ -224,7 +226,9 @@ def test_iterates_and_state_are_torchs(name: str, options: dict[str, Any], dtype
     task = regression_task(-1.0 if options.get("maximize") else 1.0)
     got, _, state = ours_on(task, getattr(ours, name)(**options), dtype)
     expected, _, torch_state = torch_on(task, name, options, dtype)
-    tolerance = 1e-9 if dtype == np.float64 else 1e-6
+    # In float32 each step rounds by up to 2⁻²⁴, and where the rounding is that of w(1 − λη) in one
+    # library and that of a fused multiply-add in the other, all of it may go one way.
+    tolerance = 1e-9 if dtype == np.float64 else STEPS * 2.0**-24
     assert_close(got, expected, tolerance)
     for entry, tree in state.items():
         for leaf, kept in torch_state.items():
@@ -233,3 +237,217 @@ def test_iterates_and_state_are_torchs(name: str, options: dict[str, Any], dtype
                 np.testing.assert_allclose(
                     np.asarray(value), kept[entry].numpy(), rtol=tolerance, atol=tolerance
                 )
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != "LBFGS"])
+def test_scalar_parameters_of_a_curved_valley(name: str) -> None:
+    options = {"lr": {"Adadelta": 1.0, "Adagrad": 0.1}.get(name, 0.003)}
+    got, _, _ = ours_on(valley_task(), getattr(ours, name)(**options))
+    assert_close(got, torch_on(valley_task(), name, options)[0])
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_bias_corrections_are_float64_also_for_float32_parameters(name: str) -> None:
+    # Under a constant gradient m̂ = g and v̂ = g², so each step moves by lr, but for the rounding of
+    # m, v and w. With 1 − β₂ᵗ in float32 the first step would be off by 2e-5.
+    task = Task(lambda w, tanh: (3 * w["w"]).sum(), {"w": np.zeros(2)}, ())
+    optimizer = getattr(ours, name)(lr=0.5, eps=0.0, weight_decay=0.0)
+    iterates, _, _ = ours_on(task, optimizer, np.float32, steps=20)
+    expected = -0.5 * np.arange(1, 21)
+    np.testing.assert_allclose(iterates, np.stack([expected] * 2, axis=1), rtol=1e-6)
+
+
+# LBFGS -------------------------------------------------------------------------------------------
+
+SEARCHES = [None, "strong_wolfe"]
+ONE_BY_ONE = {"max_iter": 1, "max_eval": 25}  # a step is one inner iteration
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize(
+    "options", [ONE_BY_ONE, {**ONE_BY_ONE, "history_size": 3}, {"max_iter": 7}, {}], ids=label
+)
+def test_lbfgs_on_a_convex_quadratic(options: dict[str, Any], search: str | None) -> None:
+    options = {**options, "line_search_fn": search}
+    got, info, state = ours_on(quadratic_task(), ours.LBFGS(**options), steps=30)
+    expected, evaluations, _ = torch_on(quadratic_task(), "LBFGS", options, steps=30)
+    assert_close(got, expected)
+    a, b = quadratic_task().data
+    # It ends where the loss moves by less than 1e-9; with curvature 0.5 that is √(4·1e-9) away.
+    np.testing.assert_allclose(got[-1], np.linalg.solve(a, b), atol=math.sqrt(4e-9))
+    # The first step is well away from the tolerances that end later ones by their last bits.
+    assert info["evaluations"][0] == evaluations[0]
+    assert state["func_evals"] == info["evaluations"].sum()
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("task", [regression_task(), valley_task((-1.2, 1.0), rosenbrock)])
+def test_lbfgs_elsewhere(task: Task, search: str | None) -> None:
+    options = {**ONE_BY_ONE, "line_search_fn": search}
+    got, info, _ = ours_on(task, ours.LBFGS(**options))
+    expected, evaluations, _ = torch_on(task, "LBFGS", options)
+    assert_close(got[:10], expected[:10])
+    assert info["evaluations"][:10].tolist() == evaluations[:10]
+    np.testing.assert_allclose(got[-1], expected[-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_lbfgs_with_float32_parameters(search: str | None) -> None:
+    options = {"max_iter": 5, "line_search_fn": search}
+    got, _, _ = ours_on(quadratic_task(), ours.LBFGS(**options), np.float32, steps=20)
+    expected, _, _ = torch_on(quadratic_task(), "LBFGS", options, np.float32, steps=20)
+    # What the smallest eigenvalue, 0.5, leaves of gradients rounded to float32.
+    np.testing.assert_allclose(got[-1], expected[-1], atol=1e-6)
+
+
+def test_lbfgs_ends_a_step_as_torch_does() -> None:
+    for options in (
+        {"max_iter": 50, "tolerance_grad": 1e-2},
+        {"max_iter": 50, "tolerance_change": 1e-3},
+        {"max_iter": 50, "max_eval": 4},
+        {"max_iter": 50, "max_eval": 4, "line_search_fn": "strong_wolfe"},
+        {"max_iter": 1, "line_search_fn": "strong_wolfe"},
+    ):
+        got, info, _ = ours_on(regression_task(), ours.LBFGS(**options), steps=4)
+        expected, evaluations, _ = torch_on(regression_task(), "LBFGS", options, steps=4)
+        assert_close(got, expected)
+        assert info["evaluations"].tolist() == evaluations
+
+
+# Sweeps, and what is traced ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_sweep_is_its_separate_runs(name: str) -> None:
+    options = {"line_search_fn": "strong_wolfe", "max_iter": 5} if name == "LBFGS" else {}
+    rates = np.array([0.01, 0.1, 0.5])
+    optimizer = traced(getattr(ours, name)(lr=0.0, **options))
+    numbers = optimizer.hyperparameters()
+    axes = optimizer.with_hyperparameters({n: 0 if n == "lr" else None for n in numbers})
+    task = regression_task()
+    one = partial(walk, data=task.data, risk=task.risk, steps=10)
+    swept = optimizer.with_hyperparameters({**numbers, "lr": rates})
+    together, _, _ = jax.vmap(lambda o: one(o, task.params), in_axes=(axes,))(swept)
+    for i, lr in enumerate(rates):
+        alone, _, _ = one(optimizer.with_hyperparameters({**numbers, "lr": lr}), task.params)
+        member = jax.tree_util.tree_map(lambda leaf, i=i: leaf[i], together)
+        assert_close(rows(member), rows(alone))
+
+
+def test_other_numbers_do_not_compile_again() -> None:
+    traces = []
+
+    def counted(w: Any, tanh: Any) -> Any:
+        traces.append(1)
+        return (w["w"] ** 2).sum()
+
+    task = Task(counted, {"w": np.ones(2)}, ())
+    ours_on(task, ours.Adam(), steps=3)
+    first = len(traces)
+    ours_on(task, ours.Adam(lr=1, betas=(0.5, 0.0), eps=0, weight_decay=1), steps=3)
+    assert len(traces) == first
+
+
+def test_pairs_are_swept_by_their_entries() -> None:
+    rprop = ours.Rprop(etas=(0.5, [1.1, 1.2]))
+    assert list(rprop.hyperparameters()) == [
+        "lr",
+        "etaminus",
+        "etaplus",
+        "step_size_min",
+        "step_size_max",
+    ]
+    assert rprop.hyperparameters()["etaplus"] == [1.1, 1.2]
+    assert list(ours.Adam().hyperparameters())[:3] == ["lr", "beta1", "beta2"]
+    changed = ours.Adam().with_hyperparameters(dict(enumerate(range(5))))
+    assert (changed.lr, changed.betas, changed.eps) == (0, (1, 2), 3)
+
+
+# Fields and their ranges -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_fields_and_defaults_are_torchs(name: str) -> None:
+    fields = inspect.signature(getattr(ours, name)).parameters
+    torchs = inspect.signature(getattr(torch.optim, name)).parameters
+    positional = [n for n, p in torchs.items() if p.kind is not p.KEYWORD_ONLY]
+    assert {n: p.default for n, p in fields.items()} == {
+        n: p.default for n, p in torchs.items() if n not in EXECUTION
+    }
+    assert [n for n in fields if n in positional] == [n for n in positional if n not in EXECUTION]
+
+
+REFUSED = [
+    *((name, {"lr": -0.1}) for name in CLASSES),
+    *((name, {"weight_decay": -1.0}) for name in CLASSES if name not in ("LBFGS", "Rprop")),
+    *(
+        (name, {"betas": betas})
+        for name in ("Adam", "AdamW", "NAdam", "RAdam", "Adamax")
+        for betas in ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9))
+    ),
+    ("Adam", {"eps": -1e-8}),
+    ("NAdam", {"momentum_decay": -1.0}),
+    ("SGD", {"momentum": -0.5}),
+    ("SGD", {"nesterov": True}),
+    ("SGD", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}),
+    ("RMSprop", {"alpha": -0.1}),
+    ("RMSprop", {"momentum": -0.1}),
+    ("Adagrad", {"lr_decay": -1.0}),
+    ("Adagrad", {"initial_accumulator_value": -1.0}),
+    ("Adadelta", {"rho": 1.1}),
+    ("Rprop", {"etas": (0.0, 1.2)}),
+    ("Rprop", {"etas": (1.0, 1.2)}),
+    ("Rprop", {"etas": (0.5, 1.0)}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), REFUSED, ids=label)
+def test_what_torch_refuses_is_refused(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        getattr(torch.optim, name)([torch.zeros(1)], **options)
+    with pytest.raises(InputError, match=f"^{name}: .*{next(iter(options))[:4]}"):
+        check(getattr(ours, name)(**options))
+
+
+ALLOWED = [
+    ("SGD", {"lr": 0.0, "dampening": -2.0}),
+    ("Adam", {"betas": (0.0, 0.0), "eps": 0.0}),
+    ("RMSprop", {"alpha": 1.5}),
+    ("Adadelta", {"rho": 1.0}),
+    ("ASGD", {"lambd": -1.0, "alpha": -1.0, "t0": -1.0}),
+    ("Rprop", {"step_sizes": (-1.0, 2.0)}),
+    ("LBFGS", {"tolerance_grad": -1.0, "tolerance_change": -1.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), ALLOWED, ids=label)
+def test_what_torch_allows_is_allowed(name: str, options: dict[str, Any]) -> None:
+    getattr(torch.optim, name)([torch.zeros(1)], **options)
+    check(getattr(ours, name)(**options))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "says"),
+    [
+        (ours.SGD(lr=[0.1, -0.1]), "lr must be at least 0; -0.1 given"),
+        (ours.SGD(momentum=[0.0, 0.9], nesterov=True), "momentum above 0"),
+        (ours.SGD(dampening=math.nan), "dampening must be a number"),
+        (ours.SGD(nesterov=[True, False]), "nesterov is True or False and cannot be swept"),
+        (ours.Adam(betas=[0.9, 0.999]), r"betas is a pair, \(beta1, beta2\)"),
+        (ours.LBFGS(line_search_fn="armijo"), "None or 'strong_wolfe'"),
+        (ours.LBFGS(max_iter=0), "max_iter must be a whole number"),
+        (ours.LBFGS(history_size=2.5), "history_size must be a whole number"),
+        (ours.LBFGS(max_eval=0), "max_eval must be a whole number"),
+        (ours.LBFGS(lr=0.0, line_search_fn="strong_wolfe"), "lr must be above 0"),
+        (ours.SGD, r"give SGD\(\.\.\.\)"),
+    ],
+)
+def test_bad_input_gets_one_clear_error(optimizer: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        check(optimizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_schedules_are_not_checked_before_they_are_tables() -> None:
+    check(ours.SGD(lr=lambda step: 0.1 / (step + 1), momentum=lambda step: 0.9, nesterov=True))
+    check(ours.Rprop(etas=(lambda step: 0.5, 1.2)))

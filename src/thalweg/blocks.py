@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from thalweg.errors import MemoryEstimateError
@@ -33,30 +34,38 @@ class Interrupt:
         return self.pressed
 
 
+_listening: ContextVar[Interrupt | None] = ContextVar("listening", default=None)
+
+
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
     """Turn the first Ctrl-C into a flag; a second one raises KeyboardInterrupt as usual.
 
-    Python delivers signals to the main thread alone, so elsewhere there is nothing to do.
+    Inside another one it is that one's flag: after Ctrl-C, every job within ends at once with what
+    it has. Python delivers signals to the main thread alone, so elsewhere there is nothing to do.
     """
+    outer = _listening.get()
+    if outer is not None:
+        yield outer
+        return
     interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupt
-        return
     previous = signal.getsignal(signal.SIGINT)
-    if previous in (None, signal.SIG_IGN):
-        yield interrupt
-        return
+    here = threading.current_thread() is threading.main_thread()
+    listens = here and previous not in (None, signal.SIG_IGN)
 
     def on_signal(number: int, frame: Any) -> None:
         interrupt.pressed = True
         signal.signal(signal.SIGINT, previous)
 
-    signal.signal(signal.SIGINT, on_signal)
+    token = _listening.set(interrupt)
+    if listens:
+        signal.signal(signal.SIGINT, on_signal)
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, previous)
+        _listening.reset(token)
+        if listens:
+            signal.signal(signal.SIGINT, previous)
 
 
 def run(

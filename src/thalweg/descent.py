@@ -22,12 +22,14 @@ from thalweg import backend, blocks, observables, results, sampling
 from thalweg.ensemble import Members, member_vectors, members
 from thalweg.errors import InputError
 from thalweg.observables import At
+from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range
 from thalweg.params import Layout, Params
 from thalweg.problem import Problem, value_and_gradient
 
-_MOST_STEPS = 1024  # in a block: enough for the call to vanish beside the steps
-_BLOCK_BYTES = 8 * 2**20  # of recorded rows in a block: about what the caches hold
+_MOST_ROWS = 1024  # recorded in a block
+_MOST_STEPS = 16384  # in a block: enough for the call to vanish beside the steps
+_BLOCK_BYTES = 8 * 2**20  # of recorded rows, or of tables, in a block: what the caches hold
 
 
 def descend(
@@ -139,6 +141,53 @@ def descend(
         seed=list(who.seeds) if np.ndim(seed) else who.seeds[0],
     )
     return job.trajectory(done, interrupted, settings, built_in["batch"])
+
+
+def descend_again(path: xr.Dataset) -> xr.Dataset:
+    """Do again a saved descent on a catalogue problem, from its result alone.
+
+    Raises:
+        InputError: where the result does not hold all that is needed.
+    """
+    settings = results.settings_of(path)
+    source = settings["problem"]["source"]
+    if not source or "catalogue" not in source:
+        raise InputError(
+            "this descent's problem was made of Python functions, which a result cannot hold; "
+            "descents on Problem.from_catalogue(...), studies and the command's runs can be done again."
+        )
+    if settings["first_step"]:
+        raise InputError("this descent went on from another; do the first one again and resume it.")
+    unnamed = set(settings["record"]) - {*observables.NAMED, *observables.BUILT_IN}
+    if unnamed:
+        raise InputError(
+            f"this descent recorded functions of the user's ({', '.join(sorted(unnamed))}), which a "
+            f"result cannot hold."
+        )
+    options = dict(settings["optimizer"])
+    optimizer = by_name(options.pop("name"), **_with_schedules(options, path))
+    starts = None
+    if "run" in path.dims:
+        others = {d: 0 for d in results.member_dims(path) if d != "run"}
+        starts = path["start"].isel(others).transpose("run", "param").values
+    return descend(
+        Problem.from_catalogue(source["catalogue"], dtype=source["dtype"]),
+        optimizer,
+        steps=settings["steps"],
+        starts=starts,
+        seed=settings["seed"],
+        every=settings["every"],
+        record={name: name in settings["record"] for name in (*observables.BUILT_IN, *settings["record"])},
+    )
+
+
+def _with_schedules(options: dict[str, Any], path: xr.Dataset) -> dict[str, Any]:
+    """The optimizer's options, with the recorded tables in place of schedules' names."""
+    for name in options:
+        if f"schedule.{name}" in path:
+            table = path[f"schedule.{name}"].values
+            options[name] = lambda step, table=table: table[step]
+    return options
 
 
 # The compiled part ---------------------------------------------------------------------------
@@ -341,6 +390,12 @@ class _Feeds:
     schedules: dict[str, np.ndarray]  # (total,), from the first step on
     first: int
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of table that a step needs."""
+        order = 0 if self.order is None else 4 * self.order.size * self.order.lanes
+        return max(1, order + 8 * len(self.schedules))
+
     def feed(self, start: int, room: int) -> _Feed:
         """The tables of up to `room` steps from `start`, and of the step after them."""
         index = used = None
@@ -403,14 +458,20 @@ class _Job:
         self.plan, self.feeds, self.who = plan, feeds, who
         self.first, self.total, self.every = first, total, every
         self.layout = plan.problem.layout
-        steps = np.arange(first, first + total + 1)
-        self.steps = steps[(steps % every == 0) | (steps == first) | (steps == first + total)]
+        if first + total >= np.iinfo(np.int32).max:
+            raise InputError(f"at most 2³¹ − 2 steps can be counted; {first + total} asked for.")
+        blocks.check_memory(
+            32 * (total // every), f"the index of {total} steps", "record fewer with every="
+        )
+        inside = np.arange((first // every + 1) * every, first + total, every)
+        self.steps = np.unique(np.concatenate([[first], inside, [first + total]]))
         self.started, state, diverged = self._start(resume)
         self.walk = _begin(plan, feeds.feed(first, 1), who.starts, self.started, state, diverged)
         self.columns, row_bytes = self._columns()
-        most = max(1, min(_MOST_STEPS, int(_BLOCK_BYTES // max(row_bytes, 1)) * every))
-        self.most = most
-        self.room = -(-most // every) + 2
+        rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(row_bytes, 1)))
+        steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
+        self.most = min(rows * every, steps)
+        self.room = -(-self.most // every) + 1
 
     def _start(self, resume: xr.Dataset | None) -> tuple[Params, Any, np.ndarray]:
         """Where step 0 was, the optimizer's state to go on with, and who has diverged already."""
@@ -420,8 +481,8 @@ class _Job:
         dims = self.who.dims
         started = self.layout.unflatten(member_vectors(resume["start"], "param", dims).reshape(*lead, -1))
         flat = member_vectors(resume["optimizer_state"], "state", dims).reshape(*lead, -1)
-        like = jax.eval_shape(self.plan.optimizer.init, self.plan.problem.unflatten(np.zeros(self.layout.size)))
-        layout = Layout.of(like)
+        init = self.plan.over_members(lambda optimizer, lane, params: optimizer.init(params), 0)
+        layout = Layout.of(self._one(jax.eval_shape(init, self.who.starts)))
         if flat.shape[-1] != layout.size:
             raise InputError(
                 f"resume= holds the state of another optimizer ({flat.shape[-1]} numbers, and "

@@ -120,7 +120,7 @@ def members(
 def member_vectors(variable: xr.DataArray, along: str, dims: tuple[str, ...]) -> np.ndarray:
     """The vectors (members, n) of a variable (along, *dims) of a trajectory."""
     values = variable.transpose(along, *dims).values
-    return values.reshape(values.shape[0], -1).T
+    return values.reshape(values.shape[0], math.prod(values.shape[1:])).T
 
 
 def _seeds(seed: Any) -> tuple[tuple[int, ...], bool]:

@@ -162,14 +162,7 @@ def _chunk_sizes(problem: Problem, total: int) -> tuple[int, int]:
 
 def _activation_bytes(problem: Problem) -> int:
     """Bytes a sample that the model's products and convolutions hand on, from its jaxpr."""
-    like = jax.tree_util.tree_unflatten(
-        problem.layout.treedef,
-        [
-            jax.ShapeDtypeStruct(s, d)
-            for s, d in zip(problem.layout.shapes, problem.layout.dtypes, strict=True)
-        ],
-    )
-    total = _product_bytes(jax.make_jaxpr(pointwise)(problem, like).jaxpr)
+    total = _product_bytes(jax.make_jaxpr(pointwise)(problem, problem.layout.like).jaxpr)
     return total // max(problem.n_samples, 1)
 
 

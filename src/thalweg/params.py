@@ -58,6 +58,15 @@ class Layout:
         return tuple(math.prod(shape) for shape in self.shapes)
 
     @property
+    def like(self) -> Params:
+        """The tree of shapes and dtypes, for tracing without computing."""
+        leaves = [
+            jax.ShapeDtypeStruct(shape, dtype)
+            for shape, dtype in zip(self.shapes, self.dtypes, strict=True)
+        ]
+        return jax.tree_util.tree_unflatten(self.treedef, leaves)
+
+    @property
     def size(self) -> int:
         """The number of parameters, p."""
         return sum(self.sizes)
@@ -117,7 +126,7 @@ class Layout:
             )
         ends = np.cumsum((0, *self.sizes))
         leaves = [
-            vector[..., start:end].reshape(*vector.shape[:-1], *shape).astype(dtype)
+            vector[..., start:end].reshape((*vector.shape[:-1], *shape)).astype(dtype)
             for start, end, shape, dtype in zip(
                 ends[:-1], ends[1:], self.shapes, self.dtypes, strict=True
             )

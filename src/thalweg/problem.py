@@ -12,7 +12,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from thalweg import losses
-from thalweg.errors import InputError
+from thalweg.errors import InputError, unknown
 from thalweg.params import Layout, Params
 
 if TYPE_CHECKING:
@@ -135,6 +135,23 @@ class Problem:
             reduction="sum",
             dtype=dtype,
         )
+
+    @classmethod
+    def from_catalogue(cls, name: str, *, dtype: Any = None) -> Problem:
+        """A test function of two variables with known minima: "rosenbrock", "himmelblau", …
+
+        A trajectory on it can be run again from its saved result alone.
+        """
+        from thalweg.catalogue.functions import FUNCTIONS
+
+        if name not in FUNCTIONS:
+            raise unknown("catalogue problem", name, FUNCTIONS)
+        known = FUNCTIONS[name]
+        problem = cls.from_function(
+            known.f, params=dict(zip(("x", "y"), known.start, strict=True)), dtype=dtype
+        )
+        problem.source = {"catalogue": name, "dtype": None if dtype is None else str(np.dtype(dtype))}
+        return problem
 
     # Risks ------------------------------------------------------------------------------------
 
@@ -274,9 +291,7 @@ class Problem:
             )
         if sizes == {(0,)}:
             raise InputError("the data hold no samples: x and y have length 0.")
-        like = self.params if self.params is not None else self.layout.unflatten(
-            np.zeros(self.size, self.layout.dtype)
-        )
+        like = self.layout.like
         yhat = jax.eval_shape(self.predict, like, self.x)
         if self.x is None:
             wanted = () if self.loss.func is _value else (None,)

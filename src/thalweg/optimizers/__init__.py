@@ -5,6 +5,7 @@ from thalweg.optimizers.adaptive import Adadelta, Adagrad, RMSprop, Rprop
 from thalweg.optimizers.base import Optimizer
 from thalweg.optimizers.external import Optax, optax
 from thalweg.optimizers.lbfgs import LBFGS
+from thalweg.optimizers.names import by_name
 from thalweg.optimizers.sgd import ASGD, SGD
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "Rprop",
+    "by_name",
     "optax",
 ]

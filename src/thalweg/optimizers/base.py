@@ -18,7 +18,7 @@ from thalweg.params import Params
 State = Any
 
 # torch keeps the scalars of its states (ASGD's eta and mu, NAdam's mu_product) in its default
-# dtype, which is float32 whatever the parameters' is; in float64 the iterates would be 1e-8 off.
+# dtype, float32, whatever the parameters' is. In float64 the iterates would differ by 1e-9.
 SCALAR = jnp.float32
 
 

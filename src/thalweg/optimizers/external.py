@@ -72,7 +72,7 @@ def optax(factory: Any, /, **kwargs: Any) -> Optax:
 
 
 class _Settings(dict[str, Any]):
-    """Static arguments. JAX compares them between calls, and not all can be hashed or compared."""
+    """Static arguments. JAX hashes and compares them between calls, and not all can be."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self))
@@ -181,16 +181,18 @@ def _kind(value: Any) -> str:
 def _name(factory: Any) -> str:
     """The factory's name, as in optax.adam; "optax" for a bare transformation."""
     factory = getattr(factory, "func", factory)
-    name = getattr(factory, "__name__", "optax")
-    return f"optax.{name}" if getattr(factory, "__module__", "").startswith("optax.") else name
+    if not hasattr(factory, "__name__"):
+        return "optax"
+    package = "optax." if factory.__module__.startswith("optax.") else ""
+    return package + factory.__name__
 
 
 def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
+    if one is other or type(one) is not type(other):
+        return one is other
     try:
-        return hash(one) == hash(other) and bool(one == other)
-    except (TypeError, ValueError):
+        return bool(one == other)
+    except (TypeError, ValueError):  # arrays, which do not say
         return False
 
 

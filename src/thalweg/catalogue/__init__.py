@@ -1,0 +1,1 @@
+"""Data, models and test functions with known answers, as plain functions."""
