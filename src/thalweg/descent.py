@@ -24,7 +24,7 @@ from thalweg.errors import InputError
 from thalweg.observables import At
 from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range
-from thalweg.params import Layout, Params
+from thalweg.params import Layout, Params, path_name
 from thalweg.problem import Problem, value_and_gradient
 
 _MOST_ROWS = 1024  # recorded in a block
@@ -177,15 +177,18 @@ def descend_again(path: xr.Dataset) -> xr.Dataset:
         starts=starts,
         seed=settings["seed"],
         every=settings["every"],
-        record={name: name in settings["record"] for name in (*observables.BUILT_IN, *settings["record"])},
+        record={
+            name: name in settings["record"]
+            for name in (*observables.BUILT_IN, *settings["record"])
+        },
     )
 
 
 def _with_schedules(options: dict[str, Any], path: xr.Dataset) -> dict[str, Any]:
     """The optimizer's options, with the recorded tables in place of schedules' names."""
     for name in options:
-        if f"schedule.{name}" in path:
-            table = path[f"schedule.{name}"].values
+        if f"schedule_{name}" in path:
+            table = path[f"schedule_{name}"].values
             options[name] = lambda step, table=table: table[step]
     return options
 
@@ -208,7 +211,9 @@ class _Plan:
     lanes: bool = field(metadata={"static": True})
     kept: tuple[str, ...] = field(metadata={"static": True})
 
-    def over_members(self, function: Callable[..., Any], *in_axes: int | None) -> Callable[..., Any]:
+    def over_members(
+        self, function: Callable[..., Any], *in_axes: int | None
+    ) -> Callable[..., Any]:
         """`function(optimizer, lane, *rest)` over the members, if there is an axis of them."""
         if not self.batched:
             return partial(function, self.optimizer, self.lane)
@@ -479,7 +484,9 @@ class _Job:
         if resume is None:
             return self.who.starts, None, np.full(lead, -1, np.int32)
         dims = self.who.dims
-        started = self.layout.unflatten(member_vectors(resume["start"], "param", dims).reshape(*lead, -1))
+        started = self.layout.unflatten(
+            member_vectors(resume["start"], "param", dims).reshape(*lead, -1)
+        )
         flat = member_vectors(resume["optimizer_state"], "state", dims).reshape(*lead, -1)
         init = self.plan.over_members(lambda optimizer, lane, params: optimizer.init(params), 0)
         layout = Layout.of(self._one(jax.eval_shape(init, self.who.starts)))
@@ -494,7 +501,9 @@ class _Job:
     def _columns(self) -> tuple[list[_Column], int]:
         """The record's variables, and the bytes of one row of all members."""
         plan, lead = self.plan, int(self.who.batched)
-        shapes = _row.eval_shape(plan, self.feeds.feed(self.first, 1), self.walk, np.int32(0), True)[0]
+        shapes = _row.eval_shape(
+            plan, self.feeds.feed(self.first, 1), self.walk, np.int32(0), True
+        )[0]
         columns: list[_Column] = []
         leaf = row_bytes = 0
         for name, tree in shapes.items():
@@ -511,7 +520,7 @@ class _Job:
                 columns.append(_Column(name, ("param",), (int(ends[-1]),), dtype, parts))
             else:
                 for i, (path, s) in enumerate(paths):
-                    full = ".".join([name, *(str(observables.path_name((p,))) for p in path)])
+                    full = "_".join([name, *(path_name((p,)) for p in path)])
                     dims = tuple(f"{full}_{axis}" for axis in range(len(inner[i])))
                     part = [(leaf + i, 0, sizes[i])]
                     columns.append(_Column(full, dims, inner[i], _storable(s.dtype), part))
@@ -596,7 +605,9 @@ class _Job:
         first, last = self.first + start, self.first + start + count
         following = np.arange((first // self.every + 1) * self.every, last, self.every)
         at = np.concatenate([[first], following])
-        skipped = int(self.steps[min(np.searchsorted(self.steps, first), len(self.steps) - 1)] != first)
+        skipped = int(
+            self.steps[min(np.searchsorted(self.steps, first), len(self.steps) - 1)] != first
+        )
         row = int(np.searchsorted(self.steps, first))
         target = slice(row, row + len(at) - skipped)
         leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(record)]
@@ -626,7 +637,7 @@ class _Job:
         data: dict[str, Any] = {}
         for column in self.columns:
             values = column.values.reshape(len(self.steps), *column.shape, *shape)
-            data[column.name] = (("step", *column.dims, *dims), values)
+            data[column.name] = (("step", *column.dims, *dims), values, self._notes(column.name))
         data["start"] = (("param", *dims), self._vectors(self.layout, self.started, shape))
         final = self._vectors(self.layout, walk.params, shape)
         final[..., (diverged_at >= 0).reshape(shape)] = np.nan
@@ -638,7 +649,7 @@ class _Job:
         data["status"] = (dims, status.reshape(shape))
         data["diverged_at"] = (dims, diverged_at.astype(np.int64).reshape(shape))
         for name, table in self.feeds.schedules.items():
-            data[f"schedule.{name}"] = (("update",), table)
+            data[f"schedule_{name}"] = (("update",), table)
         if with_batches:
             data["batch"] = self._batches()
         coords = {"step": self.steps, "param": np.array(self.layout.names), **who.coords}
@@ -651,6 +662,14 @@ class _Job:
             interrupted=int(interrupted),
         )
         return xr.Dataset(data, coords=coords, attrs=attrs)
+
+    def _notes(self, name: str) -> dict[str, str]:
+        """What a reader of the record must know: a relative movement from nowhere is absolute."""
+        seen = self.plan.observed.get(name)
+        if seen is None or not observables.is_relative_to_start(seen):
+            return {}
+        norms = np.linalg.norm(self._vectors(self.layout, self.started, self.who.shape), axis=0)
+        return {"note": observables.FROM_ZERO} if (norms == 0).any() else {}
 
     def _diverged_at(self, walk: _Walk, done: int) -> np.ndarray:
         """When each member left the finite numbers; the loop has not tested the last iterate."""

@@ -126,8 +126,15 @@ def member_vectors(variable: xr.DataArray, along: str, dims: tuple[str, ...]) ->
 def _seeds(seed: Any) -> tuple[tuple[int, ...], bool]:
     swept = np.ndim(seed) == 1
     numbers = np.atleast_1d(np.asarray(seed))
-    if np.ndim(seed) > 1 or numbers.dtype.kind not in "iu" or numbers.size == 0 or numbers.min() < 0:
-        raise InputError(f"seed must be a whole number of at least 0, or a list of them; {seed!r} given.")
+    if (
+        np.ndim(seed) > 1
+        or numbers.dtype.kind not in "iu"
+        or numbers.size == 0
+        or numbers.min() < 0
+    ):
+        raise InputError(
+            f"seed must be a whole number of at least 0, or a list of them; {seed!r} given."
+        )
     return tuple(int(s) for s in numbers), swept
 
 
@@ -150,7 +157,9 @@ def _starts(
                 "or give starts=."
             )
     elif problem.params is not None:
-        return jax.tree_util.tree_map(lambda leaf: np.asarray(leaf)[None, None], problem.params), None
+        return jax.tree_util.tree_map(
+            lambda leaf: np.asarray(leaf)[None, None], problem.params
+        ), None
     drawn = _draw(problem.init, np.asarray(seeds, np.uint32), np.arange(runs or 1, dtype=np.uint32))
     return jax.tree_util.tree_map(np.asarray, drawn), runs
 

@@ -112,8 +112,7 @@ def _evaluate(
         row * chunks + (row if "pointwise" in wanted else 0),
         f"this landscape of {' × '.join(map(str, plane.shape))} points"
         + (f" × {problem.n_samples} samples" if "pointwise" in wanted else ""),
-        "lower points="
-        + (", or leave out the pointwise risk" if "pointwise" in wanted else ""),
+        "lower points=" + (", or leave out the pointwise risk" if "pointwise" in wanted else ""),
     )
     values = {
         risk: np.empty((*s.shape[1:-1], chunks * chunk), s.dtype) for risk, s in shapes.items()
@@ -121,9 +120,7 @@ def _evaluate(
     room = max(1, min(chunks, _ROWS // max(row, 1)))
 
     def launch(start: int, count: int) -> Any:
-        return program(
-            np.int32(start), np.int32(count), chunk=chunk, samples=samples, room=room
-        )
+        return program(np.int32(start), np.int32(count), chunk=chunk, samples=samples, room=room)
 
     def collect(start: int, count: int, parts: dict[str, Any]) -> None:
         for risk, part in parts.items():
@@ -180,9 +177,7 @@ def _product_bytes(jaxpr: Any) -> int:
     return total
 
 
-@partial(
-    jax.jit, static_argnames=("wanted", "penalty", "chunk", "samples", "room"), inline=False
-)
+@partial(jax.jit, static_argnames=("wanted", "penalty", "chunk", "samples", "room"), inline=False)
 def _chunks(
     problem: Problem,
     origin: Any,

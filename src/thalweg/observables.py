@@ -68,6 +68,15 @@ def relative_movement(at: At) -> Any:
     return norm(difference(at.params, at.start)) / jnp.where(start == 0, 1, start)
 
 
+FROM_ZERO = "absolute for runs that start from norm zero, where a relative movement is undefined"
+
+
+def is_relative_to_start(observable: Observable) -> bool:
+    """Whether an observable divides by the start's norm."""
+    structure = jax.tree_util.tree_structure
+    return structure(observable) == structure(_as_observable("", relative_movement))
+
+
 def movement(at: At) -> Any:
     """‖w_t − w_0‖."""
     return norm(difference(at.params, at.start))

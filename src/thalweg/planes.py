@@ -159,7 +159,9 @@ def _counts(points: Points, axes: Sequence[str]) -> dict[str, int]:
         counts = dict.fromkeys(axes, points)
     for name, value in counts.items():
         if not isinstance(value, (int, np.integer)) or value < 1:
-            raise InputError(f"points: {name!r} needs a whole number of at least 1; {value!r} given.")
+            raise InputError(
+                f"points: {name!r} needs a whole number of at least 1; {value!r} given."
+            )
     return {name: int(counts[name]) for name in axes}
 
 
@@ -171,5 +173,7 @@ def _grid(name: str, span: Any, count: int) -> np.ndarray:
             f"the range of {name!r} must be a pair (from, to); {span!r} given."
         ) from None
     if not (np.isfinite(low) and np.isfinite(high)) or (low == high and count > 1):
-        raise InputError(f"the range of {name!r} must be two different finite numbers; {span!r} given.")
+        raise InputError(
+            f"the range of {name!r} must be two different finite numbers; {span!r} given."
+        )
     return np.linspace(low, high, count)

@@ -150,7 +150,10 @@ class Problem:
         problem = cls.from_function(
             known.f, params=dict(zip(("x", "y"), known.start, strict=True)), dtype=dtype
         )
-        problem.source = {"catalogue": name, "dtype": None if dtype is None else str(np.dtype(dtype))}
+        problem.source = {
+            "catalogue": name,
+            "dtype": None if dtype is None else str(np.dtype(dtype)),
+        }
         return problem
 
     # Risks ------------------------------------------------------------------------------------
@@ -279,9 +282,7 @@ class Problem:
 
     def _check(self) -> None:
         """Shapes, once and without computing: the classic silent broadcast is an error here."""
-        sizes = {
-            tuple(np.shape(leaf))[:1] for leaf in jax.tree_util.tree_leaves((self.x, self.y))
-        }
+        sizes = {tuple(np.shape(leaf))[:1] for leaf in jax.tree_util.tree_leaves((self.x, self.y))}
         if () in sizes:
             raise InputError("x and y need a first axis over samples; a scalar was given.")
         if len(sizes) > 1:
@@ -341,9 +342,9 @@ class _InDtype:
 
     def __call__(self, key: jax.Array) -> Params:
         return jax.tree_util.tree_map(
-            lambda leaf: leaf.astype(self.dtype)
-            if jnp.issubdtype(leaf.dtype, jnp.floating)
-            else leaf,
+            lambda leaf: (
+                leaf.astype(self.dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+            ),
             self.init(key),
         )
 
@@ -367,9 +368,7 @@ def _own(data: Any, name: str, dtype: np.dtype | None) -> Any:
         else:
             array = np.array(leaf)
             if array.dtype.kind not in "fiub":
-                raise InputError(
-                    f"{name} must hold numbers; its dtype is {array.dtype}."
-                )
+                raise InputError(f"{name} must hold numbers; its dtype is {array.dtype}.")
         floating = jnp.issubdtype(array.dtype, jnp.floating)
         if floating and dtype is not None:
             array = array.astype(dtype)

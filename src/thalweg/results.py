@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,17 @@ from thalweg.errors import InputError
 SCHEMA_VERSION = 1
 
 # Dimensions that every result may have: a plane's axis or a record may not take their names.
-RESERVED_DIMS = ("step", "param", "run", "sample", "direction", "state", "update", "in_batch", "seed")
+RESERVED_DIMS = (
+    "step",
+    "param",
+    "run",
+    "sample",
+    "direction",
+    "state",
+    "update",
+    "in_batch",
+    "seed",
+)
 
 RISKS = ("empirical", "expected", "pointwise")
 
@@ -167,7 +177,10 @@ def _check_names(result: xr.Dataset | xr.DataTree) -> None:
         for name in [*map(str, dataset.variables), *map(str, dataset.dims)]:
             if "/" in name:
                 raise InputError(f"the name {name!r} holds a '/', which netCDF keeps for groups.")
-        holders = [("", dataset.attrs), *((f" of {n}", v.attrs) for n, v in dataset.variables.items())]
+        holders = [
+            ("", dataset.attrs),
+            *((f" of {n}", v.attrs) for n, v in dataset.variables.items()),
+        ]
         for where, attrs in holders:
             for key, value in attrs.items():
                 if not isinstance(value, (str, int, float, np.number, np.ndarray, list)):
@@ -254,5 +267,3 @@ def mask_diverged(values: np.ndarray, step: np.ndarray, diverged_at: np.ndarray)
     filler = np.nan if values.dtype.kind in "fc" else (-1 if values.dtype.kind == "i" else 0)
     for member in np.flatnonzero(diverged_at >= 0):
         values[step >= diverged_at[member], :, member] = filler
-
-

@@ -29,7 +29,11 @@ class Batches:
     @property
     def ragged(self) -> bool:
         """Whether an epoch's last batch is smaller than the others."""
-        return self.given is None and not self.replacement and self.per_epoch * self.size > self.n_samples
+        return (
+            self.given is None
+            and not self.replacement
+            and self.per_epoch * self.size > self.n_samples
+        )
 
     @property
     def lanes(self) -> int:
@@ -90,7 +94,11 @@ def plan(
     """
     if steps is not None and epochs is not None:
         raise InputError(f"give steps= or epochs=, not both ({steps=}, {epochs=} given).")
-    for name, value, least in (("steps", steps, 0), ("epochs", epochs, 0), ("batch_size", batch_size, 1)):
+    for name, value, least in (
+        ("steps", steps, 0),
+        ("epochs", epochs, 0),
+        ("batch_size", batch_size, 1),
+    ):
         if value is not None and (int(value) != value or value < least):
             raise InputError(f"{name} must be a whole number of at least {least}; {value!r} given.")
     if batches is None and steps is None and epochs is None:

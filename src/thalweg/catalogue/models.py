@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -17,8 +18,10 @@ Params = Any
 
 def line(params: dict[str, Any], x: Any) -> Any:
     """weight·x + bias, for x (n,) with a scalar weight or x (n, d) with weights (d,)."""
-    return x @ params["weight"] + params["bias"] if x.ndim == 2 else (
-        params["weight"] * x + params["bias"]
+    return (
+        x @ params["weight"] + params["bias"]
+        if x.ndim == 2
+        else (params["weight"] * x + params["bias"])
     )
 
 
@@ -61,7 +64,7 @@ def init_mlp(widths: Sequence[int], key: Any, dtype: Any = float) -> dict[str, A
     """
     params = {}
     keys = jax.random.split(key, 2 * (len(widths) - 1))
-    for number, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for number, (n_in, n_out) in enumerate(pairwise(widths)):
         bound = n_in**-0.5
         params[f"l{number + 1}"] = {
             "weight": jax.random.uniform(keys[2 * number], (n_out, n_in), dtype, -bound, bound),

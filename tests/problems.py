@@ -1,0 +1,28 @@
+"""Small problems that many tests share. Module-level functions: fresh lambdas would compile anew."""
+
+import numpy as np
+import thalweg as tw
+
+
+def line(w, x):
+    return w["weight"] * x + w["bias"]
+
+
+def bowl(w):
+    """An asymmetric quadratic with its minimum at (1, −2)."""
+    return (w["x"] - 1) ** 2 + 3 * (w["y"] + 2) ** 2 + (w["x"] - 1) * (w["y"] + 2)
+
+
+def data(n=50, dtype=float):
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal(n)
+    return x.astype(dtype), (2 * x + 1 + 0.3 * rng.standard_normal(n)).astype(dtype)
+
+
+def line_problem(loss="mse", n=50, dtype=float, **options):
+    x, y = data(n, dtype)
+    return tw.Problem(line, loss, x, y, params={"weight": 6.0, "bias": -3.0}, **options)
+
+
+def bowl_problem(**options):
+    return tw.Problem.from_function(bowl, params={"x": 0.0, "y": 0.0}, **options)

@@ -1,0 +1,116 @@
+"""The house: imports point one way, and a public name stays what it is."""
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import thalweg
+
+ROOT = Path(thalweg.__file__).parent
+
+# Each room may import from the floors below it, and on its own floor from the rooms named before it.
+# docs/architecture.md says what each is for.
+FLOORS = [
+    ["errors"],
+    ["backend", "losses", "params", "results", "blocks", "tables", "catalogue"],
+    ["plots", "show", "problem"],
+    ["sampling", "optimizers", "ensemble", "observables"],
+    ["planes"],
+    ["descent", "landscapes"],
+    ["studies"],
+    ["report"],
+    ["cli"],
+]
+SIBLINGS = {
+    "losses": {"backend"},
+    "params": {"backend"},
+    "ensemble": {"optimizers"},
+}
+
+
+def rooms():
+    return sorted({path.relative_to(ROOT).parts[0].removesuffix(".py") for path in ROOT.rglob("*.py")})
+
+
+def imported_rooms(path):
+    """The rooms of the package that a file imports, anywhere in it, lazily or not."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            if node.module == "thalweg":
+                found |= {alias.name for alias in node.names}
+            elif node.module.startswith("thalweg."):
+                found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name == "thalweg":
+                    found.add("*")
+                elif alias.name.startswith("thalweg."):
+                    found.add(alias.name.split(".")[1])
+    return found
+
+
+def floor_of(room):
+    return next(i for i, floor in enumerate(FLOORS) if room in floor)
+
+
+def test_every_room_has_its_floor():
+    assert sorted(room for floor in FLOORS for room in floor) == [
+        room for room in rooms() if not room.startswith("__")
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    for other in imported_rooms(path) - {room, "__version__"}:
+        if other == "*":
+            # `import thalweg as tw` is the user's way in: studies are written as a user would.
+            assert room == "studies", f"{room} imports the whole package"
+            continue
+        allowed = floor_of(other) < floor_of(room) or other in SIBLINGS.get(room, ())
+        assert allowed, f"{room} imports {other}, which is not below it"
+
+
+def test_plots_and_results_need_no_jax():
+    for room in ("plots", "results.py", "show.py", "errors.py", "blocks.py", "tables.py"):
+        files = [ROOT / room] if room.endswith(".py") else sorted((ROOT / room).rglob("*.py"))
+        for path in files:
+            text = path.read_text(encoding="utf-8")
+            assert "import jax" not in text, path
+            assert "from jax" not in text, path
+
+
+def test_public_names_survive_the_import_of_every_module():
+    modules = [
+        info.name
+        for info in pkgutil.walk_packages(thalweg.__path__, "thalweg.")
+        if info.name != "thalweg.__main__"
+    ]
+    for module in modules:
+        importlib.import_module(module)
+    for name in thalweg._NAMES:
+        value = getattr(thalweg, name)
+        assert not isinstance(value, type(sys)), f"thalweg.{name} became a module"
+    for name in thalweg._MODULES:
+        assert isinstance(getattr(thalweg, name), type(sys))
+
+
+def test_unknown_attribute():
+    with pytest.raises(AttributeError, match="no attribute 'desend'"):
+        thalweg.desend  # noqa: B018
+
+
+def test_import_loads_neither_jax_nor_numpy():
+    code = (
+        "import sys, thalweg, thalweg.cli;"
+        "heavy = {'jax', 'numpy', 'xarray', 'matplotlib', 'pandas'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,461 @@
+"""The loop, against the same descent written by hand in NumPy."""
+
+import json
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import thalweg as tw
+import torch
+import xarray as xr
+from problems import bowl_problem, data, line, line_problem
+from thalweg import descent, results
+
+
+def by_hand(batches, lr, steps, loss="mse", start=(-3.0, 6.0)):
+    """Plain SGD on the line's mean squared error: iterates (bias, weight) and losses."""
+    x, y = data()
+    bias, weight = start
+    iterates, losses = [], []
+    for step in range(steps + 1):
+        index = batches[step % len(batches)]
+        e = weight * x[index] + bias - y[index]
+        iterates.append((bias, weight))
+        losses.append(np.mean(e**2))
+        bias, weight = bias - lr * 2 * e.mean(), weight - lr * 2 * (e * x[index]).mean()
+    return np.array(iterates), np.array(losses)
+
+
+FULL = [np.arange(50)]
+
+
+def test_full_batch_descent_equals_the_loop_by_hand():
+    path = tw.descend(line_problem(), tw.SGD(lr=0.1), steps=40)
+    iterates, losses = by_hand(FULL, 0.1, 40)
+    assert path.params.dims == ("step", "param")
+    assert list(path.param.values) == ["bias", "weight"]
+    assert list(path.step.values) == list(range(41))
+    np.testing.assert_allclose(path.params, iterates, rtol=1e-12)
+    np.testing.assert_allclose(path.loss, losses, rtol=1e-12)
+    assert path.status == "completed"
+    assert path.diverged_at == -1
+    np.testing.assert_array_equal(path.final, path.params[-1])
+
+
+def test_ragged_batches_are_weighted_by_their_size():
+    # 50 samples in batches of 20: the third holds ten, and its mean is over ten
+    path = tw.descend(line_problem(), tw.SGD(lr=0.05), epochs=2, batch_size=20, record=["batch"])
+    batches = [np.arange(20), np.arange(20, 40), np.arange(40, 50)]
+    iterates, losses = by_hand(batches, 0.05, 6)
+    np.testing.assert_allclose(path.params, iterates, rtol=1e-12)
+    np.testing.assert_allclose(path.loss, losses, rtol=1e-12)
+    np.testing.assert_array_equal(path.batch[2], [*range(40, 50), *[-1] * 10])
+
+
+def test_loss_at_the_last_step_is_that_of_the_next_batch():
+    path = tw.descend(line_problem(), tw.SGD(lr=0.05), steps=1, batch_size=25)
+    _, losses = by_hand([np.arange(25), np.arange(25, 50)], 0.05, 1)
+    np.testing.assert_allclose(path.loss, losses, rtol=1e-12)
+
+
+def test_given_batches_repeat():
+    given = np.array([[0, 3], [7, 7], [20, 1]])
+    path = tw.descend(line_problem(), tw.SGD(lr=0.05), steps=7, batches=given)
+    iterates, _ = by_hand(list(given), 0.05, 7)
+    np.testing.assert_allclose(path.params, iterates, rtol=1e-12)
+    assert tw.descend(line_problem(), tw.SGD(lr=0.05), batches=given).sizes["step"] == 4
+
+
+def test_float32_data_stay_float32_and_follow_torch():
+    x, y = data(dtype=np.float32)
+    path = tw.descend(line_problem(dtype=np.float32), tw.SGD(lr=0.1, momentum=0.9), steps=50)
+    assert path.params.dtype == path.loss.dtype == np.float32
+    weight, bias = torch.tensor(6.0, requires_grad=True), torch.tensor(-3.0, requires_grad=True)
+    optimizer = torch.optim.SGD([weight, bias], lr=0.1, momentum=0.9)
+    for _ in range(50):
+        optimizer.zero_grad()
+        loss = ((weight * torch.tensor(x) + bias - torch.tensor(y)) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+    # fifty steps of float32 rounding, each at most 2⁻²⁴ relative, on values below 10
+    np.testing.assert_allclose(path.final, [bias.item(), weight.item()], atol=50 * 10 * 2**-24)
+
+
+# Members -----------------------------------------------------------------------------------
+
+
+def test_sweeps_are_an_outer_product_and_equal_separate_runs():
+    starts = np.array([[0.0, 0.0], [1.0, -1.0], [3.0, 2.0]])
+    lr, momentum = [0.01, 0.05], [0.0, 0.5, 0.9]
+    path = tw.descend(
+        line_problem(), tw.SGD(lr=lr, momentum=momentum), steps=30, starts=starts, batch_size=7
+    )
+    assert path.params.dims == ("step", "param", "run", "lr", "momentum")
+    assert path.loss.dims == ("step", "run", "lr", "momentum")
+    np.testing.assert_array_equal(path.momentum, momentum)
+    for r, i, j in [(0, 0, 0), (2, 1, 2), (1, 0, 1)]:
+        alone = tw.descend(
+            line_problem(),
+            tw.SGD(lr=lr[i], momentum=momentum[j]),
+            steps=30,
+            starts=starts[[r]],
+            batch_size=7,
+        )
+        np.testing.assert_allclose(
+            path.params[:, :, r, i, j], alone.params[:, :, 0], rtol=1e-12, atol=1e-14
+        )
+
+
+def init_pair(key):
+    return {"x": jax.random.normal(key), "y": jax.random.normal(jax.random.fold_in(key, 1))}
+
+
+def test_run_i_starts_from_its_own_key():
+    problem = tw.Problem.from_function(lambda w: w["x"] ** 2 + w["y"] ** 2, init=init_pair)
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=2, runs=5, seed=3)
+    expected = init_pair(jax.random.fold_in(jax.random.key(3), 4))
+    np.testing.assert_allclose(path.start[:, 4], [expected["x"], expected["y"]], rtol=1e-6)
+    assert len(np.unique(path.start.values)) == 10
+
+
+def test_seeds_are_a_swept_dimension_with_their_own_batches():
+    both = tw.descend(
+        line_problem(), tw.SGD(lr=0.05), epochs=2, batch_size=8, shuffle=True, seed=[4, 9],
+        record=["batch"],
+    )  # fmt: skip
+    assert both.params.dims == ("step", "param", "seed")
+    alone = tw.descend(
+        line_problem(), tw.SGD(lr=0.05), epochs=2, batch_size=8, shuffle=True, seed=9,
+        record=["batch"],
+    )  # fmt: skip
+    np.testing.assert_array_equal(both.batch.sel(seed=9), alone.batch)
+    np.testing.assert_allclose(both.params.sel(seed=9), alone.params, rtol=1e-12)
+    assert not np.array_equal(both.batch.sel(seed=4), both.batch.sel(seed=9))
+
+
+def test_a_trajectory_as_starts_means_its_last_iterates():
+    first = tw.descend(bowl_problem(), tw.SGD(lr=[0.01, 0.1]), steps=5)
+    second = tw.descend(bowl_problem(), tw.SGD(lr=0.05), steps=3, starts=first)
+    np.testing.assert_array_equal(second.params[0].values, first.final.values)
+
+
+def test_starts_as_a_stacked_pytree():
+    stacked = {"x": np.array([1.0, 2.0]), "y": np.array([3.0, 4.0])}
+    path = tw.descend(bowl_problem(), tw.SGD(lr=0.01), steps=1, starts=stacked)
+    np.testing.assert_array_equal(path.start, [[1, 2], [3, 4]])
+
+
+# Going on ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [tw.SGD(lr=[0.01, 0.02], momentum=0.9), tw.Adam(lr=0.1), tw.Rprop(lr=0.01), tw.LBFGS(max_iter=3)],
+    ids=lambda o: o.name,
+)
+def test_resume_equals_an_uninterrupted_run(optimizer, tmp_path):
+    options = {"batch_size": 7, "shuffle": True, "seed": 3}
+    whole = tw.descend(line_problem(), optimizer, steps=60, **options)
+    first = tw.descend(line_problem(), optimizer, steps=23, **options)
+    tw.save(first, tmp_path / "first.nc")
+    rest = tw.descend(
+        line_problem(), optimizer, steps=37, resume=tw.load(tmp_path / "first.nc"), **options
+    )
+    assert list(rest.step.values) == list(range(23, 61))
+    np.testing.assert_array_equal(rest.params, whole.params[23:])
+    np.testing.assert_array_equal(rest.loss, whole.loss[23:])
+    np.testing.assert_array_equal(rest.start, whole.start)
+
+
+def test_resume_with_another_optimizer_is_refused():
+    first = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=2)
+    with pytest.raises(tw.InputError, match="another optimizer"):
+        tw.descend(bowl_problem(), tw.Adam(lr=0.1), steps=2, resume=first)
+    with pytest.raises(tw.InputError, match="goes on with the members"):
+        tw.descend(bowl_problem(), tw.SGD(lr=[0.1, 0.2]), steps=2, resume=first)
+
+
+# Recording ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [1, 3, 7, 30, 1000])
+def test_every_records_the_same_numbers(every):
+    record = ["grad", "grad_norm", "movement", "successive_change", "risk"]
+    options = {"steps": 100, "batch_size": 9, "shuffle": True, "record": record}
+    dense = tw.descend(line_problem(), tw.SGD(lr=0.01), **options)
+    thin = tw.descend(line_problem(), tw.SGD(lr=0.01), every=every, **options)
+    assert list(thin.step.values) == sorted({*range(0, 101, every), 100})
+    for name in ("params", "loss", *record):
+        np.testing.assert_allclose(thin[name], dense[name].sel(step=thin.step), rtol=1e-12)
+
+
+def test_many_blocks_equal_one(monkeypatch):
+    whole = tw.descend(line_problem(), tw.SGD(lr=0.01, momentum=0.5), steps=500, every=3)
+    monkeypatch.setattr(descent, "_MOST_ROWS", 5)
+    cut = tw.descend(line_problem(), tw.SGD(lr=0.01, momentum=0.5), steps=500, every=3)
+    xr.testing.assert_equal(whole, cut)
+
+
+def moments(at):
+    """An observable with structure: a pytree, one leaf with a shape of its own."""
+    return {"mean": (at.params["weight"] + at.params["bias"]) / 2, "ladder": at.loss * jnp.arange(3.0)}
+
+
+def like_params(at):
+    return jax.tree_util.tree_map(lambda w, w0: w - w0, at.params, at.start)
+
+
+def count_init(at):
+    return jnp.zeros((), int)
+
+
+def count_measure(at, seen):
+    return seen, seen + 1
+
+
+def test_observables_of_every_kind():
+    held_out = tw.Problem(line, "mse", [1.0, 2.0], [0.0, 0.5], params={"weight": 0.0, "bias": 0.0})
+    path = tw.descend(
+        line_problem(),
+        tw.SGD(lr=[0.05, 0.1]),
+        steps=6,
+        every=2,
+        record={
+            "m": moments,
+            "moved": like_params,
+            "rows": (count_init, count_measure),
+            "test": held_out,
+            "by": tw.movement_by_parameter,
+            "relative_movement": True,
+            "grad": True,
+        },
+    )
+    w = path.params.sel(param="weight")
+    b = path.params.sel(param="bias")
+    np.testing.assert_allclose(path["m_mean"], (w + b) / 2, rtol=1e-12)
+    assert path["m_ladder"].dims == ("step", "m_ladder_0", "lr")
+    np.testing.assert_allclose(path["m_ladder"].isel({"m_ladder_0": 2}), 2 * path.loss, rtol=1e-12)
+    assert path.moved.dims == ("step", "param", "lr")
+    np.testing.assert_allclose(path.moved, path.params - path.start, atol=1e-12)
+    # the state advances at recorded steps alone: 0, 2, 4, and the last
+    np.testing.assert_array_equal(path.rows.isel(lr=0), [0, 1, 2, 3])
+    expected = ((w + b) ** 2 + (2 * w + b - 0.5) ** 2) / 2
+    np.testing.assert_allclose(path.test, expected, rtol=1e-12)
+    moved = path.by.sel(param="weight")
+    np.testing.assert_allclose(moved, abs(w - 6) / 6, rtol=1e-12, atol=1e-15)
+    whole = np.hypot(w - 6, b + 3) / np.hypot(6, 3)
+    np.testing.assert_allclose(path.relative_movement, whole, rtol=1e-12, atol=1e-15)
+
+
+def test_movement_from_the_origin_is_absolute():
+    path = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=1, record=["relative_movement"])
+    np.testing.assert_allclose(path.relative_movement[1], np.linalg.norm(path.params[1]))
+    assert "absolute" in path.relative_movement.attrs["note"]
+
+
+def test_params_can_be_left_out():
+    path = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=9, record={"params": False})
+    full = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=9)
+    assert "params" not in path
+    np.testing.assert_array_equal(path.final, full.final)
+
+
+def test_schedules_are_called_for_every_step():
+    path = tw.descend(bowl_problem(), tw.SGD(lr=lambda t: 0.2 / (t + 1)), steps=30)
+    w = np.zeros(2)
+    for t in range(30):
+        dx, dy = w - [1, -2]
+        w = w - 0.2 / (t + 1) * np.array([2 * dx + dy, 6 * dy + dx])
+    np.testing.assert_allclose(path.final, w, rtol=1e-12)
+    np.testing.assert_allclose(path["schedule_lr"], 0.2 / np.arange(1, 31))
+
+
+# Failure is data -----------------------------------------------------------------------------
+
+
+def test_a_diverged_run_does_not_stop_the_others():
+    # f'' = 2 in x alone: stable below lr = 1, and each step of lr = 5 multiplies by −9
+    problem = tw.Problem.from_function(lambda w: w["x"] ** 2, params={"x": 1.0})
+    path = tw.descend(problem, tw.SGD(lr=[0.1, 5.0]), steps=600, record={"n": (count_init, count_measure)})
+    assert list(path.status.values) == ["completed", "diverged"]
+    # 9^t is beyond the square root of the largest float64 (2^512) first at t = 162
+    at = int(path.diverged_at[1])
+    assert at == int(np.ceil(512 * np.log(2) / np.log(9)))
+    assert np.isfinite(path.params[:at, :, 1]).all()
+    assert np.isnan(path.params[at:, :, 1]).all()
+    assert np.isnan(path.loss[at:, 1]).all()
+    assert np.isfinite(path.loss[: at - 1, 1]).all()
+    assert (path.n[at:, 1] == -1).all()
+    assert np.isnan(path.final[:, 1]).all()
+    np.testing.assert_allclose(path.params[:, 0, 0], 0.8 ** np.arange(601), atol=1e-15)
+
+
+def test_divergence_is_found_whatever_is_recorded():
+    problem = tw.Problem.from_function(lambda w: w["x"] ** 2, params={"x": 1.0})
+    dense = tw.descend(problem, tw.SGD(lr=5.0), steps=400)
+    thin = tw.descend(problem, tw.SGD(lr=5.0), steps=400, every=100, record={"params": False})
+    assert int(thin.diverged_at) == int(dense.diverged_at)
+    last = tw.descend(problem, tw.SGD(lr=5.0), steps=int(dense.diverged_at))
+    assert last.status == "diverged"
+    assert last.diverged_at == dense.diverged_at
+
+
+def test_ctrl_c_returns_what_was_computed():
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    path = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=2_000_000_000, every=100_000)
+    timer.join()
+    assert path.status == "interrupted"
+    assert path.attrs["interrupted"] == 1
+    last = int(path.step[-1])
+    assert 0 < last < 2_000_000_000
+    whole = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=last, every=100_000)
+    np.testing.assert_array_equal(path.params, whole.params)
+    on = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=2, resume=path)
+    assert list(on.step.values) == [last, last + 1, last + 2]
+
+
+# Compilations ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compilations():
+    """The number of programs XLA has compiled since the fixture was asked for."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    from jax._src import monitoring
+
+    monitoring.unregister_event_duration_listener(listen)
+
+
+def test_other_numbers_compile_nothing(compilations):
+    starts = np.zeros((3, 2))
+    options = {"batch_size": 5, "shuffle": True}
+    tw.descend(line_problem(), tw.SGD(lr=0.1), steps=100, starts=starts, **options)
+    assert compilations, "the listener saw nothing: this test would pass in vain"
+    seen = len(compilations)
+    other_starts = np.ones((3, 2))
+    tw.descend(line_problem(), tw.SGD(lr=0.2), steps=100, starts=starts, **options)
+    tw.descend(line_problem(), tw.SGD(lr=1, momentum=0.9), steps=100, starts=starts, **options)
+    tw.descend(line_problem(), tw.SGD(lr=np.float32(0.3)), steps=100, starts=other_starts, **options)
+    tw.descend(
+        line_problem(), tw.SGD(lr=0.2, weight_decay=0.1, dampening=0.5), steps=37, starts=other_starts,
+        seed=8, **options,
+    )  # fmt: skip
+    tw.descend(line_problem(), tw.SGD(lr=0.2), steps=5_000, starts=starts, **options)
+    x, y = data()
+    other = tw.Problem(line, "mse", x + 1, y, params={"weight": 1, "bias": 0})
+    tw.descend(other, tw.SGD(lr=0.2), steps=100, starts=starts, **options)
+    assert len(compilations) == seen
+
+
+def test_other_sweeps_and_schedules_compile_nothing(compilations):
+    tw.descend(line_problem(), tw.Adam(lr=[0.1, 0.2], betas=(lambda t: 0.9, 0.99)), steps=10)
+    seen = len(compilations)
+    tw.descend(line_problem(), tw.Adam(lr=[0.3, 0.4], betas=(lambda t: 0.5, 0.9)), steps=70)
+    assert len(compilations) == seen
+
+
+# Bad input ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 5, "epochs": 2}, "not both"),
+        ({}, "none given"),
+        ({"steps": -1}, "at least 0"),
+        ({"steps": 2.5}, "whole number"),
+        ({"steps": 5, "batch_size": 0}, "batch_size"),
+        ({"steps": 5, "shuffle": True}, "need batch_size"),
+        ({"steps": 5, "every": 0}, "every"),
+        ({"steps": 5, "runs": 3}, "no init="),
+        ({"steps": 5, "runs": 3, "starts": [[0.0, 0.0]]}, "one of starts="),
+        ({"steps": 5, "starts": [[0.0, 0.0, 0.0]]}, r"shape \(runs, 2\)"),
+        ({"steps": 5, "starts": [[0.0, np.nan]]}, "not finite"),
+        ({"steps": 5, "seed": -1}, "seed"),
+        ({"steps": 5, "seed": 0.5}, "seed"),
+        ({"steps": 5, "record": ["gradnorm"]}, "did you mean 'grad_norm'"),
+        ({"steps": 5, "record": {"step": True}}, "unknown observable"),
+        ({"steps": 5, "record": {"step": tw.movement}}, "is taken"),
+        ({"steps": 5, "record": {"m": 3}}, "must be True, a function"),
+        ({"steps": 5, "record": ["batch"]}, "needs mini-batches"),
+        ({"batches": [[0, 50]]}, "50 samples"),
+        ({"batches": [[0.5]]}, "whole numbers"),
+        ({"batches": [[0]], "batch_size": 2}, "leave out"),
+        ({"steps": 2**31}, "at most"),
+    ],
+)
+def test_bad_calls_say_what_is_wrong_in_one_line(options, message):
+    with pytest.raises(tw.InputError, match=message) as caught:
+        tw.descend(line_problem(), tw.SGD(lr=0.1), **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (tw.SGD(lr=-0.1), "lr must be at least 0; -0.1 given"),
+        (tw.SGD(lr=[0.1, -2.0]), "-2 given"),
+        (tw.SGD(lr=np.nan), "lr must be"),
+        (tw.SGD(lr="fast"), "'fast' given"),
+        (tw.SGD(lr=[[0.1]]), "shape"),
+        (tw.SGD(lr=[]), "number or a list"),
+        (tw.SGD(lr=lambda t: -1.0), "schedule"),
+        (tw.SGD(lr=lambda t: "x"), "schedule"),
+        (tw.Adam(betas=[0.9, 0.99]), "pair"),
+        (tw.SGD, "is a class"),
+        (0.1, "an optimizer such as"),
+    ],
+)
+def test_bad_optimizers_say_what_is_wrong_in_one_line(optimizer, message):
+    with pytest.raises(tw.InputError, match=message) as caught:
+        tw.descend(line_problem(), optimizer, steps=3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_too_large_is_refused_before_it_is_made():
+    with pytest.raises(MemoryError, match=r"iB.*every="):
+        tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=2_000_000_000)
+
+
+# Provenance ----------------------------------------------------------------------------------------
+
+
+def test_what_produced_a_trajectory_is_in_its_attributes():
+    path = tw.descend(bowl_problem(), tw.SGD(lr=[0.1, 0.2], nesterov=True, momentum=0.9), steps=3)
+    settings = results.settings_of(path)
+    assert settings["optimizer"]["name"] == "SGD"
+    assert settings["optimizer"]["lr"] == [0.1, 0.2]
+    assert settings["optimizer"]["nesterov"] is True
+    assert settings["steps"] == 3
+    assert json.loads(path.attrs["versions"])["jax"] == jax.__version__
+    assert path.attrs["dtype"] == "float64"
+    assert path.attrs["device"].startswith("cpu")
+
+
+def test_a_catalogue_descent_runs_again_from_its_file(tmp_path):
+    problem = tw.Problem.from_catalogue("himmelblau")
+    path = tw.descend(
+        problem,
+        tw.Adam(lr=lambda t: 0.1 / (1 + t / 50), betas=([0.5, 0.9], 0.99)),
+        steps=80,
+        starts=[[0.0, 0.0], [-3.0, 1.0]],
+        every=7,
+        record={"grad_norm": True, "loss": False},
+    )
+    tw.save(path, tmp_path / "path.nc")
+    again = tw.rerun(tw.load(tmp_path / "path.nc"))
+    xr.testing.assert_equal(path, again)
+    with pytest.raises(tw.InputError, match="Python functions"):
+        tw.rerun(tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=1))
