@@ -1,6 +1,7 @@
 """Small problems that many tests share. Module-level functions: fresh lambdas would compile anew."""
 
 import numpy as np
+
 import thalweg as tw
 
 

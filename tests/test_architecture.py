@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import thalweg
 
 ROOT = Path(thalweg.__file__).parent
@@ -33,7 +34,9 @@ SIBLINGS = {
 
 
 def rooms():
-    return sorted({path.relative_to(ROOT).parts[0].removesuffix(".py") for path in ROOT.rglob("*.py")})
+    return sorted(
+        {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in ROOT.rglob("*.py")}
+    )
 
 
 def imported_rooms(path):

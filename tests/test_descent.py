@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import thalweg as tw
 import torch
 import xarray as xr
 from problems import bowl_problem, data, line, line_problem
+
+import thalweg as tw
 from thalweg import descent, results
 
 
@@ -154,7 +155,12 @@ def test_starts_as_a_stacked_pytree():
 
 @pytest.mark.parametrize(
     "optimizer",
-    [tw.SGD(lr=[0.01, 0.02], momentum=0.9), tw.Adam(lr=0.1), tw.Rprop(lr=0.01), tw.LBFGS(max_iter=3)],
+    [
+        tw.SGD(lr=[0.01, 0.02], momentum=0.9),
+        tw.Adam(lr=0.1),
+        tw.Rprop(lr=0.01),
+        tw.LBFGS(max_iter=3),
+    ],
     ids=lambda o: o.name,
 )
 def test_resume_equals_an_uninterrupted_run(optimizer, tmp_path):
@@ -202,7 +208,10 @@ def test_many_blocks_equal_one(monkeypatch):
 
 def moments(at):
     """An observable with structure: a pytree, one leaf with a shape of its own."""
-    return {"mean": (at.params["weight"] + at.params["bias"]) / 2, "ladder": at.loss * jnp.arange(3.0)}
+    return {
+        "mean": (at.params["weight"] + at.params["bias"]) / 2,
+        "ladder": at.loss * jnp.arange(3.0),
+    }
 
 
 def like_params(at):
@@ -280,7 +289,9 @@ def test_schedules_are_called_for_every_step():
 def test_a_diverged_run_does_not_stop_the_others():
     # f'' = 2 in x alone: stable below lr = 1, and each step of lr = 5 multiplies by −9
     problem = tw.Problem.from_function(lambda w: w["x"] ** 2, params={"x": 1.0})
-    path = tw.descend(problem, tw.SGD(lr=[0.1, 5.0]), steps=600, record={"n": (count_init, count_measure)})
+    path = tw.descend(
+        problem, tw.SGD(lr=[0.1, 5.0]), steps=600, record={"n": (count_init, count_measure)}
+    )
     assert list(path.status.values) == ["completed", "diverged"]
     # 9^t is beyond the square root of the largest float64 (2^512) first at t = 162
     at = int(path.diverged_at[1])
@@ -347,7 +358,9 @@ def test_other_numbers_compile_nothing(compilations):
     other_starts = np.ones((3, 2))
     tw.descend(line_problem(), tw.SGD(lr=0.2), steps=100, starts=starts, **options)
     tw.descend(line_problem(), tw.SGD(lr=1, momentum=0.9), steps=100, starts=starts, **options)
-    tw.descend(line_problem(), tw.SGD(lr=np.float32(0.3)), steps=100, starts=other_starts, **options)
+    tw.descend(
+        line_problem(), tw.SGD(lr=np.float32(0.3)), steps=100, starts=other_starts, **options
+    )
     tw.descend(
         line_problem(), tw.SGD(lr=0.2, weight_decay=0.1, dampening=0.5), steps=37, starts=other_starts,
         seed=8, **options,

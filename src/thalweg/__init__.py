@@ -12,22 +12,39 @@ __version__ = "0.1.0"
 
 # public name -> the module that holds it
 _NAMES = {
-    "Problem": "problem",
     "InputError": "errors",
-    "SGD": "optimizers",
+    "Problem": "problem",
+    # optimizers
+    **dict.fromkeys(
+        (
+            "ASGD", "LBFGS", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam",
+            "RAdam", "RMSprop", "Rprop", "optax",
+        ),
+        "optimizers",
+    ),
+    # descents, and what is measured along them
     "descend": "descent",
-    "Plane": "planes",
-    "coordinate_plane": "planes",
-    "line": "planes",
+    **dict.fromkeys(
+        (
+            "Observable", "empirical_risk", "expected_risk", "gradient_norm", "movement",
+            "movement_by_parameter", "relative_movement", "risk_on", "successive_change",
+        ),
+        "observables",
+    ),
+    # where to look, and what is there
+    **dict.fromkeys(("Plane", "coordinate_plane", "line"), "planes"),
     "landscape": "landscapes",
-    "save": "results",
-    "load": "results",
-    "project": "results",
-}
+    # results
+    **dict.fromkeys(("load", "project", "save"), "results"),
+    "rerun": "studies",
+}  # fmt: skip
 # public name of a module -> the module
 _MODULES = {
     "losses": "losses",
     "optimizers": "optimizers",
+    "plot": "plots",
+    "report": "report",
+    "studies": "studies",
 }
 
 __all__ = ["__version__", *_NAMES, *_MODULES]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LISTED = 20  # known names that an error lists; a network has thousands of parameters
+
 
 class InputError(ValueError):
     """What was asked for cannot be done as given.
@@ -12,6 +14,10 @@ class InputError(ValueError):
     Its message is one line that names what was given, what was expected and what to do.
     The command prints that line and exits with status 2.
     """
+
+    def __init__(self, message: str) -> None:
+        # What the user gave is repeated in the message, and its repr may have several lines.
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
 
 class MemoryEstimateError(InputError, MemoryError):
@@ -21,6 +27,8 @@ class MemoryEstimateError(InputError, MemoryError):
 def unknown(kind: str, given: object, known: Iterable[str]) -> InputError:
     """An error for a name that is not among `known`, with the nearest one suggested."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return InputError(f"unknown {kind} {given!r}{hint} Known: {', '.join(known)}.")
+    lower = [name.lower() for name in known]
+    near = difflib.get_close_matches(str(given).lower(), lower, n=1, cutoff=0.5)
+    hint = f"; did you mean {known[lower.index(near[0])]!r}?" if near else "."
+    more = f", … ({len(known)} in all)" if len(known) > _LISTED else ""
+    return InputError(f"unknown {kind} {given!r}{hint} Known: {', '.join(known[:_LISTED])}{more}.")

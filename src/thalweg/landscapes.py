@@ -265,5 +265,5 @@ def _streamed(problem: Problem, over_points: Any, samples: int) -> Any:
             lambda w: jnp.where(fresh, pointwise(there, w).astype(float), 0).sum()
         )
 
-    like = jax.eval_shape(over_points, lambda w: jnp.zeros(()))
-    return jax.lax.fori_loop(0, -(-n // samples), add, jnp.zeros(like.shape))
+    start = over_points(lambda w: jnp.zeros(()))
+    return jax.lax.fori_loop(0, -(-n // samples), add, start)

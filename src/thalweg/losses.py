@@ -153,7 +153,10 @@ def over_outputs(values: Any, reduction: str) -> Any:
 
 
 def _positive(loss: str, name: str, value: float, zero: bool = False) -> float:
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
         raise InputError(f"{loss}: {name} must be a positive number, {value!r} given.")
     return number

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 import xarray as xr
 
@@ -40,7 +41,7 @@ class Plane:
 
     def __post_init__(self) -> None:
         for axis in self.axes:
-            if axis in results.RESERVED_DIMS or axis in results.RISKS:
+            if axis in (*results.RESERVED_DIMS, *results.RISKS, *results.PLANE_VARIABLES):
                 raise InputError(
                     f"the axis {axis!r} would clash with a dimension or variable of every result; "
                     f"call the parameter {axis + '_'!r}, say."
@@ -93,8 +94,11 @@ def coordinate_plane(
         points: how many along each axis, or one number for each: {"weight": 60, "bias": 40}.
         at: the values of the other parameters; the problem's starting point without it.
     """
-    if not ranges:
-        raise InputError("coordinate_plane needs at least one parameter and its range.")
+    if not isinstance(ranges, Mapping) or not ranges:
+        raise InputError(
+            "coordinate_plane needs at least one parameter and its range, as in "
+            f"{{{problem.names[0]!r}: (-1, 1)}}; {ranges!r} given."
+        )
     point = _point(problem, at, needed=len(ranges) < problem.size)
     counts = _counts(points, tuple(ranges))
     coordinates, directions = [], np.zeros((len(ranges), problem.size))
@@ -135,8 +139,10 @@ def _point(problem: Problem, params: Params, needed: bool = True) -> np.ndarray:
                 )
             return np.zeros(problem.size)
     if isinstance(params, xr.DataArray):
+        if "param" in params.coords and tuple(params["param"].values) != problem.names:
+            raise InputError("a point of the plane has other parameters than the problem.")
         params = params.values
-    if isinstance(params, np.ndarray) and params.shape == (problem.size,):
+    if isinstance(params, (np.ndarray, jax.Array)) and params.shape == (problem.size,):
         vector = params
     else:
         vector = problem.flatten(problem.at(params).params)

@@ -38,6 +38,9 @@ RESERVED_DIMS = (
 
 RISKS = ("empirical", "expected", "pointwise")
 
+# What a landscape and a projection hold beside the risks.
+PLANE_VARIABLES = ("origin", "directions", "residual")
+
 STATUS = ("completed", "diverged", "interrupted")
 
 
@@ -99,6 +102,8 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"cannot save to {path}: the folder {path.parent} does not exist.")
+    if path.is_dir():
+        raise InputError(f"cannot save to {path}: it is a folder; give a file in it.")
     if not isinstance(result, (xr.Dataset, xr.DataTree)):
         raise InputError(f"a Dataset or a DataTree can be saved; {type(result).__name__} given.")
     _check_names(result)
@@ -111,9 +116,12 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
         os.umask(umask)
         os.chmod(scratch, 0o666 & ~umask)
         os.replace(scratch, path)
-    except BaseException:
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"this result cannot be stored as netCDF: {_first_line(error)}."
+        ) from error
+    finally:
         Path(scratch).unlink(missing_ok=True)
-        raise
     return path
 
 
@@ -131,7 +139,7 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
             tree = tree.load()
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a result: {_first_line(error)}.") from None
-    if "schema_version" not in tree.attrs:
+    if not isinstance(tree.attrs.get("schema_version"), (int, np.integer)):
         raise InputError(f"{path} is not a Thalweg result: it has no schema_version.")
     if tree.attrs["schema_version"] > SCHEMA_VERSION:
         raise InputError(
@@ -183,7 +191,8 @@ def _check_names(result: xr.Dataset | xr.DataTree) -> None:
         ]
         for where, attrs in holders:
             for key, value in attrs.items():
-                if not isinstance(value, (str, int, float, np.number, np.ndarray, list)):
+                storable = isinstance(value, (str, int, float, np.number, np.ndarray, list))
+                if isinstance(value, bool) or not storable:
                     raise InputError(
                         f"attribute {key!r}{where} is a {type(value).__name__}; attributes are "
                         f"strings and numbers."
@@ -223,13 +232,16 @@ def project(plane: xr.Dataset, path: xr.Dataset | xr.DataArray | np.ndarray) -> 
     directions = plane["directions"].transpose("direction", "param").values.astype(float)
     dims = [d for d in points.dims if d != "param"]
     offset = points.transpose(*dims, "param").values.astype(float) - origin
+    # A run that leaves the finite numbers is nowhere on the plane, and no cause for a warning.
+    offset[~np.isfinite(offset).all(axis=-1)] = np.nan
     # A thin QR of the directions, not their Gram matrix: its condition number is not squared.
     q, r = np.linalg.qr(directions.T)
     along = offset @ q
     coordinates = np.linalg.solve(r, np.moveaxis(along, -1, 0).reshape(len(r), -1))
     coordinates = coordinates.reshape(len(r), *along.shape[:-1])
     inside = np.moveaxis(np.tensordot(q, np.moveaxis(along, -1, 0), axes=(1, 0)), 0, -1)
-    residual = np.linalg.norm(offset - inside, axis=-1)
+    # not a root of a sum of squares, which overflows for a run that is about to diverge
+    residual = np.hypot.reduce(offset - inside, axis=-1)
     data = {name: (dims, coordinates[i]) for i, name in enumerate(plane_axes(plane))}
     coords = {k: v for k, v in points.coords.items() if "param" not in v.dims}
     return xr.Dataset({**data, "residual": (dims, residual)}, coords=coords)

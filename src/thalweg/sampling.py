@@ -99,7 +99,7 @@ def plan(
         ("epochs", epochs, 0),
         ("batch_size", batch_size, 1),
     ):
-        if value is not None and (int(value) != value or value < least):
+        if value is not None and not _whole(value, least):
             raise InputError(f"{name} must be a whole number of at least {least}; {value!r} given.")
     if batches is None and steps is None and epochs is None:
         raise InputError("give steps= or epochs= (or batches=); none given.")
@@ -114,6 +114,11 @@ def plan(
         return (len(given) if steps is None else int(steps)), Batches(
             n_samples, given.shape[1], len(given), seeds, given=given
         )
+    if drop_last and batch_size > n_samples:
+        raise InputError(
+            f"drop_last=True leaves no batch: batch_size is {batch_size}, and there are {n_samples} "
+            f"samples."
+        )
     if batch_size is None or (batch_size >= n_samples and not replacement):
         return int(steps if steps is not None else epochs), None  # type: ignore[arg-type]
     size = int(batch_size)
@@ -122,8 +127,21 @@ def plan(
     return count, Batches(n_samples, size, per_epoch, seeds, bool(shuffle), bool(replacement))
 
 
+def _whole(value: Any, least: int) -> bool:
+    try:
+        return int(value) == value and value >= least
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
 def _given(batches: Any, n_samples: int) -> np.ndarray:
-    given = np.asarray(batches)
+    try:
+        given = np.asarray(batches)
+    except ValueError:
+        raise InputError(
+            "batches= must hold the same number of indices for every step; rows of different "
+            "lengths given."
+        ) from None
     if given.ndim == 1:
         given = given[:, None]
     if given.ndim != 2 or given.size == 0 or given.dtype.kind not in "iu":

@@ -1,0 +1,233 @@
+"""The command: list, run, descend, show, rerun."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from thalweg import __version__
+
+_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
+
+
+def _one_line(command: Callable[..., None]) -> Callable[..., None]:
+    """Bad input and a full disk are one line and exit status 2, without a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        from thalweg.errors import InputError
+
+        try:
+            command(*args, **kwargs)
+        except (InputError, OSError) as error:
+            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("Interrupted; nothing was written.", err=True)
+            sys.exit(_INTERRUPTED)
+
+    return wrapped
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="thalweg")
+def main() -> None:
+    """See and measure how optimizers move through loss landscapes."""
+
+
+_out = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for results.nc, the figures and report.html.",
+)
+_set = click.option(
+    "--set",
+    "changes",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Change a setting; may be given several times.",
+)
+
+
+@main.command("list")
+def list_studies() -> None:
+    """List the studies."""
+    from thalweg.studies import STUDIES
+
+    width = max(map(len, STUDIES))
+    for name, (_, text) in STUDIES.items():
+        click.echo(f"{name:<{width}}  {text}")
+
+
+@main.command()
+@click.argument("study")
+@_out
+@click.option("--seed", type=int, help="Short for --set seed=N.")
+@_set
+@click.option("--settings", "only_list", is_flag=True, help="List the study's settings and stop.")
+@_one_line
+def run(study: str, out: Path, seed: int | None, changes: tuple[str, ...], only_list: bool) -> None:
+    """Run STUDY and write its results, figures and report to a folder."""
+    from thalweg import studies
+
+    if only_list:
+        for name, default, text in studies.settings_help(study):
+            click.echo(f"{name} = {default}\n    {text}")
+        return
+    given = _assignments(changes)
+    if seed is not None:
+        given["seed"] = seed
+    studies.make_settings(study, given)
+    _run_and_write(lambda: studies.run(study, **given), out)
+
+
+@main.command()
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option(
+    "--x", "x", multiple=True, required=True, metavar="COLUMN", help="A feature; may repeat."
+)
+@click.option("--y", "y", required=True, metavar="COLUMN", help="The target.")
+@click.option(
+    "--model",
+    default="line",
+    show_default=True,
+    help="line, polynomial:3, mlp:16,16, tanh-mlp:16,16.",
+)
+@click.option(
+    "--loss",
+    default="mse",
+    show_default=True,
+    help="mse, l1, huber:1.0, smooth_l1:1.0, bce_with_logits.",
+)
+@click.option(
+    "--optimizer", default="sgd", show_default=True, help="sgd, adam, lbfgs, … (torch.optim's)."
+)
+@click.option("--lr", type=float, help="Learning rate; the optimizer's own default without it.")
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Another option of the optimizer, as in momentum=0.9.",
+)
+@click.option("--steps", type=int, help="Number of steps.")
+@click.option("--epochs", type=int, help="Number of passes through the data.")
+@click.option("--batch-size", type=int, help="Samples a step; all without it.")
+@click.option("--shuffle", is_flag=True, help="A new order each epoch.")
+@click.option(
+    "--standardize", is_flag=True, help="Scale all columns to mean 0, standard deviation 1."
+)
+@click.option("--start", default="", metavar="NAME=VALUE,…", help="Where to start, by parameter.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="For random starts and shuffling."
+)
+@click.option(
+    "--plane", default="", metavar="NAME,NAME", help="Two parameters to draw the landscape over."
+)
+@click.option("--window", default="", metavar="X0,X1,Y0,Y1", help="The landscape's range.")
+@click.option(
+    "--points", type=int, default=101, show_default=True, help="Its grid points along each axis."
+)
+@_out
+@_one_line
+def descend(
+    table: Path, x: tuple[str, ...], y: str, out: Path, options: tuple[str, ...], **chosen: Any
+) -> None:
+    """Fit a model to columns of TABLE, a CSV file, and draw the way the optimizer took."""
+    from thalweg import studies, tables
+
+    if chosen["steps"] is None and chosen["epochs"] is None:
+        chosen["steps"] = 1000
+    settings = {"x": x, "y": y, "options": ",".join(options), **chosen}
+    studies.make_settings("fit", settings)
+    data = tables.read(table, x, y)
+    tree = _run_and_write(lambda: studies.run("fit", data, **settings), out)
+    for warning in studies.findings("fit", tree).warnings:
+        click.echo(warning)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--node", help="The part of a study's result to show, as in path/mse/plain.")
+@click.option("--rows", type=int, default=200, show_default=True, help="Steps to print at most.")
+@_one_line
+def show(file: Path, node: str | None, rows: int) -> None:
+    """Print what a saved result holds: what made it, the losses step by step, where it ended."""
+    from thalweg import show as showing
+    from thalweg.results import load
+
+    for line in showing.lines(load(file), node, rows):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_out
+@_one_line
+def rerun(file: Path, out: Path) -> None:
+    """Do again what made FILE, a saved study or fit, from that file alone."""
+    from thalweg import studies
+    from thalweg.errors import InputError
+    from thalweg.results import load
+
+    saved = load(file)
+    if saved.attrs["kind"] != "study":
+        raise InputError(
+            f"{file} holds a {saved.attrs['kind']}; in Python, thalweg.rerun does it again."
+        )
+    _run_and_write(lambda: studies.rerun(saved), out)
+
+
+def _assignments(changes: tuple[str, ...]) -> dict[str, Any]:
+    from thalweg.errors import InputError
+
+    given: dict[str, Any] = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise InputError(f"--set needs NAME=VALUE; {change!r} given.")
+        given[name.strip()] = value.strip()
+    return given
+
+
+def _run_and_write(make: Callable[[], Any], out: Path) -> Any:
+    """Run a study, write it all to `out`, print what matters, and answer Ctrl-C."""
+    from thalweg import blocks, report, studies
+
+    if out.exists() and not out.is_dir():
+        from thalweg.errors import InputError
+
+        raise InputError(f"--out {out}: there is a file of that name.")
+    with _own_process(), blocks.interruptible() as interrupt:
+        tree = make()
+        page = report.write(tree, out)
+    found = studies.findings(studies.name_of(tree), tree)
+    for name, value in found.numbers.items():
+        click.echo(f"{name}: {value}")
+    click.echo(f"Wrote {page}")
+    if interrupt:
+        click.echo("Interrupted; what was computed until then is saved.", err=True)
+        sys.exit(_INTERRUPTED)
+    return tree
+
+
+@contextmanager
+def _own_process() -> Iterator[None]:
+    """What a program that owns its process may decide: compiled programs are kept for the next run."""
+    from thalweg import backend
+
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    backend.keep_compiled(Path(cache) / "thalweg" / "compiled")
+    import matplotlib
+
+    matplotlib.use("agg")
+    yield

@@ -1,0 +1,34 @@
+"""Static pictures of results, in matplotlib.
+
+Every function takes `ax=` (or `figure=`, where there are several panels), makes one if there is
+none, and returns it. None shows a figure, and none changes a number: what a picture leaves out, the
+picture says. Results are read through their schema alone, so that a saved file draws without JAX.
+"""
+
+from thalweg.plots.bands import quantile_levels
+from thalweg.plots.curves import loss, movement, record
+from thalweg.plots.fits import fit, points, residual_scatter, residuals
+from thalweg.plots.histograms import histogram
+from thalweg.plots.panels import grid, risks, step_panels
+from thalweg.plots.paths import mark, trace
+from thalweg.plots.surfaces import contour, heatmap, profile
+
+__all__ = [
+    "contour",
+    "fit",
+    "grid",
+    "heatmap",
+    "histogram",
+    "loss",
+    "mark",
+    "movement",
+    "points",
+    "profile",
+    "quantile_levels",
+    "record",
+    "residual_scatter",
+    "residuals",
+    "risks",
+    "step_panels",
+    "trace",
+]

@@ -1,0 +1,358 @@
+"""Records against the step: losses, movements, norms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from thalweg import results
+from thalweg.errors import InputError, unknown
+from thalweg.plots import members, style
+from thalweg.plots.members import Series
+
+LABELS = {
+    "risk": "empirical risk",
+    "expected": "expected risk",
+    "grad_norm": r"gradient norm $\|\nabla L\|$",
+    "movement": r"movement $\|w_t - w_0\|$",
+    "relative_movement": r"movement $\|w_t - w_0\|\,/\,\|w_0\|$",
+    "successive_change": r"successive change $\|w_t - w_{t-1}\|\,/\,\|w_t\|$",
+}
+_SCALES = ("linear", "log")
+_MARKS = 8  # markers along a curve, about
+# A diverging run is followed up to this multiple of what the others reach.
+_HEADROOM = {"log": 1e3, "linear": 2.0}
+
+
+def record(
+    path: xr.Dataset,
+    name: str,
+    *,
+    ax: Axes | None = None,
+    x: str = "linear",
+    y: str = "log",
+    band: tuple[float, float] | None = (0.1, 0.9),
+    title: str | None = None,
+    label: str | None = None,
+) -> Axes:
+    """A scalar record against the step.
+
+    Each combination of swept values is a line of its own. Several runs are drawn as their median and
+    a band between two quantiles, over the runs that did not diverge; the diverged ones are dotted
+    lines. Called again with the same axes, it goes on with the next styles.
+
+    Args:
+        path: a trajectory.
+        name: one of its records with one number a step and member.
+        ax: where to draw; a new figure without it.
+        x, y: "linear" or "log". On a log axis step 0, and values at or below zero, are left out; a
+            note below the axes says so.
+        band: the band's two quantiles; None draws each run.
+        title: a title; the record's name without it.
+        label: the trajectory's name in the legend.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: a record that is not there or not a scalar, an unknown scale, impossible quantiles.
+    """
+    members.check_trajectory(path)
+    style.one_of("x", x, _SCALES)
+    style.one_of("y", y, _SCALES)
+    if band is not None and not (len(band) == 2 and 0 <= band[0] < band[1] <= 1):
+        raise InputError(f"band must be two increasing quantiles from 0 to 1; {band!r} given.")
+    steps, values = _read(path, name)
+    ax = style.new_axes(ax)
+    ax.set_xscale(x)
+    ax.set_yscale(y)
+    if x == "linear":
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    if x == "log" and (steps < 1).any():
+        steps, values = steps[steps >= 1], values[steps >= 1]
+        style.note(ax, "step 0 not shown (log axis)")
+    low = int((values <= 0).sum())
+    if y == "log" and low:
+        style.note(ax, f"{style.count_of(low, 'value')} ≤ 0 not shown (log axis)")
+    groups = members.by_sweep(path)
+    curves = _Curves(ax, steps, values, members.diverged(path), x, y)
+    prefix = style.plain(label) if label else ""
+    if len(groups) > members.MOST:
+        curves.crowd(groups, prefix, band)
+    else:
+        for group in groups:
+            curves.series(group, prefix, band)
+    curves.show_diverged()
+    text = LABELS.get(name, style.plain(name))
+    ax.set(xlabel=style.label_of(path["step"], "step"), ylabel=style.label_of(path[name], text))
+    words = label_of(name).split(" $")[0]
+    style.titled(ax, title, words)
+    style.legend(ax)
+    return ax
+
+
+def loss(
+    path: xr.Dataset,
+    *,
+    ax: Axes | None = None,
+    x: str = "linear",
+    y: str = "log",
+    band: tuple[float, float] | None = (0.1, 0.9),
+    title: str | None = None,
+    label: str | None = None,
+) -> Axes:
+    """The loss against the step: that of the batch the step used, before its update.
+
+    Arguments, returned axes and errors are those of `record`.
+    """
+    return record(path, "loss", ax=ax, x=x, y=y, band=band, title=title, label=label)
+
+
+def movement(
+    path: xr.Dataset,
+    name: str | None = None,
+    *,
+    ax: Axes | None = None,
+    x: str = "linear",
+    y: str = "linear",
+    band: tuple[float, float] | None = (0.1, 0.9),
+    title: str | None = None,
+    label: str | None = None,
+) -> Axes:
+    """How far the parameters are from where they started, against the step.
+
+    Args:
+        name: the record; without it `relative_movement` or `movement`, whichever there is.
+
+    The other arguments, the returned axes and the errors are those of `record`. Where a start has
+    norm zero its relative movement is the absolute one; a note says so.
+    """
+    members.check_trajectory(path)
+    if name is None:
+        known = [n for n in ("relative_movement", "movement") if n in path]
+        if not known:
+            raise InputError(
+                "this trajectory has no record of the movement: descend with "
+                "record=['relative_movement'], or say with name= which record it is."
+            )
+        name = known[0]
+    ax = record(
+        path,
+        name,
+        ax=ax,
+        x=x,
+        y=y,
+        band=band,
+        title="Movement from the start" if title is None else title,
+        label=label,
+    )
+    if name == "relative_movement" and "start" in path:
+        zero = ~path["start"].values.any(axis=path["start"].get_axis_num("param"))
+        if zero.any():
+            which = "" if zero.all() else f" for {int(zero.sum())} of {zero.size} starts"
+            style.note(ax, f"absolute{which}: the start is zero")
+    return ax
+
+
+def label_of(name: str) -> str:
+    """How an axis calls a record."""
+    return LABELS.get(name, style.plain(name).replace("_", " "))
+
+
+def _read(path: xr.Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and the record (step, …members) with NaN for what is not finite."""
+    dims = {"step", *results.member_dims(path)}
+    if name not in path.data_vars:
+        scalars = [str(n) for n, v in path.data_vars.items() if set(v.dims) == dims]
+        raise unknown("record", name, scalars)
+    extra = [str(d) for d in path[name].dims if d not in dims]
+    if extra or "step" not in path[name].dims:
+        raise InputError(
+            f"{name!r} is not one number a step: its dimensions are {', '.join(map(str, path[name].dims))}."
+            + (f" Select one, as in path.isel({extra[0]}=0)." if extra else "")
+        )
+    values = path[name].transpose("step", *results.member_dims(path)).values.astype(float)
+    values[~np.isfinite(values)] = np.nan
+    return path["step"].values, values
+
+
+def final(path: xr.Dataset, name: str) -> np.ndarray:
+    """A scalar record at the last recorded step, on the member dimensions."""
+    return _read(path, name)[1][-1]
+
+
+class _Curves:
+    """The curves of one call on one pair of axes."""
+
+    def __init__(
+        self, ax: Axes, steps: np.ndarray, values: np.ndarray, lost: np.ndarray, x: str, y: str
+    ) -> None:
+        self.ax, self.steps, self.lost = ax, steps, lost
+        # Diverging runs may not set the limits: beside 1e300 nothing else would be seen.
+        self.values = np.where(values > 0, values, np.nan) if y == "log" else values
+        self.raw = values
+        self.x, self.y = x, y
+        self.taken = style.styles_taken(ax)
+        self.drawn: list[tuple[Line2D, np.ndarray]] = []
+
+    def series(self, group: Series, prefix: str, band: tuple[float, float] | None) -> None:
+        """All runs of one combination of swept values."""
+        look, gid = self._next()
+        name = style.joined(prefix, group.label, by=": ")
+        kept = [m for m in group.members if not self.lost[m]]
+        gone = [m for m in group.members if self.lost[m]]
+        if len(group.members) == 1:
+            if kept:
+                self._line(
+                    kept[0], look, gid, label=name or None, marker=look.marker if name else None
+                )
+            else:
+                self._diverging(
+                    gone[0], look, gid, ls=look.dash, label=f"{name} (diverged)".strip()
+                )
+            return
+        if kept and band is not None:
+            self._median(
+                kept, look, gid, band, style.joined(name, _median_text(len(kept), band), by=": ")
+            )
+        for i, m in enumerate(kept if band is None else []):
+            text = style.joined(name, style.count_of(len(kept), "run"), by=": ")
+            self._line(m, look, gid, label=None if i else text, lw=0.9, alpha=0.5)
+        for i, m in enumerate(gone):
+            text = style.joined(name, f"{len(gone):,} diverged", by=": ")
+            self._diverging(
+                m, look, gid, ls=style.DIVERGED_DASH, label=None if i else text, lw=0.9, alpha=0.6
+            )
+
+    def crowd(self, groups: list[Series], prefix: str, band: tuple[float, float] | None) -> None:
+        """More combinations than a legend names: all alike, as thin lines without a band."""
+        look, gid = self._next()
+        text = style.count_of(len(groups), "setting")
+        runs = len(groups[0].members)
+        gone = [m for g in groups for m in g.members if self.lost[m]]
+        if runs > 1:
+            what = "median of up to" if gone else "median of"
+            text += f", {what} {runs} runs" if band is not None else f", {runs} runs each"
+        text = style.joined(prefix, text, by=": ")
+        thin = {"lw": 0.8, "alpha": max(0.15, min(0.6, 20 / len(groups)))}
+        for group in groups:
+            kept = [m for m in group.members if not self.lost[m]]
+            if band is not None and len(kept) > 1:
+                self._plot(_quantile(self._of(kept, raw=True), 0.5), look, gid, **thin)
+            else:
+                for m in kept:
+                    self._line(m, look, gid, **thin)
+        self.ax.plot([], [], color=look.color, lw=1.4, label=text)
+        for i, m in enumerate(gone):
+            text = style.joined(prefix, f"{len(gone):,} diverged", by=": ")
+            self._diverging(
+                m, look, gid, ls=style.DIVERGED_DASH, label=None if i else text, lw=0.8, alpha=0.6
+            )
+
+    def show_diverged(self) -> None:
+        """Let diverging runs set the limits as far as others do, and a little farther."""
+        if not self.drawn:
+            return
+        kept = self.values[:, ~self.lost] if self.lost.ndim else self.values[:, None][:, :0]
+        highest = [kept[np.isfinite(kept)].max()] if np.isfinite(kept).any() else []
+        firsts = [v[np.isfinite(v)][:1] for _, v in self.drawn]
+        highest += [v[0] for v in firsts if v.size]
+        if not highest:
+            return
+        cap = max(highest) + (_HEADROOM[self.y] - 1) * abs(max(highest))
+        above = 0
+        for _, values in self.drawn:
+            with np.errstate(invalid="ignore"):
+                shown = values <= cap
+            above += bool((values[np.isfinite(values)] > cap).any())
+            self.ax.update_datalim(np.column_stack([self.steps, values])[shown])
+        self.ax.autoscale_view()
+        if above:
+            them = "the diverged run leaves" if above == 1 else f"{above:,} diverged runs leave"
+            style.note(self.ax, f"{them} the window")
+
+    def _next(self) -> tuple[style.Style, str]:
+        look, gid = style.style(self.taken), f"{style.SERIES}-{self.taken}"
+        self.taken += 1
+        return look, gid
+
+    def _of(self, chosen: list[tuple[int, ...]], raw: bool = False) -> np.ndarray:
+        """(step, len(chosen))"""
+        values = self.raw if raw else self.values
+        return np.stack([values[(slice(None), *m)] for m in chosen], axis=1)
+
+    def _median(
+        self,
+        kept: list[tuple[int, ...]],
+        look: style.Style,
+        gid: str,
+        band: tuple[float, float],
+        label: str,
+    ) -> None:
+        # Quantiles first, the log axis' mask after: the other way round they would be biased.
+        runs = self._of(kept, raw=True)
+        low, middle, high = (_quantile(runs, q) for q in (band[0], 0.5, band[1]))
+        self._plot(middle, look, gid, label=label, marker=look.marker)
+        if self.y == "log":
+            if (low <= 0).any():
+                style.note(self.ax, "no band where it reaches down to 0")
+            low = np.where(low > 0, low, np.nan)
+        filled = self.ax.fill_between(
+            self.steps, low, high, color=look.color, alpha=0.2, lw=0, gid=style.BAND
+        )
+        filled.set_label(f"_{label}")
+
+    def _line(self, member: tuple[int, ...], look: style.Style, gid: str, **options: Any) -> None:
+        self._plot(self.values[(slice(None), *member)], look, gid, **options)
+
+    def _plot(self, values: np.ndarray, look: style.Style, gid: str, **options: Any) -> None:
+        if self.y == "log":
+            values = np.where(values > 0, values, np.nan)
+        options = {"label": None, "lw": 1.6, "ls": look.dash, "ms": 4.5, **options}
+        options["label"] = options["label"] or "_line"
+        self.ax.plot(
+            self.steps, values, color=look.color, gid=gid, markevery=self._marks(), **options
+        )
+
+    def _diverging(
+        self, member: tuple[int, ...], look: style.Style, gid: str, **options: Any
+    ) -> None:
+        """A line that does not set the limits, with a cross at its last finite value."""
+        values = self.values[(slice(None), *member)]
+        there = np.flatnonzero(np.isfinite(values))
+        options = {"lw": 1.6, **options}
+        options["label"] = options.get("label") or "_diverged"
+        line = Line2D(
+            self.steps,
+            values,
+            color=look.color,
+            gid=gid,
+            marker="X",
+            ms=6,
+            markevery=there[-1:].tolist(),
+            **options,
+        )
+        self.ax.add_artist(line)
+        self.drawn.append((line, values))
+
+    def _marks(self) -> list[int]:
+        """Where markers stand: evenly spread to the eye."""
+        n = len(self.steps)
+        if self.x == "log":
+            return sorted({int(i) for i in np.geomspace(1, max(n, 1), _MARKS) - 1} if n else [])
+        return list(range(0, n, max(1, n // _MARKS)))
+
+
+def _quantile(runs: np.ndarray, q: float) -> np.ndarray:
+    """Over runs, and NaN at a step where one of them has no value."""
+    return np.quantile(runs, q, axis=1)
+
+
+def _median_text(count: int, band: tuple[float, float]) -> str:
+    if count == 1:
+        return "the 1 run that did not diverge"
+    return f"median of {count:,} runs, {100 * band[0]:g}–{100 * band[1]:g} %"

@@ -1,0 +1,220 @@
+"""Data, fitted curves and residuals.
+
+A fit is a dataset with `x` and `y` on `sample`; with `x_grid` on `grid` and `yhat_grid` on `grid` and
+any further dimensions (runs, swept values, models); and with `yhat` on `sample` for residuals. The
+attributes `long_name` and `units` of `x` and `y` become axis labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from thalweg.errors import InputError
+from thalweg.plots import style
+from thalweg.plots.members import MOST
+
+
+def points(
+    data: xr.Dataset, *, ax: Axes | None = None, title: str | None = None, label: str = "data"
+) -> Axes:
+    """The data alone.
+
+    Args:
+        data: `x` and `y` on `sample`.
+        ax: where to draw; a new figure without it.
+        title: a title; "Data" without it.
+        label: what the legend calls them.
+
+    Raises:
+        InputError: a variable that is missing or has other dimensions.
+    """
+    x, y = _columns(data, "x", "y")
+    ax = style.new_axes(ax)
+    _say_missing(ax, x, y)
+    ax.plot(
+        x,
+        y,
+        ls="",
+        marker="o",
+        ms=5,
+        mfc="0.55",
+        mec="white",
+        mew=0.5,
+        zorder=2,
+        label=style.plain(label),
+    )
+    ax.set(xlabel=style.label_of(data["x"], "x"), ylabel=style.label_of(data["y"], "y"))
+    style.titled(ax, title, "Data")
+    style.legend(ax)
+    return ax
+
+
+def fit(
+    data: xr.Dataset, *, ax: Axes | None = None, title: str | None = None, label: str = "fit"
+) -> Axes:
+    """Fitted curves with their data.
+
+    Up to ten curves have styles of their own and are named by their coordinates; more share one.
+
+    Args:
+        data: `x`, `y` on `sample`; `x_grid` on `grid`; `yhat_grid` on `grid` and any others.
+        ax: where to draw; a new figure without it.
+        title: a title; "Fit" without it.
+        label: what the legend calls a single curve.
+
+    Raises:
+        InputError: a variable that is missing or has other dimensions.
+    """
+    (grid,) = _columns(data, "x_grid", dim="grid")
+    curves = _variable(data, "yhat_grid")
+    if "grid" not in curves.dims:
+        raise InputError(f"'yhat_grid' needs the dimension 'grid'; it has {curves.dims}.")
+    ax = points(data, ax=ax, title="Fit" if title is None else title)
+    dims = [str(d) for d in curves.dims if d != "grid"]
+    values = curves.transpose("grid", *dims).values.astype(float)
+    indices = list(np.ndindex(*values.shape[1:]))
+    taken = style.styles_taken(ax)
+    for i, index in enumerate(indices):
+        column = values[(slice(None), *index)]
+        whole = np.isfinite(column).all()
+        alone = len(indices) <= MOST
+        look = style.style(taken + (i if alone else 0))
+        name = _name(data, dims, index) or style.plain(label)
+        if not alone:
+            name = style.count_of(len(indices), "fit") if i == 0 else "_fit"
+        elif not whole:
+            name += " (not finite)"
+        ax.plot(
+            grid,
+            np.where(np.isfinite(column), column, np.nan),
+            color=look.color,
+            ls=look.dash,
+            lw=1.8 if alone else 0.8,
+            alpha=1 if alone else max(0.15, min(0.6, 20 / len(indices))),
+            zorder=3,
+            label=name,
+            gid=f"{style.SERIES}-{taken + (i if alone else 0)}",
+        )
+    lost = int((~np.isfinite(values)).any(axis=0).sum())
+    if lost and len(indices) > MOST:
+        style.note(ax, f"{style.count_of(lost, 'fit')} not finite")
+    style.legend(ax)
+    return ax
+
+
+def residuals(data: xr.Dataset, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """Residuals as segments from the fit to the points, with the fitted curve where it is given.
+
+    Args:
+        data: `x`, `y` and `yhat` on `sample`; `x_grid` and `yhat_grid` on `grid`, if there are any.
+        ax: where to draw; a new figure without it.
+        title: a title; "Residuals" without it.
+
+    Raises:
+        InputError: a variable that is missing or has other dimensions.
+    """
+    x, y, yhat = _columns(data, "x", "y", "yhat")
+    curve = _columns(data, "x_grid", "yhat_grid", dim="grid") if "yhat_grid" in data else None
+    ax = points(data, ax=ax, title="Residuals" if title is None else title)
+    look = style.style(style.styles_taken(ax))
+    both = np.isfinite(x) & np.isfinite(y) & np.isfinite(yhat)
+    ax.vlines(
+        x[both],
+        yhat[both],
+        y[both],
+        colors=style.COLORS[1],
+        lw=1,
+        zorder=1.5,
+        label="residual y − ŷ",
+    )
+    gid = f"{style.SERIES}-{style.styles_taken(ax)}"
+    if curve:
+        ax.plot(*curve, color=look.color, lw=1.8, zorder=3, label="fit", gid=gid)
+    else:
+        ax.plot(x, yhat, ls="", marker="_", color=look.color, ms=8, zorder=3, label="fit", gid=gid)
+    _say_missing(ax, x, y, yhat)
+    style.legend(ax)
+    return ax
+
+
+def residual_scatter(data: xr.Dataset, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """Residuals y − ŷ against x, about a line at zero.
+
+    Args:
+        data: `x`, `y` and `yhat` on `sample`.
+        ax: where to draw; a new figure without it.
+        title: a title; "Residuals" without it.
+
+    Raises:
+        InputError: a variable that is missing or has other dimensions.
+    """
+    x, y, yhat = _columns(data, "x", "y", "yhat")
+    ax = style.new_axes(ax)
+    _say_missing(ax, x, y, yhat)
+    ax.axhline(0, color="0.3", lw=1, label="zero")
+    ax.vlines(x, 0, y - yhat, colors=style.COLORS[1], lw=1, alpha=0.5, zorder=1.5)
+    ax.plot(
+        x,
+        y - yhat,
+        ls="",
+        marker="o",
+        ms=5,
+        color=style.COLORS[1],
+        mec="white",
+        mew=0.5,
+        label="residual y − ŷ",
+    )
+    units = data["y"].attrs.get("units")
+    ax.set(
+        xlabel=style.label_of(data["x"], "x"),
+        ylabel="residual y − ŷ" + (f" ({style.plain(units)})" if units else ""),
+    )
+    style.titled(ax, title, "Residuals")
+    style.legend(ax)
+    return ax
+
+
+def _variable(data: Any, name: str) -> xr.DataArray:
+    if not isinstance(data, xr.Dataset):
+        raise InputError(f"a dataset with x and y was expected; {type(data).__name__} given.")
+    if name not in data.variables:
+        raise InputError(
+            f"this dataset has no {name!r}; it has {', '.join(map(str, data.variables))}."
+        )
+    return data[name]
+
+
+def _columns(data: Any, *names: str, dim: str = "sample") -> list[np.ndarray]:
+    """Variables of one dimension, in double precision and NaN where not finite."""
+    columns = []
+    for name in names:
+        variable = _variable(data, name)
+        if variable.dims != (dim,):
+            held = ", ".join(map(str, variable.dims)) or "none"
+            raise InputError(f"{name!r} needs the one dimension {dim!r}; it has {held}.")
+        values = variable.values.astype(float)
+        columns.append(np.where(np.isfinite(values), values, np.nan))
+    return columns
+
+
+def _say_missing(ax: Axes, *columns: np.ndarray) -> None:
+    missing = np.isnan(np.stack(columns)).any(axis=0)
+    if missing.any():
+        style.note(ax, f"{missing.sum():,} of {style.count_of(missing.size, 'point')} not finite")
+
+
+def _name(data: xr.Dataset, dims: list[str], index: tuple[int, ...]) -> str:
+    """ "lr = 0.1", or a text coordinate as it stands."""
+    parts = []
+    for dim, i in zip(dims, index, strict=True):
+        value = data[dim].values[i]
+        parts.append(
+            style.plain(value)
+            if isinstance(value, str)
+            else f"{style.plain(dim)} = {style.value_text(value)}"
+        )
+    return style.joined(*parts)

@@ -1,0 +1,81 @@
+"""A trajectory's members as a legend names them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from thalweg import results
+from thalweg.errors import InputError
+from thalweg.plots.style import count_of, joined, plain, value_text
+
+MOST = 10  # series that a legend names one by one
+
+
+@dataclass(frozen=True)
+class Series:
+    """Members that are drawn alike. Each is an index on the member dimensions."""
+
+    label: str
+    members: tuple[tuple[int, ...], ...]
+
+
+def check_trajectory(path: object) -> xr.Dataset:
+    """The trajectory, or an InputError where it is something else."""
+    if not isinstance(path, xr.Dataset) or "status" not in path or "step" not in path.dims:
+        kind = path.attrs.get("kind", "dataset") if isinstance(path, xr.Dataset) else None
+        raise InputError(
+            f"a trajectory was expected, as descend returns it; {kind or type(path).__name__} given."
+        )
+    return path
+
+
+def diverged(path: xr.Dataset) -> np.ndarray:
+    """Which members left the finite numbers, on the member dimensions."""
+    return np.asarray(path["status"].values == "diverged")
+
+
+def each(path: xr.Dataset) -> list[Series]:
+    """A series a member where a legend can name them all; else one a sweep's value, or one."""
+    shape = path["status"].shape
+    total = int(np.prod(shape))
+    if total <= MOST:
+        return [Series(_name(path, index, runs=True), (index,)) for index in np.ndindex(*shape)]
+    swept = by_sweep(path)
+    if len(swept) <= MOST:
+        return [
+            Series(
+                f"{s.label} ({count_of(len(s.members), 'run')})"
+                if s.label
+                else count_of(len(s.members), "run"),
+                s.members,
+            )
+            if len(s.members) > 1
+            else s
+            for s in swept
+        ]
+    return [Series(count_of(total, "descent"), tuple(np.ndindex(*shape)))]
+
+
+def by_sweep(path: xr.Dataset) -> list[Series]:
+    """One series a combination of swept values, holding all its runs."""
+    dims = results.member_dims(path)
+    groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for index in np.ndindex(*path["status"].shape):
+        key = tuple(i for i, dim in zip(index, dims, strict=True) if dim != "run")
+        groups.setdefault(key, []).append(index)
+    return [Series(_name(path, m[0], runs=False), tuple(m)) for m in groups.values()]
+
+
+def _name(path: xr.Dataset, index: tuple[int, ...], runs: bool) -> str:
+    """ "lr = 0.01, run 3": the swept values, and the run where there are several."""
+    swept, run = [], ""
+    for dim, i in zip(results.member_dims(path), index, strict=True):
+        value = value_text(path[dim].values[i])
+        if dim != "run":
+            swept.append(f"{plain(dim)} = {value}")
+        elif runs and path.sizes["run"] > 1:
+            run = f"run {value}"
+    return joined(*swept, run)

@@ -1,0 +1,314 @@
+"""Trajectories and points on a landscape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from thalweg import results
+from thalweg.errors import InputError
+from thalweg.plots import members, style
+from thalweg.plots.members import Series
+
+_MARK_EVERY = 0.12  # of the window's width or height, along a path
+
+
+def trace(surface: xr.Dataset, path: xr.Dataset, *, ax: Axes, label: str | None = None) -> Axes:
+    """Draw a trajectory on axes that show a landscape; once more for another trajectory.
+
+    Up to ten members have a colour, a dash and a marker of their own and are named by their swept
+    values; more of them share a style by swept value, or one. A circle is where a member starts, a
+    star where it ends, a cross the last finite iterate of one that diverged. The landscape's window
+    stays as it is: below the axes stands how many paths leave it, and how far iterates lie off
+    the plane, where contours are not the risk on the path.
+
+    Args:
+        surface: the landscape that was drawn.
+        path: a trajectory with recorded parameters.
+        ax: the axes that show the landscape.
+        label: the trajectory's name in the legend.
+
+    Raises:
+        InputError: a path of other parameters, or without recorded ones.
+    """
+    return draw(surface, path, ax, label)
+
+
+def draw(
+    surface: xr.Dataset,
+    path: xr.Dataset,
+    ax: Axes,
+    label: str | None,
+    *,
+    end: str = "end",
+    look: style.Style | None = None,
+) -> Axes:
+    """`trace`, with another word for the last iterate and one given style."""
+    _framed(ax, surface)
+    x, y = coordinates(ax, surface, path)
+    first, last = _ends(x, y)
+    lost = members.diverged(path)
+    groups = members.each(path)
+    many = any(len(g.members) > 1 for g in groups)
+    alone = len(groups) == 1 and not many
+    taken = style.styles_taken(ax)
+    for i, group in enumerate(groups):
+        own = look or style.style(taken + i)
+        name = style.joined(label and style.plain(label), group.label, by=": ") or "path"
+        gone = [m for m in group.members if lost[m]]
+        kept = [m for m in group.members if not lost[m]]
+        gid = f"{style.SERIES}-{taken + i}"
+        _rim(ax, x, y, group, wide=1.7 if many else 3.2)
+        for member in (*kept, *gone):
+            line = (slice(None), *member)
+            ax.plot(
+                x[line],
+                y[line],
+                color=own.color,
+                ls=_dash(own, many, lost[member]),
+                lw=0.8 if many else 1.6,
+                alpha=_alpha(len(group.members)),
+                marker=None if many or alone else own.marker,
+                markevery=[] if many or alone else _marks(ax, x[line], y[line]),
+                ms=4.5,
+                zorder=3,
+                label=f"_{name}",
+                gid=gid,
+            )
+        _legend_entries(ax, group, name, own, len(kept), len(gone), gid, marked=not alone)
+        _draw_ends(ax, first, last, kept, gone, own.color, small=many)
+    _legend_of_ends(ax, path, first, last, lost, end)
+    style.legend(ax)
+    return ax
+
+
+def mark(
+    surface: xr.Dataset,
+    point: Any,
+    *,
+    ax: Axes,
+    label: str,
+    marker: str = "P",
+    color: str = "black",
+) -> Axes:
+    """Mark a point of parameter space, such as a known minimum, on axes that show a landscape.
+
+    Args:
+        surface: the landscape that was drawn.
+        point: (p,) in the landscape's order of parameters, an array or a DataArray.
+        ax: the axes that show the landscape.
+        label: its name in the legend; it also says how far off the plane the point lies.
+        marker, color: matplotlib's.
+
+    Raises:
+        InputError: not one point of the landscape's parameters.
+    """
+    _framed(ax, surface)
+    where = results.project(surface, point)
+    if where["residual"].ndim:
+        raise InputError(f"mark draws one point; {dict(where['residual'].sizes)} given.")
+    off = _off_plane(surface, point, where)
+    across, up = (where[a].values for a in _two_axes(surface))
+    text = style.joined(style.plain(label), f"{style.number(off)} off the plane" if off else None)
+    ax.plot(
+        [across], [up], ls="", marker=marker, color=color, mec="white", ms=10, zorder=5, label=text
+    )
+    if not _inside(ax, across, up):
+        style.note(ax, f"{style.plain(label)} lies outside the window")
+    style.legend(ax)
+    return ax
+
+
+def coordinates(ax: Axes, surface: xr.Dataset, path: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """A trajectory's coordinates (step, …members) across and up, NaN where they are not finite.
+
+    Notes on the axes say what the picture cannot show.
+    """
+    members.check_trajectory(path)
+    across, up = _two_axes(surface)
+    dims = ("step", *results.member_dims(path))
+    with np.errstate(all="ignore"):  # a run on its way to infinity
+        where = results.project(surface, path).transpose(*dims)
+        off = _off_plane(surface, path["params"], where)
+    x, y = (np.where(np.isfinite(where[a]), where[a], np.nan) for a in (across, up))
+    outside = np.isfinite(x) & np.isfinite(y) & ~_inside(ax, x, y)
+    leaving, total = int(outside.any(axis=0).sum()), int(np.prod(x.shape[1:]))
+    if leaving:
+        style.note(
+            ax,
+            "the path leaves the window"
+            if total == 1
+            else f"{leaving:,} of {style.count_of(total, 'path')} "
+            f"{'leaves' if leaving == 1 else 'leave'} the window",
+        )
+    if off:
+        style.note(ax, f"iterates lie up to {style.number(off)} off the plane")
+    return x, y
+
+
+def frame(ax: Axes, surface: xr.Dataset, x: tuple[float, float], y: tuple[float, float]) -> None:
+    """The landscape's window, which later artists do not change, and its axis labels."""
+    across, up = _two_axes(surface)
+    ax.set_autoscale_on(False)
+    ax.set(
+        xlim=x,
+        ylim=y,
+        xlabel=style.label_of(surface[across], style.plain(across)),
+        ylabel=style.label_of(surface[up], style.plain(up)),
+    )
+
+
+def _framed(ax: Axes, surface: xr.Dataset) -> None:
+    """Axes on which no landscape was drawn get its window."""
+    if ax.get_autoscale_on():
+        x, y = (surface[axis].values for axis in _two_axes(surface))
+        frame(ax, surface, (x.min(), x.max()), (y.min(), y.max()))
+
+
+def _two_axes(surface: xr.Dataset) -> tuple[str, str]:
+    axes = results.plane_axes(surface)
+    if len(axes) != 2:
+        raise InputError(f"paths are drawn on planes of two axes; this one has {', '.join(axes)}.")
+    return axes[0], axes[1]
+
+
+def _off_plane(surface: xr.Dataset, points: Any, where: xr.Dataset) -> float:
+    """The largest distance from the plane, 0 where rounding explains it."""
+    residual = where["residual"].values
+    values = np.asarray(points)
+    size = np.abs(values[np.isfinite(values)]).max(initial=np.abs(surface["origin"].values).max())
+    precision = np.finfo(values.dtype if values.dtype.kind == "f" else float).eps
+    largest = float(residual[np.isfinite(residual)].max(initial=0))
+    return largest if largest > 32 * precision * size * np.sqrt(surface.sizes["param"]) else 0.0
+
+
+def _inside(ax: Axes, x: Any, y: Any) -> np.ndarray:
+    """Whether points lie in the window, give or take rounding."""
+    inside = np.True_
+    for values, (low, high) in ((x, sorted(ax.get_xlim())), (y, sorted(ax.get_ylim()))):
+        room = 1e-6 * (high - low)
+        inside = inside & (values >= low - room) & (values <= high + room)
+    return np.asarray(inside)
+
+
+def _rim(ax: Axes, x: np.ndarray, y: np.ndarray, group: Series, wide: float) -> None:
+    """White under a series' lines, which keeps them apart from whatever colour lies there.
+
+    One artist beneath all of them: were each line to bring its own, it would hide the others.
+    """
+    gap = np.full(1, np.nan)
+    columns = [
+        np.concatenate([part for m in group.members for part in (c[(slice(None), *m)], gap)])
+        for c in (x, y)
+    ]
+    ax.plot(*columns, color="white", lw=wide, zorder=2.5, label="_rim", gid=style.RIM)
+
+
+def _dash(look: style.Style, many: bool, lost: bool) -> Any:
+    """Many lines side by side are solid: their dashes would run into each other."""
+    return style.DIVERGED_DASH if many and lost else "-" if many else look.dash
+
+
+def _alpha(count: int) -> float:
+    """Lighter the more there are, but never invisible."""
+    return 1.0 if count == 1 else max(0.35, min(0.9, 60 / count))
+
+
+def _marks(ax: Axes, x: np.ndarray, y: np.ndarray) -> list[int]:
+    """Iterates that bear a marker: evenly far apart to the eye, however the steps shrink."""
+    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+    place = np.column_stack([(x - x0) / (x1 - x0), (y - y0) / (y1 - y0)])
+    there = np.flatnonzero(np.isfinite(place).all(axis=1))
+    moved = np.diff(np.clip(place[there], -1, 2), axis=0)
+    along = np.cumsum(np.hypot(*moved.T)) // _MARK_EVERY
+    return there[1:][np.diff(along, prepend=0) > 0].tolist()
+
+
+def _legend_entries(
+    ax: Axes,
+    group: Series,
+    name: str,
+    look: style.Style,
+    kept: int,
+    gone: int,
+    gid: str,
+    marked: bool,
+) -> None:
+    """One legend entry for a series, one more for those of its members that diverged."""
+    entries: list[tuple[str, Any, str | None]]
+    if len(group.members) == 1:
+        text = f"{name} (diverged)" if gone else name
+        entries = [(text, look.dash, look.marker if marked else None)]
+    else:
+        # The number of all stands in the series' own name; where none is left, in the other's.
+        entries = [(name, _dash(look, True, False), None)] if kept else []
+        if gone:
+            text = style.joined(name, f"{gone:,} diverged", by=": ")
+            entries.append((text, _dash(look, True, True), "X"))
+    for text, dash, marker in entries:
+        ax.plot(
+            [], [], color=look.color, ls=dash, marker=marker, ms=4.5, lw=1.6, label=text, gid=gid
+        )
+
+
+def _ends(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last finite iterate of each member, (across and up, …members); else NaN."""
+    there = np.isfinite(x) & np.isfinite(y)
+    first = there.argmax(axis=0)
+    last = len(there) - 1 - there[::-1].argmax(axis=0)
+    # A member without any gets index 0 in both, where it is NaN.
+    return tuple(
+        np.stack([np.take_along_axis(c, index[None], axis=0)[0] for c in (x, y)])
+        for index in (first, np.where(there.any(axis=0), last, 0))
+    )  # pyright: ignore[reportReturnType]
+
+
+def _draw_ends(
+    ax: Axes,
+    first: np.ndarray,
+    last: np.ndarray,
+    kept: list[tuple[int, ...]],
+    gone: list[tuple[int, ...]],
+    color: str,
+    small: bool,
+) -> None:
+    """Circles where members start, stars where they end, crosses where they were lost."""
+    for points, chosen, marker, size, face, rim in (
+        (first, kept + gone, "o", 3 if small else 8, "white", "black" if small else color),
+        (last, kept, "*", 5 if small else 13, color, "white"),
+        (last, gone, "X", 4 if small else 9, color, "white"),
+    ):
+        if chosen:
+            across, up = (np.array([c[m] for m in chosen]) for c in points)
+            ax.plot(
+                across,
+                up,
+                ls="",
+                marker=marker,
+                ms=size,
+                mfc=face,
+                mec=rim,
+                mew=0.3 if small and rim == "white" else 0.8,
+                zorder=4,
+                label=f"_{marker}",
+            )
+
+
+def _legend_of_ends(
+    ax: Axes, path: xr.Dataset, first: np.ndarray, last: np.ndarray, lost: np.ndarray, end: str
+) -> None:
+    """What circle, star and cross mean, once, where there is one to be seen."""
+    known = ax.get_legend_handles_labels()[1]
+    step = int(path["step"].values[0]) if path.sizes["step"] else 0
+    entries = [
+        ("start" if step == 0 else f"step {step}", "o", "white", _inside(ax, *first)),
+        (end, "*", "black", _inside(ax, *last) & ~lost),
+        ("last finite iterate", "X", "black", _inside(ax, *last) & lost),
+    ]
+    for text, marker, face, seen in entries:
+        if seen.any() and text not in known:
+            looks = {"marker": marker, "mfc": face, "mec": "black", "ms": 7}
+            ax.plot([], [], ls="", label=text, gid=style.LAST, **looks)

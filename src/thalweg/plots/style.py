@@ -1,0 +1,234 @@
+"""How pictures look: colours, dashes and markers, labels, legends and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Polygon
+
+from thalweg.errors import unknown
+
+# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is lost on
+# white. The cycles have no common divisor: 7 × 5 series differ in colour or dash, and print in grey.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 2)),
+    (0, (5, 1.5, 1, 1.5)),
+    (0, (2, 1.2)),
+    (0, (8, 2, 2, 2)),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DIVERGED_DASH = (0, (1, 1.5))
+
+SEQUENTIAL = "viridis"
+DIVERGING = "RdBu_r"
+MISSING = "0.8"  # the colour of a point without a value
+
+SERIES = "thalweg-series"  # marks the artists that took a style, so that the next call goes on
+BAND = "thalweg-band"
+RIM = "thalweg-rim"
+LAST = "thalweg-last"  # legend entries that come after all others
+_NOTE = "thalweg-note"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one series is drawn."""
+
+    color: str
+    dash: Any
+    marker: str
+
+
+def style(index: int) -> Style:
+    """The style of the series of this index."""
+    return Style(
+        COLORS[index % len(COLORS)], DASHES[index % len(DASHES)], MARKERS[index % len(MARKERS)]
+    )
+
+
+def styles_taken(ax: Axes) -> int:
+    """How many series earlier calls drew on these axes."""
+    return len({a.get_gid() for a in ax.get_children() if str(a.get_gid()).startswith(SERIES)})
+
+
+def new_axes(ax: Axes | None, size: tuple[float, float] = (6.0, 4.4)) -> Axes:
+    """The given axes, or those of a new figure."""
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """A new figure of this size in inches."""
+    return plt.figure(figsize=size, layout="constrained")
+
+
+def root_figure(ax: Axes) -> Figure | SubFigure:
+    """The figure, or the part of one, that holds the axes."""
+    return ax.get_figure()  # pyright: ignore[reportReturnType]
+
+
+# Words ---------------------------------------------------------------------------------------
+
+
+def plain(text: object) -> str:
+    """Text that matplotlib shows as it is: a name's dollar signs are not mathematics."""
+    return str(text).replace("$", r"\$")
+
+
+def number(value: float) -> str:
+    """A number to three significant digits."""
+    return f"{value:.3g}"
+
+
+def value_text(value: Any) -> str:
+    """A coordinate's value as a legend names it."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return f"{value:g}" if isinstance(value, float) else plain(value)
+
+
+def label_of(variable: xr.DataArray, default: str) -> str:
+    """An axis label: the variable's `long_name` and `units`; `default` as it stands without."""
+    text = plain(variable.attrs["long_name"]) if "long_name" in variable.attrs else default
+    units = variable.attrs.get("units")
+    return f"{text} ({plain(units)})" if units else text
+
+
+def joined(*parts: str | None, by: str = ", ") -> str:
+    """The parts that are there."""
+    return by.join(part for part in parts if part)
+
+
+def count_of(count: int, what: str) -> str:
+    """ "1 run", "3 runs"."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def titled(ax: Axes, title: str | None, default: str) -> None:
+    """Set the title given, or else the default with a capital letter; "" leaves it empty."""
+    ax.set_title(default[0].upper() + default[1:] if title is None else title)
+
+
+def one_of(option: str, given: object, known: Sequence[str]) -> None:
+    """Raise an InputError unless an option is one of its known values."""
+    if not isinstance(given, str) or given not in known:
+        raise unknown(option, given, known)
+
+
+# Legends and notes ---------------------------------------------------------------------------
+
+
+def note(ax: Axes, text: str) -> None:
+    """Say something below the axes; further notes follow the first."""
+    for artist in ax.texts:
+        if artist.get_gid() == _NOTE:
+            if text not in artist.get_text().split("\n"):
+                artist.set_text(f"{artist.get_text()}\n{text}")
+            return
+    ax.annotate(
+        text,
+        xy=(0.5, 0),
+        xycoords=ax.xaxis.label,
+        xytext=(0, -3),
+        textcoords="offset points",
+        ha="center",
+        va="top",
+        fontsize="small",
+        color="0.3",
+        gid=_NOTE,
+    )
+
+
+def notes(ax: Axes) -> list[str]:
+    """What has been said below the axes."""
+    return [line for t in ax.texts if t.get_gid() == _NOTE for line in t.get_text().split("\n")]
+
+
+def legend(ax: Axes) -> None:
+    """A legend of all that has a label, where the fewest points lie.
+
+    matplotlib's own loc="best" warns, and is slow, where there are many.
+    """
+    handles, labels = ax.get_legend_handles_labels()
+    if not labels:
+        return
+    # What circle and star mean comes after all that they are on.
+    order = sorted(range(len(labels)), key=lambda i: handles[i].get_gid() == LAST)
+    ax.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc=_emptiest(ax, len(labels)),  # pyright: ignore[reportArgumentType]
+        fontsize="small" if len(labels) <= 6 else "x-small",
+        framealpha=0.9,
+    )
+
+
+_CELLS = 40
+_PLACES = {
+    f"{vertical} {horizontal}": (across, up)
+    for vertical, up in (("upper", 1.0), ("lower", 0.0), ("center", 0.5))
+    for horizontal, across in (("right", 1.0), ("left", 0.0), ("center", 0.5))
+    if (vertical, horizontal) != ("center", "center")
+}
+
+
+def _emptiest(ax: Axes, entries: int) -> str:
+    """The place for a legend of so many entries under which least is drawn.
+
+    What counts is the area that lines and points touch, not how many of them lie there.
+    """
+    points = _outline(ax)
+    points = points[((points >= 0) & (points <= 1)).all(axis=1)]
+    cells = np.unique(np.floor(points * _CELLS), axis=0) / _CELLS
+    wide, high = 0.5, min(0.6, 0.06 + 0.07 * entries)
+    covered = {}
+    for place, (across, up) in _PLACES.items():
+        left, low = across * (1 - wide), up * (1 - high)
+        x, y = cells[:, 0], cells[:, 1]
+        inside = (x >= left) & (x <= left + wide) & (y >= low) & (y <= low + high)
+        covered[place] = int(inside.sum())
+    return min(covered, key=lambda place: covered[place])
+
+
+def _outline(ax: Axes) -> np.ndarray:
+    """Points (n, 2) along lines, markers and bands, in units of the axes: a few hundred from each."""
+    _ = ax.get_xlim(), ax.get_ylim()  # limits that wait for autoscaling are brought up to date
+    outlines = [
+        _between(np.column_stack(line.get_data(orig=False)))
+        for line in ax.lines
+        if line.get_gid() != RIM
+    ]
+    for collection in ax.collections:
+        offsets = np.asarray(collection.get_offsets(), float)
+        if len(offsets) > 1:
+            outlines.append(offsets)
+        elif collection.get_gid() == BAND:
+            outlines += [_between(np.asarray(path.vertices)) for path in collection.get_paths()]
+        elif isinstance(collection, LineCollection):
+            outlines += [_between(np.asarray(s)) for s in collection.get_segments()]
+    for patch in ax.patches:
+        if patch.get_gid() and isinstance(patch, Polygon):
+            outlines.append(_between(np.asarray(patch.get_xy())))
+    to_axes = ax.transData - ax.transAxes
+    with np.errstate(all="ignore"):
+        seen = [to_axes.transform(points) for points in outlines if len(points)]
+    return np.concatenate([*seen, np.empty((0, 2))])
+
+
+def _between(points: np.ndarray) -> np.ndarray:
+    """A few hundred points of a line, those between its own where it has few."""
+    points = np.asarray(points, float)
+    if len(points) < 2:
+        return points
+    places = np.linspace(0, len(points) - 1, 300 if len(points) > 300 else 4 * len(points))
+    index = np.arange(len(points))
+    with np.errstate(all="ignore"):
+        return np.column_stack([np.interp(places, index, column) for column in points.T])

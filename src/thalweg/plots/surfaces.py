@@ -1,0 +1,305 @@
+"""Landscapes: filled contours, heat maps, and risks along a line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.contour import ContourSet
+
+from thalweg import results
+from thalweg.errors import InputError, unknown
+from thalweg.plots import bands, paths, style
+from thalweg.plots.bands import Bands
+
+
+def contour(
+    surface: xr.Dataset,
+    path: xr.Dataset | None = None,
+    *,
+    risk: str = "empirical",
+    sample: int | None = None,
+    levels: Any = "quantile",
+    n_levels: int = 20,
+    center: float | None = None,
+    filled: bool = True,
+    colorbar: bool | str = True,
+    ax: Axes | None = None,
+    title: str | None = None,
+    label: str | None = None,
+) -> Axes:
+    """A landscape of two axes as contours: the first axis across, the second up.
+
+    Each band between two levels has one colour; colours are spread evenly over the bands, whose
+    levels the colour bar gives. What is not finite is grey, and counted below the axes.
+
+    Args:
+        surface: a landscape.
+        path: a trajectory to draw on it, as `trace` does.
+        risk: "empirical", "expected" or "pointwise"; the last needs `sample`.
+        sample: which sample's pointwise risk.
+        levels: "quantile" (each band holds equally many points of the grid), "linear", "log" (risks
+            at or below zero are left out, and counted), a number of evenly spaced bands, or the
+            levels themselves.
+        n_levels: how many bands "quantile", "linear" and "log" make; with a centre, half of them on
+            each side.
+        center: a risk at which a map from blue (low) to red (high) changes colour. Without one the
+            map is sequential.
+        filled: bands; False for lines.
+        colorbar: whether to draw one, or its label.
+        ax: where to draw; a new figure without it.
+        title: a title; the risk's name without it.
+        label: the path's name in the legend.
+
+    Returns:
+        The axes, whose limits are the landscape's.
+
+    Raises:
+        InputError: a landscape that has not two axes (see `profile` for one), a risk that it does
+            not hold, fewer than 2 × 2 points, impossible levels, a path of other parameters or
+            without recorded ones.
+    """
+    values = risk_values(surface, risk, sample)
+    if min(values.shape) < 2:
+        raise InputError(
+            f"contours need at least 2 × 2 points; this landscape has {' × '.join(map(str, values.shape))}. "
+            "Use heatmap."
+        )
+    chosen = bands.choose(values, levels, n_levels, center)
+    ax = style.new_axes(ax)
+    lines = draw_contours(ax, surface, values, chosen, filled=filled, log=_is_log(levels))
+    colorbar = colorbar if filled or lines is not None else False
+    _finish(ax, surface, path, chosen, risk, sample, colorbar, title, label, lines)
+    return ax
+
+
+def heatmap(
+    surface: xr.Dataset,
+    path: xr.Dataset | None = None,
+    *,
+    risk: str = "empirical",
+    sample: int | None = None,
+    levels: Any = "quantile",
+    n_levels: int = 50,
+    center: float | None = None,
+    colorbar: bool | str = True,
+    ax: Axes | None = None,
+    title: str | None = None,
+    label: str | None = None,
+) -> Axes:
+    """A landscape of two axes as a heat map: a cell about each point of the grid, no interpolation.
+
+    Arguments, returned axes and errors are those of `contour`; any number of points will do.
+    """
+    values = risk_values(surface, risk, sample)
+    chosen = bands.choose(values, levels, n_levels, center)
+    ax = style.new_axes(ax)
+    _draw_cells(ax, surface, values, chosen, log=_is_log(levels))
+    _finish(ax, surface, path, chosen, risk, sample, colorbar, title, label)
+    return ax
+
+
+def profile(
+    surface: xr.Dataset,
+    *,
+    risks: str | tuple[str, ...] | list[str] | None = None,
+    y: str = "linear",
+    ax: Axes | None = None,
+    title: str | None = None,
+    label: str | None = None,
+) -> Axes:
+    """Risks along a line: a landscape of one axis.
+
+    Args:
+        surface: a landscape of one axis.
+        risks: which of its risks; the empirical and the expected one without it. The pointwise risk
+            is a thin line a sample.
+        y: "linear" or "log"; on a log axis risks at or below zero are left out, and counted.
+        ax: where to draw; a new figure without it.
+        title: a title.
+        label: what the landscape is called in the legend.
+
+    Raises:
+        InputError: a landscape that has not one axis, a risk that it does not hold.
+    """
+    (axis,) = _axes(surface, 1)
+    style.one_of("y", y, ("linear", "log"))
+    held = [r for r in results.RISKS if r in surface]
+    wanted = [risks] if isinstance(risks, str) else risks
+    wanted = wanted or [r for r in held if r != "pointwise"] or held
+    columns = {risk: _held(surface, risk).transpose(..., axis).values for risk in wanted}
+    ax = style.new_axes(ax)
+    taken = style.styles_taken(ax)
+    x = surface[axis].values
+    left_out = {"not finite": 0, "≤ 0 (log axis)": 0}
+    for i, (risk, values) in enumerate(columns.items()):
+        values = np.array(values, float)
+        left_out["not finite"] += int((~np.isfinite(values)).sum())
+        values[~np.isfinite(values)] = np.nan
+        if y == "log":
+            left_out["≤ 0 (log axis)"] += int((values <= 0).sum())
+            values[values <= 0] = np.nan
+        look = style.style(taken + i)
+        name = style.joined(label and style.plain(label), risk_name(surface, risk, None), by=": ")
+        gid = f"{style.SERIES}-{taken + i}"
+        if values.ndim == 1:
+            ax.plot(x, values, color=look.color, ls=look.dash, label=name, gid=gid)
+            continue
+        name += f" ({style.count_of(len(values), 'sample')})"
+        for row in values:
+            ax.plot(x, row, color=look.color, lw=0.6, alpha=0.4, gid=gid, label=f"_{name}")
+        ax.plot([], [], color=look.color, lw=0.6, label=name)
+    ax.set(xlabel=style.label_of(surface[axis], style.plain(axis)), ylabel="risk", yscale=y)
+    for why, count in left_out.items():
+        if count:
+            style.note(ax, f"{style.count_of(count, 'value')} {why} not shown")
+    style.titled(ax, title, f"risk along {style.plain(axis)}")
+    style.legend(ax)
+    return ax
+
+
+# Reading a landscape -------------------------------------------------------------------------
+
+
+def _axes(surface: xr.Dataset, count: int) -> tuple[str, ...]:
+    if not isinstance(surface, xr.Dataset) or "directions" not in surface:
+        raise InputError(
+            f"a landscape was expected, as landscape returns it; {type(surface).__name__} given."
+        )
+    axes = results.plane_axes(surface)
+    if len(axes) != count:
+        hint = {1: "draw it with profile", 2: "draw it with contour or heatmap"}.get(
+            len(axes), "choose a plane of one or two"
+        )
+        raise InputError(
+            f"this picture needs a landscape of {'one axis' if count == 1 else 'two axes'}; "
+            f"this one has {len(axes)} ({', '.join(axes)}): {hint}."
+        )
+    return axes
+
+
+def _held(surface: xr.Dataset, risk: str) -> xr.DataArray:
+    if risk not in surface or risk not in results.RISKS:
+        raise unknown("risk", risk, [r for r in results.RISKS if r in surface])
+    return surface[risk]
+
+
+def risk_values(surface: xr.Dataset, risk: str, sample: int | None) -> np.ndarray:
+    """The risk in double precision, (points across, points up)."""
+    across, up = _axes(surface, 2)
+    values = _held(surface, risk)
+    if risk == "pointwise":
+        n = surface.sizes["sample"]
+        if sample is None or not 0 <= sample < n:
+            raise InputError(
+                f"the pointwise risk needs sample=, a number from 0 to {n - 1}; {sample!r} given."
+            )
+        values = values.isel(sample=sample)
+    elif sample is not None:
+        raise InputError(f"sample= belongs to the pointwise risk; risk={risk!r} given.")
+    return values.transpose(across, up).values.astype(float)
+
+
+def risk_name(surface: xr.Dataset, risk: str, sample: int | None) -> str:
+    """ "pointwise risk, sample 3", "empirical risk + penalty"; a plain function's is the risk."""
+    settings = results.settings_of(surface) if "settings" in surface.attrs else {}
+    name = "risk" if risk == "empirical" and settings.get("n_samples") == 0 else f"{risk} risk"
+    if settings.get("penalty") and risk != "pointwise":
+        name += " + penalty"
+    return style.joined(name, None if sample is None else f"sample {sample}")
+
+
+def _is_log(levels: Any) -> bool:
+    return isinstance(levels, str) and levels == "log"
+
+
+# Drawing -------------------------------------------------------------------------------------
+
+
+def draw_contours(
+    ax: Axes,
+    surface: xr.Dataset,
+    values: np.ndarray,
+    chosen: Bands | None,
+    *,
+    filled: bool = True,
+    log: bool = False,
+) -> ContourSet | None:
+    """Contours, limits, axis labels, and notes on what they leave out; returns lines, if any."""
+    across, up = results.plane_axes(surface)
+    x, y = surface[across].values, surface[up].values
+    shown = _masked(ax, values, log, "grey: " if filled else "")
+    lines = None
+    if chosen is not None and filled:
+        options = {"cmap": chosen.cmap, "norm": chosen.norm, "extend": chosen.extend}
+        ax.contourf(x, y, shown.T, levels=chosen.edges, **options)
+    elif chosen is not None:
+        # matplotlib warns where it finds no level inside the values; a note says it better.
+        if ((chosen.edges > shown.min()) & (chosen.edges < shown.max())).any():
+            lines = ax.contour(x, y, shown.T, levels=chosen.edges, colors=chosen.line_colors)
+        else:
+            style.note(ax, "no level lies within the risks' range")
+    if filled:
+        ax.set_facecolor(style.MISSING)
+    paths.frame(ax, surface, (x.min(), x.max()), (y.min(), y.max()))
+    return lines
+
+
+def _draw_cells(
+    ax: Axes, surface: xr.Dataset, values: np.ndarray, chosen: Bands | None, log: bool
+) -> None:
+    across, up = results.plane_axes(surface)
+    x, y = cell_edges(surface[across].values), cell_edges(surface[up].values)
+    shown = _masked(ax, values, log, "grey: ")
+    if chosen is not None:
+        ax.pcolormesh(x, y, shown.T, cmap=chosen.cmap, norm=chosen.norm, rasterized=True)
+    ax.set_facecolor(style.MISSING)
+    paths.frame(ax, surface, (x.min(), x.max()), (y.min(), y.max()))
+
+
+def cell_edges(points: np.ndarray) -> np.ndarray:
+    """(n + 1,) the edges of cells about n points: half-way between them."""
+    points = np.asarray(points, float)
+    if len(points) == 1:
+        return points[0] + np.array([-0.5, 0.5])
+    middle = (points[1:] + points[:-1]) / 2
+    return np.concatenate([[2 * points[0] - middle[0]], middle, [2 * points[-1] - middle[-1]]])
+
+
+def _masked(ax: Axes, values: np.ndarray, log: bool, how: str) -> np.ma.MaskedArray:
+    """The values that can be drawn; the others are counted below the axes."""
+    missing = ~np.isfinite(values)
+    if missing.all():
+        style.note(ax, "no risk is finite")
+    elif missing.any():
+        style.note(ax, f"{how}{missing.sum():,} of {missing.size:,} points not finite")
+    if log:
+        low = ~missing & (values <= 0)
+        if low.any():
+            style.note(ax, f"{how}{low.sum():,} of {low.size:,} points ≤ 0 (log levels)")
+        missing = missing | low
+    return np.ma.masked_array(values, missing)
+
+
+def _finish(
+    ax: Axes,
+    surface: xr.Dataset,
+    path: xr.Dataset | None,
+    chosen: Bands | None,
+    risk: str,
+    sample: int | None,
+    colorbar: bool | str,
+    title: str | None,
+    label: str | None,
+    lines: ContourSet | None = None,
+) -> None:
+    """Colour bar, title and path."""
+    name = risk_name(surface, risk, sample)
+    if colorbar and chosen is not None:
+        words = f"\n({chosen.words})" if chosen.words else ""
+        chosen.colorbar(ax, colorbar if isinstance(colorbar, str) else name + words, lines)
+    style.titled(ax, title, name)
+    if path is not None:
+        paths.trace(surface, path, ax=ax, label=label)

@@ -1,0 +1,82 @@
+"""A saved result as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+
+from thalweg import results
+from thalweg.errors import unknown
+
+
+def lines(
+    result: xr.Dataset | xr.DataTree, node: str | None = None, rows: int = 200
+) -> Iterator[str]:
+    """What made a result, then each trajectory and landscape in it.
+
+    Args:
+        node: of a DataTree, the one part to show.
+        rows: steps to print at most; more are thinned out evenly, the last always among them.
+    """
+    yield f"{result.attrs.get('study', result.attrs.get('kind', 'result'))}"
+    for name, value in results.settings_of(result).items():
+        yield f"  {name} = {value}"
+    if isinstance(result, xr.Dataset):
+        if node is not None:
+            raise unknown("node", node, ())
+        yield from _part("", result, rows)
+        return
+    parts = {
+        n.path.lstrip("/"): n.to_dataset() for n in result.subtree if "kind" in n.attrs and n.parent
+    }
+    if node is not None:
+        node = node.strip("/")
+        if node not in parts:
+            raise unknown("node", node, parts)
+        parts = {node: parts[node]}
+    for path, part in parts.items():
+        yield from _part(path, part, rows)
+
+
+def _part(name: str, part: xr.Dataset, rows: int) -> Iterator[str]:
+    kind = part.attrs.get("kind")
+    yield ""
+    yield f"{name or kind}: {kind}, " + ", ".join(f"{d} {n}" for d, n in part.sizes.items())
+    if kind == "landscape":
+        for risk in results.RISKS:
+            if risk in part and risk != "pointwise":
+                values = part[risk].values
+                yield f"  {risk}: from {np.nanmin(values):.6g} to {np.nanmax(values):.6g}"
+    if kind == "trajectory":
+        yield from _trajectory(part, rows)
+
+
+def _trajectory(path: xr.Dataset, rows: int) -> Iterator[str]:
+    dims = results.member_dims(path)
+    members = path.stack(member=dims) if dims else path.expand_dims("member")
+    for index in range(min(members.sizes["member"], 20)):
+        one = members.isel(member=index)
+        label = ", ".join(f"{d} = {one[d].values.item():g}" for d in dims)
+        status = str(one["status"].values)
+        at = f" at step {int(one['diverged_at'].values)}" if status == "diverged" else ""
+        yield f"  {label + ': ' if label else ''}{status}{at}"
+        final = one["final"].values
+        if len(final) <= 20:
+            names = path["param"].values
+            yield "  ends at " + ", ".join(
+                f"{n} = {v:.6g}" for n, v in zip(names, final, strict=True)
+            )
+        if "loss" in one:
+            yield f"  {'step':>8}  loss"
+            for row in _thinned(one.sizes["step"], rows):
+                yield f"  {int(one['step'].values[row]):>8}  {float(one['loss'].values[row]):.6g}"
+    if members.sizes["member"] > 20:
+        yield f"  … and {members.sizes['member'] - 20} more"
+
+
+def _thinned(count: int, rows: int) -> np.ndarray:
+    if count <= rows:
+        return np.arange(count)
+    return np.unique(np.linspace(0, count - 1, max(rows, 2)).round().astype(int))

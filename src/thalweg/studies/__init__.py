@@ -1,0 +1,225 @@
+"""Ready-made experiments: settings → results → figures → report.
+
+A study is a module with
+
+    Settings     a frozen dataclass: what can be changed, with its defaults
+    run          (settings, data) -> the nodes of a DataTree, by name
+    figures      (tree, settings) -> figures by name, each with its caption
+    findings     (tree, settings) -> the numbers that matter, and what to see
+
+Only the chosen study's module is loaded, and JAX when it runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from thalweg.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+# name -> (module, what it shows)
+STUDIES = {
+    "minimal-mlp": (
+        "minimal_mlp",
+        "the stochastic landscape of a two-parameter network: pointwise, empirical, expected risk",
+    ),
+    "losses-and-momentum": (
+        "losses_and_momentum",
+        "one line, four losses, and what momentum, Nesterov, weight decay and dampening do",
+    ),
+}
+# the command's `descend` is a study of the user's own data
+_OWN = {"fit": ("fit", "a model fitted to a table")}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report says: the numbers that matter, in order, and a few sentences."""
+
+    numbers: Mapping[str, str]
+    sentences: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and the sentence under it."""
+
+    figure: Figure
+    caption: str
+
+
+def setting(default: Any, help: str) -> Any:
+    """A study's setting: its default, and a line that says what it does."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def run(name: str, data: Mapping[str, Any] | None = None, **settings: Any) -> xr.DataTree:
+    """Run a study with some of its settings changed.
+
+    Args:
+        name: of `thalweg.studies.STUDIES`.
+        data: for a study of the user's own data.
+
+    Returns:
+        A DataTree with the study's name and settings in its attributes.
+
+    Raises:
+        InputError: an unknown study or setting, or a value of the wrong type.
+    """
+    import xarray as xr
+
+    from thalweg import results
+
+    module = _module(name)
+    chosen = make_settings(name, settings)
+    nodes = module.run(chosen, data) if name in _OWN else module.run(chosen)
+    tree = xr.DataTree.from_dict(nodes)
+    tree.attrs = results.provenance("study", dataclasses.asdict(chosen), study=name)
+    return tree
+
+
+def figures(name: str, tree: xr.DataTree) -> dict[str, Figure]:
+    """The figures of a study's result, by name; a saved result draws without JAX."""
+    return {key: drawing.figure for key, drawing in drawings(name, tree)}
+
+
+def drawings(name: str, tree: xr.DataTree) -> Iterator[tuple[str, Drawing]]:
+    """The figures of a study's result one after the other, with their captions."""
+    yield from _module(name).figures(tree, settings_of(tree))
+
+
+def findings(name: str, tree: xr.DataTree) -> Findings:
+    """The numbers that matter in a study's result, and what to see in it."""
+    return _module(name).findings(tree, settings_of(tree))
+
+
+def title(name: str) -> str:
+    """A study's title."""
+    return _module(name).TITLE
+
+
+def summary(name: str) -> str:
+    """A study in one line."""
+    return (STUDIES | _OWN)[name][1]
+
+
+def settings_of(tree: xr.DataTree) -> Any:
+    """The settings that made a study's result, as its `Settings`."""
+    from thalweg import results
+
+    name = name_of(tree)
+    return make_settings(name, results.settings_of(tree))
+
+
+def name_of(tree: xr.DataTree) -> str:
+    """The name of the study that made a result."""
+    if tree.attrs.get("kind") != "study":
+        raise InputError("this result was not made by a study.")
+    return tree.attrs["study"]
+
+
+def rerun(result: xr.DataTree | xr.Dataset) -> xr.DataTree | xr.Dataset:
+    """Do again, from a saved result alone, what made it: a study, a command's run or a descent on a
+    catalogue problem. The same versions on the same kind of machine give the same numbers.
+
+    Raises:
+        InputError: a result that does not hold all it was made from.
+    """
+    kind = result.attrs.get("kind")
+    if kind == "study":
+        from thalweg import results
+
+        name = name_of(result)
+        data = None
+        if name in _OWN:
+            node = result["data"]
+            data = {str(k): v.values for k, v in node.data_vars.items()}
+        return run(name, data, **results.settings_of(result))
+    if kind == "trajectory":
+        from thalweg.descent import descend_again
+
+        return descend_again(result)
+    raise InputError(
+        f"a {kind or 'file of another kind'} cannot be run again; studies and descents can."
+    )
+
+
+def make_settings(name: str, given: Mapping[str, Any]) -> Any:
+    """The settings of study `name`, with `given` (Python values, or text as in --set) put in."""
+    cls = _module(name).Settings
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key, value in given.items():
+        if key not in fields:
+            raise unknown(f"setting of study {name!r}:", key, fields)
+        values[key] = _as(hints[key], key, value)
+    return cls(**values)
+
+
+def settings_help(name: str) -> list[tuple[str, str, str]]:
+    """(name, default, what it does) of every setting of a study."""
+    return [
+        (field.name, _text(field.default), field.metadata.get("help", ""))
+        for field in dataclasses.fields(_module(name).Settings)
+    ]
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(_text, value)) if isinstance(value, tuple) else f"{value}"
+
+
+def _module(name: str) -> Any:
+    known = STUDIES | _OWN
+    if name not in known:
+        raise unknown("study", name, STUDIES)
+    return importlib.import_module(f"thalweg.studies.{known[name][0]}")
+
+
+def _as(hint: Any, key: str, value: Any) -> Any:
+    """`value` as the type `hint`: itself, or read from text."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        try:
+            return _as_one(option, value)
+        except (TypeError, ValueError):
+            continue
+    expected = " or ".join(getattr(o, "__name__", str(o)) for o in options)
+    raise InputError(f"setting {key!r} must be {expected}; {value!r} given.")
+
+
+def _as_one(kind: Any, value: Any) -> Any:
+    text = isinstance(value, str)
+    if kind is type(None):
+        if value is None or (text and value.lower() == "none"):
+            return None
+        raise ValueError
+    if typing.get_origin(kind) is tuple:
+        parts = [p for p in value.split(",") if p] if text else list(value)
+        return tuple(_as_one(typing.get_args(kind)[0], part) for part in parts)
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if text and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        raise ValueError
+    if kind is str:
+        if not text:
+            raise ValueError
+        return value
+    if isinstance(value, bool):
+        raise ValueError
+    number = kind(value)
+    if not text and number != value:
+        raise ValueError
+    return number

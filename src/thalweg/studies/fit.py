@@ -1,0 +1,365 @@
+"""A model fitted to a table: what `thalweg descend` runs.
+
+Not among the ready-made studies, since its data are the user's; but a study all the same, so that it
+is saved, drawn, reported and run again like one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from thalweg import plots, results
+from thalweg.errors import InputError
+from thalweg.studies import Drawing, Findings, setting
+
+TITLE = "A model fitted to a table"
+
+_CLOSE = 1e-3  # of the whole improvement: less than this in the last tenth of the steps is standing
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What can be chosen."""
+
+    x: tuple[str, ...] = setting((), "feature columns")
+    y: str = setting("", "target column")
+    model: str = setting("line", "line, polynomial:3, mlp:16,16 or tanh-mlp:16,16")
+    loss: str = setting("mse", "mse, l1, huber:1.0, smooth_l1:1.0 or bce_with_logits")
+    standardize: bool = setting(False, "scale the columns to mean 0 and standard deviation 1")
+    optimizer: str = setting("SGD", "an optimizer of thalweg, by name")
+    lr: float | None = setting(None, "learning rate; the optimizer's own default without it")
+    options: str = setting("", "further options of the optimizer, as in momentum=0.9,nesterov=true")
+    steps: int | None = setting(None, "number of steps")
+    epochs: int | None = setting(None, "number of passes through the data")
+    batch_size: int | None = setting(None, "samples a step; all of them without it")
+    shuffle: bool = setting(False, "a new order each epoch")
+    start: str = setting("", "starting point by parameter, as in weight=6,bias=-3")
+    seed: int = setting(0, "seed of random starts and of shuffling")
+    plane: tuple[str, ...] = setting((), "two parameters to draw the landscape over")
+    window: tuple[float, ...] = setting((), "its range, across and up: x0,x1,y0,y1")
+    points: int = setting(101, "its grid points along each axis")
+
+
+def run(settings: Settings, data: Mapping[str, Any]) -> dict[str, xr.Dataset]:
+    """The data as fitted, the descent, and the landscape where there are two parameters to draw."""
+    import thalweg as tw
+    from thalweg.catalogue import models
+    from thalweg.optimizers import by_name
+
+    x, y = np.asarray(data["x"], float), np.asarray(data["y"], float)
+    scales = _scales(x, y, settings)
+    xs = (x - scales["x_mean"]) / scales["x_scale"]
+    ys = (y - scales["y_mean"]) / scales["y_scale"]
+    features = xs[:, 0] if xs.shape[1] == 1 else xs
+    model = models.by_name(settings.model, xs.shape[1])
+    problem = tw.Problem(
+        model.predict, settings.loss, features, ys, params=model.params, init=model.init
+    )
+    starts = _start(problem, settings)
+    options = _options(settings)
+    path = tw.descend(
+        problem,
+        by_name(settings.optimizer, **options),
+        steps=settings.steps,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        shuffle=settings.shuffle,
+        seed=settings.seed,
+        starts=starts,
+        record=["grad_norm", "risk", "relative_movement"],
+        every=_every(settings, problem.n_samples),
+    )
+    if starts is not None:
+        path = path.isel(run=0, drop=True)
+    table = xr.Dataset(
+        {"x": (("sample", "feature"), x), "y": ("sample", y)},
+        coords={"feature": np.array(settings.x)},
+    )
+    final = path["final"].values
+    fitted = table.copy()
+    fitted["yhat"] = (
+        "sample",
+        np.asarray(_predict(problem, final, features)) * scales["y_scale"] + scales["y_mean"],
+    )
+    if x.shape[1] == 1 and np.isfinite(final).all():
+        grid = np.linspace(x.min(), x.max(), 400)
+        there = (grid - scales["x_mean"][0]) / scales["x_scale"][0]
+        fitted["x_grid"] = ("grid", grid)
+        yhat = np.asarray(_predict(problem, final, there))
+        fitted["yhat_grid"] = ("grid", yhat * scales["y_scale"] + scales["y_mean"])
+    for name, value in scales.items():
+        fitted[name] = ("feature", value) if name.startswith("x_") else ((), value)
+    gradient = np.asarray(problem.flatten(problem.gradient(problem.unflatten(final))))
+    fitted["gradient"] = ("param", gradient)
+    fitted = fitted.assign_coords(param=np.array(problem.names))
+    fitted["slope_left"] = _slope_left(problem, final)
+    nodes = {"data": table, "path": path, "fit": fitted}
+    axes = _axes(problem.names, settings)
+    if axes:
+        window = _window(path, axes, settings)
+        plane = tw.coordinate_plane(problem, window, settings.points, at=_finite_point(path))
+        nodes["landscape"] = tw.landscape(problem, plane)
+    return nodes
+
+
+def _predict(problem: Any, vector: np.ndarray, x: np.ndarray) -> Any:
+    return problem.predict(problem.unflatten(vector), x)
+
+
+def _slope_left(problem: Any, vector: np.ndarray) -> float:
+    """The share of the samples' slopes that the model could still follow, NaN where it says nothing.
+
+    With the pointwise slopes s = ∂ℓ/∂ŷ and the Jacobian J = ∂ŷ/∂w the gradient is Jᵀs/n: what it
+    vanishes on is the part of s outside J's range. ‖P_J s‖²/‖s‖² is that share. Unlike the gradient's
+    norm it does not depend on the parameters' scales, and for squared errors and a model linear in
+    its parameters it is the share of the risk that is yet to go. A kink's minimum has a few samples'
+    worth of it. A model with nearly as many parameters as samples can always follow.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    if 2 * problem.size > problem.n_samples or not np.isfinite(vector).all():
+        return float("nan")
+
+    def predict(w: Any) -> Any:
+        return problem.predict(problem.unflatten(w), problem.x)
+
+    point = jnp.asarray(vector)
+    slopes = np.asarray(jax.grad(lambda yhat: problem.loss(yhat, problem.y).sum())(predict(point)))
+    jacobian = np.asarray(jax.jacfwd(predict)(point))
+    sizes = np.linalg.norm(jacobian, axis=0)
+    jacobian = jacobian[:, sizes > 0] / sizes[sizes > 0]
+    whole = float(slopes @ slopes)
+    if whole == 0 or not np.isfinite(jacobian).all() or jacobian.shape[1] == 0:
+        return float("nan")
+    followed = jacobian @ np.linalg.lstsq(jacobian, slopes, rcond=None)[0]
+    return float(followed @ followed) / whole
+
+
+def _scales(x: np.ndarray, y: np.ndarray, settings: Settings) -> dict[str, Any]:
+    """What is subtracted and divided by: means and standard deviations, or 0 and 1."""
+    if not settings.standardize:
+        return {
+            "x_mean": np.zeros(x.shape[1]),
+            "x_scale": np.ones(x.shape[1]),
+            "y_mean": 0.0,
+            "y_scale": 1.0,
+        }
+    for name, column in zip((*settings.x, settings.y), (*x.T, y), strict=True):
+        if column.std() == 0:
+            raise InputError(
+                f"column {name!r} is constant, so it cannot be standardized; leave it out."
+            )
+    if settings.loss.startswith("bce"):
+        # the targets are classes, 0 and 1: they keep their values
+        return {"x_mean": x.mean(0), "x_scale": x.std(0), "y_mean": 0.0, "y_scale": 1.0}
+    return {"x_mean": x.mean(0), "x_scale": x.std(0), "y_mean": y.mean(), "y_scale": y.std()}
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """The optimizer's options: the learning rate, and what `options` says."""
+    options: dict[str, Any] = {} if settings.lr is None else {"lr": settings.lr}
+    for name, text in _assignments("options", settings.options):
+        if text.lower() in ("true", "false"):
+            options[name] = text.lower() == "true"
+            continue
+        try:
+            options[name] = float(text)
+        except ValueError:
+            options[name] = text
+    return options
+
+
+def _start(problem: Any, settings: Settings) -> np.ndarray | None:
+    if not settings.start:
+        return None
+    if problem.params is None:
+        raise InputError(
+            f"model {settings.model!r} starts at random, from the seed; start= is for named parameters."
+        )
+    point = np.array(problem.flatten(problem.params), float)
+    for name, text in _assignments("start", settings.start):
+        try:
+            point[problem.layout.index(name)] = float(text)
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"start: {name} needs a number; {text!r} given.") from None
+    return point[None]
+
+
+def _assignments(what: str, text: str) -> list[tuple[str, str]]:
+    pairs = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals or not value:
+            raise InputError(f"{what}: name=value was expected; {part!r} given.")
+        pairs.append((name.strip(), value.strip()))
+    return pairs
+
+
+def _every(settings: Settings, n_samples: int) -> int:
+    """A record of at most some thousand rows: enough for every curve that is drawn."""
+    steps = settings.steps or 0
+    if settings.epochs:
+        steps = settings.epochs * -(-n_samples // (settings.batch_size or n_samples))
+    return max(1, steps // 5000)
+
+
+def _axes(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
+    if settings.plane and len(settings.plane) != 2:
+        raise InputError(
+            f"plane: two parameters were expected, as in bias,weight; {settings.plane} given."
+        )
+    return settings.plane or (names if len(names) == 2 else ())
+
+
+def _window(
+    path: xr.Dataset, axes: tuple[str, ...], settings: Settings
+) -> dict[str, tuple[float, float]]:
+    """A window that holds the path with room around it, or the one that was asked for."""
+    if settings.window:
+        if len(settings.window) != 4:
+            raise InputError(
+                f"window: four numbers were expected, x0,x1,y0,y1; {settings.window} given."
+            )
+        return {axes[0]: settings.window[:2], axes[1]: settings.window[2:]}  # type: ignore[dict-item]
+    window = {}
+    for axis in axes:
+        values = path["params"].sel(param=axis).values if axis in path["param"] else np.zeros(1)
+        values = values[np.isfinite(values)]
+        # A diverged path spans many decades; its start and the first steps are what can be seen.
+        low, high = np.min(values), np.max(values)
+        if high - low > 1e6 * (1 + abs(values[0])):
+            low, high = values[0] - 1, values[0] + 1
+        room = 0.3 * (high - low) or 1.0
+        window[axis] = (float(low - room), float(high + room))
+    return window
+
+
+def _finite_point(path: xr.Dataset) -> np.ndarray:
+    final = path["final"].values
+    return final if np.isfinite(final).all() else path["start"].values
+
+
+def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
+    """The fit and its residuals, the loss, the movement, and the landscape with the path."""
+    path, fitted = tree["path"].to_dataset(), tree["fit"].to_dataset()
+    if fitted.sizes["feature"] == 1:
+        flat = fitted.assign(x=("sample", fitted["x"].values[:, 0]))
+        if "x_grid" in fitted:
+            ax = plots.fit(flat)
+            ax.set(
+                xlabel=settings.x[0],
+                ylabel=settings.y,
+                title=f"{settings.model} under {settings.loss}",
+            )
+            yield "fit", Drawing(ax.figure, "The data and the fitted model, in the table's units.")
+            ax = plots.residual_scatter(flat)
+            ax.set(xlabel=settings.x[0], ylabel=f"{settings.y} − fit", title="Residuals")
+            yield "residuals", Drawing(ax.figure, "What the model leaves unexplained.")
+    if "landscape" in tree.children:
+        ax = plots.contour(
+            tree["landscape"].to_dataset(),
+            path,
+            title=f"Empirical risk ({settings.loss}) and the path",
+        )
+        yield (
+            "landscape",
+            Drawing(ax.figure, "The empirical risk and the way the optimizer took over it."),
+        )
+    ax = plots.record(path, "risk")
+    ax.set_title("Empirical risk")
+    yield "loss", Drawing(ax.figure, "The empirical risk over all samples at each recorded step.")
+    ax = plots.record(path, "grad_norm")
+    ax.set_title("Gradient norm")
+    yield "gradient", Drawing(ax.figure, "The norm of each step's gradient.")
+
+
+def not_converged(tree: xr.DataTree) -> str | None:
+    """Why a descent has plainly not converged, if so."""
+    path = tree["path"].to_dataset()
+    status = str(path["status"].values)
+    if status == "diverged":
+        return (
+            f"the descent diverged at step {int(path['diverged_at'].values)}: lower the learning rate, "
+            "or standardize the columns"
+        )
+    if status == "interrupted":
+        return f"the descent was interrupted at step {int(path['step'].values[-1])}"
+    risk = path["risk"].values
+    whole = risk[0] - risk.min()
+    if whole <= 0 and risk[-1] > risk[0]:
+        return "the risk is not lower than at the start: lower the learning rate"
+    if len(risk) < 2:
+        return None
+    tenth = max(1, len(risk) // 10)
+    # The lowest of each tenth, since a fixed step keeps jumping about a kink's minimum.
+    before, last = risk[-2 * tenth : -tenth], risk[-tenth:]
+    fell = (before.min() if len(before) else risk[0]) - last.min()
+    if fell > _CLOSE * whole:
+        return (
+            f"the risk still fell by {100 * fell / whole:.2g} % of its whole way in the last tenth of "
+            "the steps: take more steps, or a larger learning rate"
+        )
+    left = float(tree["fit"]["slope_left"])
+    if left * risk[-1] > _CLOSE * whole:
+        return (
+            f"the samples still pull together: the model could follow {100 * left:.2g} % of their "
+            "slopes; standardize the columns, take more steps, or try another learning rate"
+        )
+    return None
+
+
+def _smooth(tree: xr.DataTree) -> bool:
+    """Whether the gradient vanishes at a minimum: at a kink of the L1 loss it need not."""
+    return results.settings_of(tree)["loss"].split(":")[0] != "l1"
+
+
+def _gradient_norm(tree: xr.DataTree) -> float:
+    return float(np.linalg.norm(tree["fit"]["gradient"].values))
+
+
+def findings(tree: xr.DataTree, settings: Settings) -> Findings:
+    path, fitted = tree["path"].to_dataset(), tree["fit"].to_dataset()
+    status, final = str(path["status"].values), path["final"].values
+    left = float(fitted["slope_left"])
+    numbers = {
+        "status": status,
+        "samples": f"{tree['data'].sizes['sample']}",
+        "risk, first to last": f"{path['risk'].values[0]:.6g} → {path['risk'].values[-1]:.6g}",
+        "gradient norm at the end": f"{_gradient_norm(tree):.3g} "
+        f"(at the start {path['grad_norm'].values[0]:.3g})",
+    }
+    if np.isfinite(left):
+        numbers["share of the slopes the model could still follow"] = f"{left:.2g}"
+    units = " (standardized)" if settings.standardize else ""
+    if len(final) <= 20:
+        for name, value in zip(path["param"].values, final, strict=True):
+            numbers[f"{name}{units}"] = f"{value:.6g}"
+    if settings.standardize and settings.model == "line":
+        scale = float(fitted["y_scale"])
+        by_name = dict(zip(path["param"].values.tolist(), final, strict=True))
+        weights = np.array([v for k, v in by_name.items() if k != "bias"])
+        slopes = weights * scale / fitted["x_scale"].values
+        offset = by_name["bias"] * scale + float(fitted["y_mean"])
+        offset -= float(slopes @ fitted["x_mean"].values)
+        for column, slope in zip(settings.x, slopes, strict=True):
+            numbers[f"slope of {column} (table's units)"] = f"{slope:.6g}"
+        numbers["intercept (table's units)"] = f"{offset:.6g}"
+    problem = not_converged(tree)
+    sentences = (
+        "The risk is the mean of the loss over the samples"
+        + (", of the standardized columns." if settings.standardize else "."),
+    )
+    if not _smooth(tree):
+        sentences += (
+            "The L1 loss has kinks, one for each sample: its gradient is not zero at the minimum, "
+            "where the path jumps from one side to the other.",
+        )
+    return Findings(numbers, sentences, (f"Not converged: {problem}.",) if problem else ())

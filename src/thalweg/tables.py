@@ -1,0 +1,66 @@
+"""Columns of numbers from a CSV file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from thalweg.errors import InputError, unknown
+
+
+def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
+    """The feature columns x (n, d) and the target y (n,) of a CSV file with a header.
+
+    Raises:
+        InputError: no such file or column, a missing value, text where numbers are needed.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.")
+    try:
+        table = pd.read_csv(path, skipinitialspace=True)
+    except (ValueError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or ["unreadable"])[0]
+        raise InputError(f"{path} could not be read as CSV: {reason}.") from None
+    for name in (*x, y):
+        if name not in table.columns:
+            raise unknown(f"column of {path.name}:", name, map(str, table.columns))
+    if len(table) == 0:
+        raise InputError(f"{path} has a header but no rows.")
+    if y in x:
+        raise InputError(f"column {y!r} is both a feature and the target.")
+    return {
+        "x": np.stack([_numbers(table[name], name, path) for name in x], axis=1),
+        "y": _numbers(table[y], y, path),
+    }
+
+
+def _numbers(column: object, name: str, path: Path) -> np.ndarray:
+    import pandas as pd
+
+    series = pd.Series(column)
+    # The line of the file: the header is line 1.
+    missing = series.isna()
+    if missing.any():
+        raise InputError(
+            f"column {name!r} of {path.name} has {int(missing.sum())} missing values, the first in "
+            f"line {int(missing.to_numpy().argmax()) + 2}; drop or fill them first."
+        )
+    numbers = pd.to_numeric(series, errors="coerce")
+    text = numbers.isna()
+    if text.any():
+        first = int(text.to_numpy().argmax())
+        raise InputError(
+            f"column {name!r} of {path.name} holds text, {series.iloc[first]!r} in line {first + 2}; "
+            f"numbers are needed."
+        )
+    values = numbers.to_numpy(float)
+    if not np.isfinite(values).all():
+        first = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise InputError(
+            f"column {name!r} of {path.name} is not finite in line {first + 2}; drop or fill it first."
+        )
+    return values

@@ -1,0 +1,101 @@
+"""Long jobs in blocks."""
+
+import io
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+
+from thalweg import blocks
+
+
+def job(total, seconds=0.0, most=1000, **options):
+    done = []
+
+    def launch(start, count):
+        time.sleep(seconds * count)
+        return start
+
+    def collect(start, count, handle):
+        assert handle == start
+        done.extend(range(start, start + count))
+
+    return blocks.run(total, launch, collect, most=most, label="job", **options), done
+
+
+@pytest.mark.parametrize("total", [0, 1, 5, 16, 17, 12345])
+def test_every_unit_once_in_order(total):
+    (count, interrupted), done = job(total)
+    assert (count, interrupted) == (total, False)
+    assert done == list(range(total))
+
+
+def test_blocks_are_no_longer_than_allowed():
+    lengths = []
+    blocks.run(100, lambda s, n: lengths.append(n), lambda s, n, h: None, most=7, label="job")
+    assert max(lengths) == 7
+
+
+def test_a_finished_job_ends_early_as_complete():
+    (count, interrupted), done = job(10_000, most=10, finished=lambda: True)
+    assert not interrupted
+    assert count == len(done) < 10_000
+
+
+def _press_twice():
+    with blocks.interruptible() as pressed:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert pressed
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_ctrl_c_ends_the_job_and_a_second_one_raises():
+    handler = signal.getsignal(signal.SIGINT)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    (count, interrupted), done = job(1_000_000, seconds=1e-4, most=100)
+    assert interrupted
+    assert count == len(done) < 1_000_000
+    assert signal.getsignal(signal.SIGINT) is handler
+    with pytest.raises(KeyboardInterrupt):
+        _press_twice()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_jobs_within_an_interrupted_one_end_at_once():
+    with blocks.interruptible() as pressed:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert pressed
+        assert job(100)[0] == (0, True)
+    assert job(100)[0] == (100, False)
+
+
+def test_jobs_run_outside_the_main_thread():
+    result = []
+    thread = threading.Thread(target=lambda: result.append(job(50)))
+    thread.start()
+    thread.join()
+    assert result[0][0] == (50, False)
+
+
+def test_the_bar_comes_after_a_second_and_never_in_a_pipe(monkeypatch):
+    pipe = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", pipe)
+    job(12, seconds=0.1, most=1)
+    assert pipe.getvalue() == ""
+    job(3, progress=True)
+    assert pipe.getvalue() == ""
+    job(14, seconds=0.1, most=1, progress=True)
+    assert "job" in pipe.getvalue()
+
+
+def test_sizes_for_people():
+    assert blocks.size_text(12) == "12 B"
+    assert blocks.size_text(1.5 * 2**30) == "1.5 GiB"
+    with pytest.raises(MemoryError, match=r"a thing would need 1.0 EiB.*; use less\."):
+        blocks.check_memory(2**60, "a thing", "use less")

@@ -1,0 +1,328 @@
+"""The command, as a person runs it: what it prints, what it writes, how it fails."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from scipy.optimize import linprog, minimize
+from sklearn.datasets import load_diabetes
+
+import thalweg as tw
+from thalweg.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """The command keeps compiled programs in the user's cache folder; tests have their own."""
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def thalweg(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def fails(*arguments):
+    """The one line that a call with bad input prints; it exits with 2 and shows no traceback."""
+    result = thalweg(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
+@pytest.fixture
+def diabetes(tmp_path):
+    path = tmp_path / "diabetes.csv"
+    load_diabetes(as_frame=True, scaled=False).frame.to_csv(path, index=False)
+    return path
+
+
+# The run on real data ------------------------------------------------------------------------
+
+
+def reference(degree, loss, standardize):
+    """The lowest risk of a polynomial on the diabetes table: linear programming, or BFGS."""
+    frame = load_diabetes(as_frame=True, scaled=False).frame
+    x, y = frame["bmi"].to_numpy(), frame["target"].to_numpy()
+    if standardize:
+        x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
+    n = len(x)
+    # Legendre columns span the same polynomials and are well conditioned
+    middle, half = (x.max() + x.min()) / 2, (x.max() - x.min()) / 2
+    columns = np.polynomial.legendre.legvander((x - middle) / half, degree)
+    if loss == "l1":
+        # min Σ(u + v)/n with Φw + u − v = y, u, v ≥ 0
+        solution = linprog(
+            np.r_[np.zeros(degree + 1), np.full(2 * n, 1 / n)],
+            A_eq=np.hstack([columns, np.eye(n), -np.eye(n)]),
+            b_eq=y,
+            bounds=[(None, None)] * (degree + 1) + [(0, None)] * (2 * n),
+        )
+        assert solution.success
+        return solution.fun
+
+    def huber(w):
+        e = columns @ w - y
+        inside = abs(e) < 1
+        value = np.where(inside, e**2 / 2, abs(e) - 0.5).mean()
+        return value, columns.T @ np.where(inside, e, np.sign(e)) / n
+
+    start = np.linalg.lstsq(columns, y, rcond=None)[0]
+    solution = minimize(huber, start, jac=True, method="BFGS", options={"gtol": 1e-10})
+    return solution.fun
+
+
+def fit(diabetes, tmp_path, *options):
+    result = thalweg(
+        "descend", diabetes, "--x", "bmi", "--y", "target", "--out", tmp_path / "fit", *options
+    )
+    assert result.exit_code == 0, result.output
+    return result.output, tw.load(tmp_path / "fit" / "results.nc")
+
+
+@pytest.mark.parametrize("loss", ["l1", "huber"])
+@pytest.mark.parametrize(("model", "degree"), [("line", 1), ("polynomial:3", 3)])
+def test_standardized_fits_reach_the_minimum(diabetes, tmp_path, model, degree, loss):
+    # the README's options; a third-degree L1 fit needs a smaller step to settle between its kinks
+    options = ["--lr", 0.1, "--steps", 500] if degree == 1 else ["--lr", 0.01, "--steps", 5000]
+    output, tree = fit(
+        diabetes, tmp_path, "--standardize", "--model", model, "--loss", loss,
+        "--optimizer", "adam", *options,
+    )  # fmt: skip
+    # Adam's fixed step hovers about an L1 minimum: its last iterate is within 1e-4 of it
+    lowest = reference(degree, loss, True)
+    np.testing.assert_allclose(tree["path/risk"][-1], lowest, rtol=1e-4 if loss == "l1" else 1e-8)
+    assert "Not converged" not in output
+
+
+@pytest.mark.parametrize("loss", ["l1", "huber"])
+def test_a_line_in_the_tables_units_reaches_the_minimum_with_lbfgs(diabetes, tmp_path, loss):
+    output, tree = fit(
+        diabetes, tmp_path, "--loss", loss, "--optimizer", "lbfgs",
+        "-o", "line_search_fn=strong_wolfe", "--steps", 50,
+    )  # fmt: skip
+    np.testing.assert_allclose(tree["path/risk"][-1], reference(1, loss, False), rtol=1e-4)
+    assert "Not converged" not in output
+
+
+@pytest.mark.parametrize("loss", ["l1", "huber"])
+@pytest.mark.parametrize(("model", "degree"), [("line", 1), ("polynomial:3", 3)])
+def test_an_ill_conditioned_fit_is_said_not_to_have_converged(
+    diabetes, tmp_path, model, degree, loss
+):
+    output, tree = fit(
+        diabetes, tmp_path, "--model", model, "--loss", loss, "--optimizer", "adam",
+        "--lr", 0.1, "--steps", 500,
+    )  # fmt: skip
+    assert float(tree["path/risk"][-1]) > 1.01 * reference(degree, loss, False)
+    assert "Not converged" in output
+    assert "gradient norm at the end" in output
+
+
+def test_a_fit_writes_results_figures_and_a_report(diabetes, tmp_path):
+    output, tree = fit(diabetes, tmp_path, "--standardize", "--steps", 100, "--lr", 0.1)
+    folder = tmp_path / "fit"
+    names = {p.stem for p in (folder / "figures").glob("*.png")}
+    assert names == {"fit", "residuals", "landscape", "loss", "gradient"}
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert report.count("data:image/png;base64,") == len(names)
+    assert "http" not in report.split("<body>")[1]
+    # standardized slopes are scaled back: least squares in the table's units
+    frame = load_diabetes(as_frame=True, scaled=False).frame
+    slope, intercept = np.polyfit(frame["bmi"], frame["target"], 1)
+    assert f"slope of bmi (table's units): {slope:.6g}" in output
+    assert f"intercept (table's units): {intercept:.6g}" in output
+    assert "landscape" in tree.children
+
+
+def test_several_features_a_network_and_a_chosen_plane(diabetes, tmp_path):
+    result = thalweg(
+        "descend", diabetes, "--x", "bmi", "--x", "bp", "--y", "target", "--standardize", "--lr", 0.1,
+        "--steps", 200, "--plane", "weight[0],weight[1]", "--points", 21, "--out", tmp_path / "two",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    tree = tw.load(tmp_path / "two" / "results.nc")
+    assert tree["landscape/empirical"].dims == ("weight[0]", "weight[1]")
+    frame = load_diabetes(as_frame=True, scaled=False).frame
+    design = np.column_stack([frame[["bmi", "bp"]], np.ones(len(frame))])
+    exact = np.linalg.lstsq(design, frame["target"], rcond=None)[0]
+    assert f"slope of bp (table's units): {exact[1]:.6g}" in result.output
+    network = thalweg(
+        "descend", diabetes, "--x", "bmi", "--y", "target", "--standardize", "--model", "mlp:8",
+        "--optimizer", "adam", "--lr", 0.01, "--epochs", 20, "--batch-size", 32, "--shuffle",
+        "--out", tmp_path / "net",
+    )  # fmt: skip
+    assert network.exit_code == 0, network.output
+
+
+def test_a_saved_fit_runs_again_without_its_table(diabetes, tmp_path):
+    _, tree = fit(
+        diabetes, tmp_path, "--standardize", "--model", "mlp:4", "--lr", 0.05, "--steps", 60
+    )
+    diabetes.unlink()
+    result = thalweg("rerun", tmp_path / "fit" / "results.nc", "--out", tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    again = tw.load(tmp_path / "again" / "results.nc")
+    assert again.equals(tree)
+
+
+def test_a_diverged_fit_is_said_to_have_diverged(diabetes, tmp_path):
+    output, _ = fit(diabetes, tmp_path, "--lr", 1.0, "--steps", 2000)
+    assert "diverged at step" in output
+
+
+# Studies -----------------------------------------------------------------------------------------
+
+
+def test_list_names_the_studies():
+    result = thalweg("list")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.output.splitlines()] == list(tw.studies.STUDIES)
+
+
+def test_run_show_and_rerun_a_study(tmp_path):
+    result = thalweg(
+        "run", "minimal-mlp", "--set", "points=12", "--set", "every=60", "--out", tmp_path / "a"
+    )
+    assert result.exit_code == 0, result.output
+    assert "last iterate" in result.output
+    shown = thalweg("show", tmp_path / "a" / "results.nc", "--rows", 5)
+    assert shown.exit_code == 0
+    assert "points = 12" in shown.output
+    assert "path: trajectory, " in shown.output
+    again = thalweg("rerun", tmp_path / "a" / "results.nc", "--out", tmp_path / "b")
+    assert again.exit_code == 0, again.output
+    assert tw.load(tmp_path / "b" / "results.nc").equals(tw.load(tmp_path / "a" / "results.nc"))
+
+
+def test_settings_are_listed(tmp_path):
+    result = thalweg("run", "minimal-mlp", "--settings", "--out", tmp_path)
+    assert result.exit_code == 0
+    assert "n_samples = 100" in result.output
+
+
+def test_an_interrupted_run_saves_what_it_has_and_exits_130(diabetes, tmp_path):
+    command = [
+        sys.executable, "-c", "from thalweg.cli import main; main()",
+        "descend", diabetes, "--x", "bmi", "--y", "target", "--standardize", "--lr", "1e-3",
+        "--steps", "2000000000", "--points", "5", "--out", tmp_path / "out",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        time.sleep(10)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130, errors
+    assert "saved" in errors
+    tree = tw.load(tmp_path / "out" / "results.nc")
+    assert tree["path/status"] == "interrupted"
+
+
+# Bad input -----------------------------------------------------------------------------------------
+
+
+def test_unknown_names_are_one_line_with_the_nearest(diabetes, tmp_path):
+    out = tmp_path / "never"
+    assert "did you mean 'minimal-mlp'" in fails("run", "minimal-mpl", "--out", out)
+    assert "did you mean 'n_samples'" in fails(
+        "run", "minimal-mlp", "--set", "n_sample=3", "--out", out
+    )
+    fit = ("descend", diabetes, "--y", "target", "--out", out)
+    assert "did you mean 'bmi'" in fails(*fit, "--x", "bmy")
+    assert "did you mean 'huber'" in fails(*fit, "--x", "bmi", "--loss", "hubert")
+    assert "did you mean 'Adam'" in fails(*fit, "--x", "bmi", "--optimizer", "Adm")
+    assert "did you mean 'momentum'" in fails(*fit, "--x", "bmi", "-o", "momentun=0.9")
+    assert "did you mean 'polynomial'" in fails(*fit, "--x", "bmi", "--model", "polynom")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lr", "-1"], "lr must be at least 0"),
+        (["--steps", "5", "--epochs", "2"], "not both"),
+        (["--model", "polynomial:x"], "polynomial:3"),
+        (["--model", "mlp:0"], "at least 1"),
+        (["--start", "weight"], "name=value"),
+        (["--start", "slope=1"], "unknown parameter"),
+        (["--start", "weight=a"], "needs a number"),
+        (["--plane", "weight"], "two parameters"),
+        (["--window", "1,2"], "four numbers"),
+        (["--points", "0"], "at least 1"),
+        (["--loss", "huber:-1"], "positive"),
+        (["--loss", "mse:2"], "no parameter"),
+        (["--batch-size", "0"], "batch_size"),
+    ],
+)
+def test_bad_options_are_one_line(diabetes, tmp_path, options, message):
+    base = ("descend", diabetes, "--x", "bmi", "--y", "target", "--out", tmp_path / "never")
+    assert message in fails(*base, *options)
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n,4\n", "1 missing values, the first in line 3"),
+        ("a,b\n1,2\nlots,4\n", "holds text, 'lots' in line 3"),
+        ("a,b\n1,2\ninf,4\n", "not finite in line 3"),
+        ("a,b\n", "no rows"),
+        ("", "could not be read"),
+        ("a,c\n1,2\n", "unknown column"),
+    ],
+)
+def test_bad_tables_are_one_line(tmp_path, text, message):
+    table = tmp_path / "table.csv"
+    table.write_text(text)
+    line = fails("descend", table, "--x", "a", "--y", "b", "--out", tmp_path / "never")
+    assert message in line
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_constant_column_cannot_be_standardized(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("a,b\n1,2\n1,3\n")
+    base = ("descend", table, "--x", "a", "--y", "b", "--out", tmp_path / "never")
+    assert "constant" in fails(*base, "--standardize")
+
+
+def test_missing_files_are_one_line(tmp_path):
+    assert "no file" in fails("show", tmp_path / "nothing.nc")
+    assert "no file" in fails("rerun", tmp_path / "nothing.nc", "--out", tmp_path / "never")
+    assert "no file" in fails(
+        "descend", tmp_path / "no.csv", "--x", "a", "--y", "b", "--out", tmp_path / "n"
+    )
+    table = tmp_path / "t.csv"
+    table.write_text("a,b\n1,2\n")
+    assert "not a result" in fails("show", table)
+    assert "there is a file of that name" in fails("run", "minimal-mlp", "--out", table)
+
+
+def test_a_failed_run_leaves_what_was_there(diabetes, tmp_path, monkeypatch):
+    fit(diabetes, tmp_path, "--standardize", "--lr", 0.1, "--steps", 20)
+    folder = tmp_path / "fit"
+    before = {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("thalweg.report._page", full_disk)
+    line = fails(
+        "descend", diabetes, "--x", "bmi", "--y", "target", "--lr", 0.2, "--steps", 20,
+        "--standardize", "--out", folder,
+    )  # fmt: skip
+    assert "No space left" in line
+    assert before == {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    assert sorted(os.listdir(tmp_path)) == ["diabetes.csv", "fit"]
