@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from thalweg.errors import InputError
+from thalweg.errors import InputError, unknown
 
 SCHEMA_VERSION = 1
 
@@ -88,6 +88,14 @@ def _plain(value: Any) -> Any:
 def settings_of(result: xr.Dataset | xr.DataTree) -> dict[str, Any]:
     """The settings that produced a result."""
     return json.loads(result.attrs["settings"])
+
+
+def part(tree: xr.DataTree, path: str) -> xr.Dataset:
+    """One of a study's results, as in part(tree, "path/mse/plain")."""
+    parts = {node.path.lstrip("/"): node for node in tree.subtree}
+    if path not in parts:
+        raise unknown("part of this result", path, parts)
+    return parts[path].to_dataset()
 
 
 # Saving and loading --------------------------------------------------------------------------
@@ -232,16 +240,16 @@ def project(plane: xr.Dataset, path: xr.Dataset | xr.DataArray | np.ndarray) -> 
     directions = plane["directions"].transpose("direction", "param").values.astype(float)
     dims = [d for d in points.dims if d != "param"]
     offset = points.transpose(*dims, "param").values.astype(float) - origin
-    # A run that leaves the finite numbers is nowhere on the plane, and no cause for a warning.
-    offset[~np.isfinite(offset).all(axis=-1)] = np.nan
     # A thin QR of the directions, not their Gram matrix: its condition number is not squared.
     q, r = np.linalg.qr(directions.T)
-    along = offset @ q
-    coordinates = np.linalg.solve(r, np.moveaxis(along, -1, 0).reshape(len(r), -1))
-    coordinates = coordinates.reshape(len(r), *along.shape[:-1])
-    inside = np.moveaxis(np.tensordot(q, np.moveaxis(along, -1, 0), axes=(1, 0)), 0, -1)
-    # not a root of a sum of squares, which overflows for a run that is about to diverge
-    residual = np.hypot.reduce(offset - inside, axis=-1)
+    # A diverging run passes through huge numbers. They are data, not a cause for warnings, and the
+    # residual is not a root of a sum of squares, which would overflow for them.
+    with np.errstate(over="ignore", invalid="ignore"):
+        along = offset @ q
+        coordinates = np.linalg.solve(r, np.moveaxis(along, -1, 0).reshape(len(r), -1))
+        coordinates = coordinates.reshape(len(r), *along.shape[:-1])
+        inside = np.moveaxis(np.tensordot(q, np.moveaxis(along, -1, 0), axes=(1, 0)), 0, -1)
+        residual = np.hypot.reduce(offset - inside, axis=-1)
     data = {name: (dims, coordinates[i]) for i, name in enumerate(plane_axes(plane))}
     coords = {k: v for k, v in points.coords.items() if "param" not in v.dims}
     return xr.Dataset({**data, "residual": (dims, residual)}, coords=coords)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from thalweg.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
@@ -33,34 +37,35 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
     if y in x:
         raise InputError(f"column {y!r} is both a feature and the target.")
     return {
-        "x": np.stack([_numbers(table[name], name, path) for name in x], axis=1),
-        "y": _numbers(table[y], y, path),
+        "x": np.stack([_numbers(table, name, path) for name in x], axis=1),
+        "y": _numbers(table, y, path),
     }
 
 
-def _numbers(column: object, name: str, path: Path) -> np.ndarray:
+def _numbers(table: pd.DataFrame, name: str, path: Path) -> np.ndarray:
     import pandas as pd
 
-    series = pd.Series(column)
+    column = pd.Series(table[name])
+
     # The line of the file: the header is line 1.
-    missing = series.isna()
+    missing = np.asarray(column.isna())
     if missing.any():
         raise InputError(
             f"column {name!r} of {path.name} has {int(missing.sum())} missing values, the first in "
-            f"line {int(missing.to_numpy().argmax()) + 2}; drop or fill them first."
+            f"line {int(missing.argmax()) + 2}; drop or fill them first."
         )
-    numbers = pd.to_numeric(series, errors="coerce")
-    text = numbers.isna()
+    values = np.asarray(pd.to_numeric(column, errors="coerce"), float)
+    text = np.isnan(values)
     if text.any():
-        first = int(text.to_numpy().argmax())
+        first = int(text.argmax())
         raise InputError(
-            f"column {name!r} of {path.name} holds text, {series.iloc[first]!r} in line {first + 2}; "
-            f"numbers are needed."
+            f"column {name!r} of {path.name} holds text, {column.iloc[first]!r} in line {first + 2}; "
+            "numbers are needed."
         )
-    values = numbers.to_numpy(float)
-    if not np.isfinite(values).all():
-        first = int(np.flatnonzero(~np.isfinite(values))[0])
+    infinite = np.isinf(values)
+    if infinite.any():
         raise InputError(
-            f"column {name!r} of {path.name} is not finite in line {first + 2}; drop or fill it first."
+            f"column {name!r} of {path.name} is not finite in line {int(infinite.argmax()) + 2}; "
+            "drop or fill it first."
         )
     return values

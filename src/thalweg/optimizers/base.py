@@ -25,11 +25,30 @@ SCALAR = jnp.float32
 class At(Protocol):
     """Where an optimizer stands: the point, and this step's batch at that point."""
 
-    params: Params
-    start: Params
-    loss: Any
-    grad: Params
-    step: Any
+    @property
+    def params(self) -> Params:
+        """The iterate."""
+        ...
+
+    @property
+    def start(self) -> Params:
+        """The iterate at step 0."""
+        ...
+
+    @property
+    def loss(self) -> Any:
+        """The risk of this step's batch."""
+        ...
+
+    @property
+    def grad(self) -> Params:
+        """Its gradient."""
+        ...
+
+    @property
+    def step(self) -> Any:
+        """The index of the step, from 0."""
+        ...
 
     def value_and_gradient(self, params: Params) -> tuple[Any, Params]:
         """Risk and gradient of this step's batch at another point."""

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from thalweg import results
 from thalweg.errors import InputError, unknown
@@ -70,8 +71,9 @@ def record(
     ax = style.new_axes(ax)
     ax.set_xscale(x)
     ax.set_yscale(y)
-    if x == "linear":
-        ax.xaxis.get_major_locator().set_params(integer=True)
+    locator = ax.xaxis.get_major_locator()
+    if isinstance(locator, MaxNLocator):
+        locator.set_params(integer=True)  # there is no half of a step
     if x == "log" and (steps < 1).any():
         steps, values = steps[steps >= 1], values[steps >= 1]
         style.note(ax, "step 0 not shown (log axis)")

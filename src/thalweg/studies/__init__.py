@@ -24,7 +24,8 @@ from thalweg.errors import InputError, unknown
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 # name -> (module, what it shows)
 STUDIES = {
@@ -56,6 +57,13 @@ class Drawing:
 
     figure: Figure
     caption: str
+
+    @classmethod
+    def of(cls, drawn: Axes | Figure | SubFigure, caption: str) -> Drawing:
+        """The figure that something was drawn on."""
+        figure = drawn.get_figure(root=True)
+        assert figure is not None
+        return cls(figure, caption)
 
 
 def setting(default: Any, help: str) -> Any:
@@ -121,7 +129,7 @@ def settings_of(tree: xr.DataTree) -> Any:
     return make_settings(name, results.settings_of(tree))
 
 
-def name_of(tree: xr.DataTree) -> str:
+def name_of(tree: xr.DataTree | xr.Dataset) -> str:
     """The name of the study that made a result."""
     if tree.attrs.get("kind") != "study":
         raise InputError("this result was not made by a study.")
@@ -135,17 +143,18 @@ def rerun(result: xr.DataTree | xr.Dataset) -> xr.DataTree | xr.Dataset:
     Raises:
         InputError: a result that does not hold all it was made from.
     """
+    import xarray as xr
+
     kind = result.attrs.get("kind")
-    if kind == "study":
+    if kind == "study" and isinstance(result, xr.DataTree):
         from thalweg import results
 
         name = name_of(result)
         data = None
         if name in _OWN:
-            node = result["data"]
-            data = {str(k): v.values for k, v in node.data_vars.items()}
+            data = {str(k): v.values for k, v in results.part(result, "data").items()}
         return run(name, data, **results.settings_of(result))
-    if kind == "trajectory":
+    if kind == "trajectory" and isinstance(result, xr.Dataset):
         from thalweg.descent import descend_again
 
         return descend_again(result)

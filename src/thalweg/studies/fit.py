@@ -249,7 +249,7 @@ def _finite_point(path: xr.Dataset) -> np.ndarray:
 
 def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
     """The fit and its residuals, the loss, the movement, and the landscape with the path."""
-    path, fitted = tree["path"].to_dataset(), tree["fit"].to_dataset()
+    path, fitted = results.part(tree, "path"), results.part(tree, "fit")
     if fitted.sizes["feature"] == 1:
         flat = fitted.assign(x=("sample", fitted["x"].values[:, 0]))
         if "x_grid" in fitted:
@@ -259,31 +259,31 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
                 ylabel=settings.y,
                 title=f"{settings.model} under {settings.loss}",
             )
-            yield "fit", Drawing(ax.figure, "The data and the fitted model, in the table's units.")
+            yield "fit", Drawing.of(ax, "The data and the fitted model, in the table's units.")
             ax = plots.residual_scatter(flat)
             ax.set(xlabel=settings.x[0], ylabel=f"{settings.y} − fit", title="Residuals")
-            yield "residuals", Drawing(ax.figure, "What the model leaves unexplained.")
+            yield "residuals", Drawing.of(ax, "What the model leaves unexplained.")
     if "landscape" in tree.children:
         ax = plots.contour(
-            tree["landscape"].to_dataset(),
+            results.part(tree, "landscape"),
             path,
             title=f"Empirical risk ({settings.loss}) and the path",
         )
         yield (
             "landscape",
-            Drawing(ax.figure, "The empirical risk and the way the optimizer took over it."),
+            Drawing.of(ax, "The empirical risk and the way the optimizer took over it."),
         )
     ax = plots.record(path, "risk")
     ax.set_title("Empirical risk")
-    yield "loss", Drawing(ax.figure, "The empirical risk over all samples at each recorded step.")
+    yield "loss", Drawing.of(ax, "The empirical risk over all samples at each recorded step.")
     ax = plots.record(path, "grad_norm")
     ax.set_title("Gradient norm")
-    yield "gradient", Drawing(ax.figure, "The norm of each step's gradient.")
+    yield "gradient", Drawing.of(ax, "The norm of each step's gradient.")
 
 
 def not_converged(tree: xr.DataTree) -> str | None:
     """Why a descent has plainly not converged, if so."""
-    path = tree["path"].to_dataset()
+    path = results.part(tree, "path")
     status = str(path["status"].values)
     if status == "diverged":
         return (
@@ -307,7 +307,7 @@ def not_converged(tree: xr.DataTree) -> str | None:
             f"the risk still fell by {100 * fell / whole:.2g} % of its whole way in the last tenth of "
             "the steps: take more steps, or a larger learning rate"
         )
-    left = float(tree["fit"]["slope_left"])
+    left = float(results.part(tree, "fit")["slope_left"])
     if left * risk[-1] > _CLOSE * whole:
         return (
             f"the samples still pull together: the model could follow {100 * left:.2g} % of their "
@@ -322,11 +322,11 @@ def _smooth(tree: xr.DataTree) -> bool:
 
 
 def _gradient_norm(tree: xr.DataTree) -> float:
-    return float(np.linalg.norm(tree["fit"]["gradient"].values))
+    return float(np.linalg.norm(results.part(tree, "fit")["gradient"].values))
 
 
 def findings(tree: xr.DataTree, settings: Settings) -> Findings:
-    path, fitted = tree["path"].to_dataset(), tree["fit"].to_dataset()
+    path, fitted = results.part(tree, "path"), results.part(tree, "fit")
     status, final = str(path["status"].values), path["final"].values
     left = float(fitted["slope_left"])
     numbers = {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from thalweg import plots
+from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.studies import Drawing, Findings, setting
 
@@ -80,7 +80,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
         "smooth_l1": f"smooth_l1:{settings.smooth_l1_beta!r}",
     }
     window = (settings.window[0], settings.window[1])
-    nodes = {"data": xr.Dataset({"x": ("sample", x), "y": ("sample", y)})}
+    nodes: dict[str, xr.Dataset] = {"data": xr.Dataset({"x": ("sample", x), "y": ("sample", y)})}
     for loss, spec in specs.items():
         problem = tw.Problem(models.line, spec, x, y, params=start)
         penalised = tw.Problem(
@@ -103,32 +103,30 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
 
 def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
     """The points, the fit, the MSE landscape three ways, and a figure of four losses a variant."""
-    table = tree["data"].to_dataset()
-    mse = tree["landscape/mse"].to_dataset()
-    plain = tree["path/mse/plain"].to_dataset()
+    table = results.part(tree, "data")
+    mse = results.part(tree, "landscape/mse")
+    plain = results.part(tree, "path/mse/plain")
     ax = plots.points(table)
-    yield "points", Drawing(ax.figure, "The data: a slight parabola with a little noise.")
+    yield "points", Drawing.of(ax, "The data: a slight parabola with a little noise.")
     ax = plots.fit(_fitted(table, plain))
     ax.set_title("The line that plain descent on the MSE ends at")
     yield (
         "fit",
-        Drawing(
-            ax.figure, "The fitted line. It cannot follow the curve: that is the model's bias."
-        ),
+        Drawing.of(ax, "The fitted line. It cannot follow the curve: that is the model's bias."),
     )
     ax = plots.contour(mse, title="MSE")
-    yield "landscape", Drawing(ax.figure, "The MSE as a function of bias and weight: one bowl.")
+    yield "landscape", Drawing.of(ax, "The MSE as a function of bias and weight: one bowl.")
     ax = plots.heatmap(mse, title="MSE")
-    yield "heatmap", Drawing(ax.figure, "The same as a heat map, one cell a grid point.")
+    yield "heatmap", Drawing.of(ax, "The same as a heat map, one cell a grid point.")
     ax = plots.contour(mse, plain, title="MSE, plain gradient descent")
     yield (
         "path",
-        Drawing(ax.figure, f"{settings.steps} steps of plain gradient descent at {settings.lr:g}."),
+        Drawing.of(ax, f"{settings.steps} steps of plain gradient descent at {settings.lr:g}."),
     )
     for name, (title, _) in variants(settings).items():
         yield (
             name,
-            Drawing(
+            Drawing.of(
                 _four(tree, "landscape", name, title),
                 f"SGD, {title}: its path on the landscape of each loss.",
             ),
@@ -136,7 +134,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     title = variants(settings)["weight_decay"][0]
     yield (
         "weight_decay_penalised",
-        Drawing(
+        Drawing.of(
             _four(tree, "penalised", "weight_decay", f"{title}, on the penalised risk"),
             "The same paths on the risk they do descend, with the penalty ½λ‖w‖² added: here they end "
             "at the bottom.",
@@ -149,8 +147,8 @@ def _four(tree: xr.DataTree, surfaces: str, name: str, title: str) -> Any:
     figure, axes = plots.grid(2, 2, title=f"SGD, {title}")
     for ax, (loss, label) in zip(axes.flat, LOSSES.items(), strict=True):
         plots.contour(
-            tree[f"{surfaces}/{loss}"].to_dataset(),
-            tree[f"path/{loss}/{name}"].to_dataset(),
+            results.part(tree, f"{surfaces}/{loss}"),
+            results.part(tree, f"path/{loss}/{name}"),
             ax=ax,
             title=label,
         )
@@ -170,7 +168,7 @@ def _fitted(table: xr.Dataset, path: xr.Dataset) -> xr.Dataset:
 
 
 def findings(tree: xr.DataTree, settings: Settings) -> Findings:
-    losses = tree["path/mse/plain"]["loss"].values
+    losses = results.part(tree, "path/mse/plain")["loss"].values
     numbers = {
         f"MSE, plain, step {step}": f"{losses[step]:.6g}"
         for step in sorted({0, 1, len(losses) - 2, len(losses) - 1})
@@ -178,7 +176,7 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
     }
     for loss, label in LOSSES.items():
         for name, (title, _) in variants(settings).items():
-            path = tree[f"path/{loss}/{name}"]
+            path = results.part(tree, f"path/{loss}/{name}")
             bias, weight = path["final"].values
             state = (
                 "" if str(path["status"].values) == "completed" else f" ({path['status'].values})"
@@ -187,7 +185,8 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
                 f"loss {path['loss'].values[-1]:.5g} at bias {bias:.4f}, weight {weight:.4f}{state}"
             )
     same = np.array_equal(
-        tree["path/huber/plain"]["params"].values, tree["path/smooth_l1/plain"]["params"].values
+        results.part(tree, "path/huber/plain")["params"],
+        results.part(tree, "path/smooth_l1/plain")["params"],
     )
     equal = (
         "Huber with δ = 1 and smooth L1 with β = 1 are the same function, and their paths agree to the "

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from thalweg import plots
+from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.studies import Drawing, Findings, setting
 
@@ -117,14 +117,14 @@ def _pair(values: tuple[float, ...]) -> tuple[float, float]:
 
 def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
     """Three panels for every so many steps, and the empirical landscape with the whole path."""
-    surface, path = tree["landscape"].to_dataset(), tree["path"].to_dataset()
+    surface, path = results.part(tree, "landscape"), results.part(tree, "path")
     last = path.sizes["step"] - 1
     if "batch" in path and settings.batch_size == 1:
         for step in range(0, last, max(settings.every, 1)):
             sample = int(path["batch"].values[step, 0])
             yield (
                 f"step-{step:03d}",
-                Drawing(
+                Drawing.of(
                     plots.step_panels(surface, path, step, sample=sample),
                     f"Step {step}, which descends the pointwise risk of sample {sample}. The arrow is "
                     "−0.1 times the stochastic gradient; where there is none, it is zero.",
@@ -133,10 +133,10 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     ax = plots.contour(
         surface, path, center=_middle(surface), title="Empirical risk and the whole trajectory"
     )
-    yield "path", Drawing(ax.figure, "The empirical risk with every iterate of the descent.")
+    yield "path", Drawing.of(ax, "The empirical risk with every iterate of the descent.")
     ax = plots.loss(path, x="linear")
     ax.set_title("Loss of each step's batch")
-    yield "loss", Drawing(ax.figure, "The loss each step saw, before its update.")
+    yield "loss", Drawing.of(ax, "The loss each step saw, before its update.")
 
 
 def _middle(surface: xr.Dataset) -> float:
@@ -145,8 +145,23 @@ def _middle(surface: xr.Dataset) -> float:
     return float(expected[expected.shape[0] // 2, expected.shape[1] // 2])
 
 
+def _derivation(settings: Settings) -> str:
+    """Where the formula of the expected risk comes from."""
+    if settings.model == "linear":
+        return (
+            "The expected risk: y − f(x) = (a − w1w2)·x + ε, and E x² = ⅓ for x ~ U(−1, 1), so that "
+            "E (y − f)² = ⅓(w1w2 − a)² + σ²."
+        )
+    return (
+        "The expected risk: for either sign of w2 the unit is on for half of the inputs, where "
+        "y − f(x) = (a − w1w2)·x + ε, and off for the others, where y − f(x) = a·x + ε. With E x² = ⅓ on "
+        "each half, E (y − f)² = ½·⅓(w1w2 − a)² + ½·⅓a² + σ² = ½(⅓(w1w2)² − ⅔a·w1w2 + ⅔a²) + σ²; "
+        "for a = 2 and σ = 3 that is ½(8/3 − (4/3)·w1w2 + (1/3)·w1²w2²) + 9."
+    )
+
+
 def findings(tree: xr.DataTree, settings: Settings) -> Findings:
-    path, surface = tree["path"].to_dataset(), tree["landscape"].to_dataset()
+    path, surface = results.part(tree, "path"), results.part(tree, "landscape")
     empirical = surface["empirical"]
     w1, w2 = (float(v) for v in path["final"].sel(param=["w1", "w2"]).values)
     lowest = empirical.argmin(dim=["w1", "w2"])
@@ -169,8 +184,10 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
         (
             "Each step goes down another landscape: that of its own sample. No single one looks like "
             "the empirical risk, their mean, and a step may well go up on it.",
-            "Both risks depend on the product w1·w2 alone (for one sign of w2), hence the hyperbolas: "
-            "a whole curve of minima where w1·w2 is right, and a saddle at the origin.",
+            "The expected risk depends on the product w1·w2 alone, and for each sign of w2 so does the "
+            "empirical risk. Hence the hyperbolas: a whole curve of minima where the product is right, "
+            "and a saddle at the origin.",
+            _derivation(settings),
             "Where w2·x ≤ 0 for a step's sample, the unit is off, the gradient is zero and the path "
             "stands still for that step.",
         ),
