@@ -21,6 +21,7 @@ from thalweg.errors import MemoryEstimateError
 Handle = TypeVar("Handle")
 
 _FIRST = 16  # units in the first block
+_ALWAYS_THERE = 2**24  # bytes that need no asking, which takes as long as a small job
 _AIM = 0.1  # seconds a block should take: short enough to feel immediate
 
 
@@ -132,6 +133,8 @@ def _next_size(size: int, count: int, seconds: float, most: int) -> int:
 
 def check_memory(needed: float, what: str, remedy: str) -> None:
     """An error, before anything is allocated, if `needed` bytes are not there."""
+    if needed < _ALWAYS_THERE:
+        return
     import psutil
 
     available = psutil.virtual_memory().available

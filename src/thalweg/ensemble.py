@@ -131,9 +131,11 @@ def _seeds(seed: Any) -> tuple[tuple[int, ...], bool]:
         or numbers.dtype.kind not in "iu"
         or numbers.size == 0
         or numbers.min() < 0
+        or numbers.max() >= 2**32
     ):
         raise InputError(
-            f"seed must be a whole number of at least 0, or a list of them; {seed!r} given."
+            f"seed must be a whole number of at least 0 and below 2³², or a list of them; {seed!r} "
+            f"given."
         )
     return tuple(int(s) for s in numbers), swept
 

@@ -8,9 +8,9 @@ a time where its activations are large.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,17 @@ import xarray as xr
 
 from thalweg import backend, blocks, results
 from thalweg.errors import InputError, unknown
+from thalweg.params import Layout
 from thalweg.planes import Plane
 from thalweg.problem import Problem, penalised, pointwise
 
-_POINTS = 2048  # in a chunk, at most
-_SAMPLES = 4096  # in a chunk, at most: the sum over it is one fused loop
+# Measured on two cores. An entry-by-entry model is one fused loop over the points, in which some
+# samples at a time are written out: their sum then needs no loop of its own, and vectorises.
+_ENTRYWISE_POINTS = 32768
+_ENTRYWISE_SAMPLES = 20
+# Other models hand arrays from layer to layer.
+_POINTS = 2048
+_SAMPLES = 4096
 _ACTIVATIONS = 32 * 2**20  # bytes a chunk of points may keep between a model's layers
 _ROWS = 64 * 2**20  # bytes of results held on the device at a time
 
@@ -67,12 +73,14 @@ def landscape(
             "this problem has no expected risk; give it as Problem(..., expected=params -> scalar)."
         )
     values, interrupted = _evaluate(problem, plane, wanted, penalty, progress)
-    data = plane.dataset()
+    variables = {}
     for risk in wanted:
-        dims = ("sample", *plane.axes) if risk == "pointwise" else plane.axes
-        shape = values[risk].shape[:-1]
-        data[risk] = (dims, values[risk].reshape(*shape, *plane.shape))
-    data.attrs = results.provenance(
+        surface = values[risk].reshape(*plane.shape, *values[risk].shape[1:])
+        if risk == "pointwise":
+            variables[risk] = (("sample", *plane.axes), np.moveaxis(surface, -1, 0))
+        else:
+            variables[risk] = (plane.axes, surface)
+    attrs = results.provenance(
         "landscape",
         {
             "risks": list(wanted),
@@ -85,99 +93,236 @@ def landscape(
         device=backend.device_name(),
         interrupted=int(interrupted),
     )
-    return data
+    return plane.dataset(variables, attrs)
 
 
 def _evaluate(
     problem: Problem, plane: Plane, wanted: tuple[str, ...], penalty: bool, progress: bool | None
 ) -> tuple[dict[str, np.ndarray], bool]:
-    """The risks (…, points) of the plane's points in C order, and whether Ctrl-C cut it short."""
+    """The risks (points, …) of the plane's points in C order, and whether Ctrl-C cut it short."""
     total = math.prod(plane.shape)
-    program = partial(
-        _chunks,
-        problem,
-        plane.origin,
-        plane.directions,
-        plane.coordinates,
-        wanted=wanted,
-        penalty=bool(penalty),
+    model = _model(problem)
+    tiling = _tiling(problem, total, "pointwise" in wanted)
+    point_bytes = sum(
+        model.values * model.dtype.itemsize if risk == "pointwise" else 8 for risk in wanted
     )
-    chunk, samples = _chunk_sizes(problem, total)
-    shapes = program.func.eval_shape(
-        *program.args, 0, 1, **program.keywords, chunk=chunk, samples=samples, room=1
-    )
-    row = sum(s.size * s.dtype.itemsize for s in shapes.values())
-    chunks = -(-total // chunk)
+    row = tiling.points * point_bytes
+    chunks = -(-total // tiling.points)
+    with_samples = "pointwise" in wanted
     blocks.check_memory(
-        row * chunks + (row if "pointwise" in wanted else 0),
+        row * chunks + (row if with_samples else 0),
         f"this landscape of {' × '.join(map(str, plane.shape))} points"
-        + (f" × {problem.n_samples} samples" if "pointwise" in wanted else ""),
-        "lower points=" + (", or leave out the pointwise risk" if "pointwise" in wanted else ""),
+        + (f" × {problem.n_samples} samples" if with_samples else ""),
+        "lower points=" + (", or leave out the pointwise risk" if with_samples else ""),
     )
+    size = chunks * tiling.points
+    # The device has the samples of a point side by side, and so has the record: turning it about
+    # would take longer than computing it.
     values = {
-        risk: np.empty((*s.shape[1:-1], chunks * chunk), s.dtype) for risk, s in shapes.items()
+        risk: np.empty((size, model.values), model.dtype) if risk == "pointwise" else np.empty(size)
+        for risk in wanted
     }
     room = max(1, min(chunks, _ROWS // max(row, 1)))
 
     def launch(start: int, count: int) -> Any:
-        return program(np.int32(start), np.int32(count), chunk=chunk, samples=samples, room=room)
+        return _chunks(
+            problem,
+            plane.origin,
+            plane.directions,
+            plane.coordinates,
+            np.int64(start),
+            np.int64(count),
+            wanted=wanted,
+            layout=problem.layout,
+            penalty=bool(penalty),
+            tiling=tiling,
+            room=room,
+        )
 
     def collect(start: int, count: int, parts: dict[str, Any]) -> None:
         for risk, part in parts.items():
             rows = np.asarray(part)
             for i in range(count):
-                at = (start + i) * chunk
-                values[risk][..., at : at + chunk] = rows[i]
+                at = (start + i) * tiling.points
+                values[risk][at : at + tiling.points] = rows[i]
 
     done, interrupted = blocks.run(
         chunks, launch, collect, most=room, label="landscape", unit="chunk", progress=progress
     )
     for risk in wanted:
-        values[risk][..., done * chunk :] = np.nan
-    return {risk: values[risk][..., :total] for risk in wanted}, interrupted
+        values[risk][done * tiling.points :] = np.nan
+    return {risk: values[risk][:total] for risk in wanted}, interrupted
 
 
-def _chunk_sizes(problem: Problem, total: int) -> tuple[int, int]:
-    """Points and samples a chunk.
+class _Model(NamedTuple):
+    """What a model's program says of the best way to evaluate it."""
 
-    What a layer hands to the next one is written to memory, an entry-by-entry model's values are
-    not: so the models' products decide. Sample chunks divide the data evenly where they can, which
-    spares a mask.
-    """
+    entrywise: bool  # nothing but entry-by-entry arithmetic: one sample at a time is the same
+    sample_bytes: int  # what goes through its products and convolutions, a sample
+    values: int  # pointwise risks: the samples, or the residuals of a problem without data
+    dtype: np.dtype  # of the pointwise risks, as they are kept
+
+
+class _Tiling(NamedTuple):
+    """How points and samples are cut into chunks."""
+
+    points: int
+    samples: int
+    entrywise: bool
+
+
+def _tiling(problem: Problem, total: int, with_samples: bool) -> _Tiling:
+    """Chunks of points that are all of one size, and chunks of samples that divide the data evenly
+    where they can, which spares a mask."""
+    model = _model(problem)
     n = max(problem.n_samples, 1)
-    activation = _activation_bytes(problem)
-    samples = min(n, _SAMPLES)
-    if activation:
-        samples = max(1, min(n, 8 * _ACTIVATIONS // activation))
-    if samples < n:
-        even = next((s for s in range(samples, samples // 2, -1) if n % s == 0), None)
-        samples = even or -(-n // -(-n // samples))
-    points = min(_POINTS, max(1, _ACTIVATIONS // max(samples * activation, 1)))
-    points = min(points, total)
-    return -(-total // -(-total // points)), samples
+    if model.entrywise and (not problem.n_samples or _splits(problem, 1)):
+        points = min(_ENTRYWISE_POINTS, total)
+        if with_samples:
+            points = min(points, max(1, _ROWS // (n * model.dtype.itemsize)))
+        return _Tiling(_even(total, points), _divisor(n, _ENTRYWISE_SAMPLES), True)
+    most = min(n, _SAMPLES)
+    if model.sample_bytes:
+        most = max(1, min(n, 8 * _ACTIVATIONS // model.sample_bytes))
+    # The pointwise risks of a chunk of points are kept for all samples at once.
+    samples = n if with_samples else _divisor(n, most)
+    if samples < n and not _splits(problem, samples):
+        samples = n
+    held = max(model.sample_bytes, model.dtype.itemsize if with_samples else 0)
+    points = min(_POINTS, total, max(1, _ACTIVATIONS // max(samples * held, 1)))
+    return _Tiling(_even(total, points), samples, False)
 
 
-def _activation_bytes(problem: Problem) -> int:
-    """Bytes a sample that the model's products and convolutions hand on, from its jaxpr."""
-    total = _product_bytes(jax.make_jaxpr(pointwise)(problem, problem.layout.like).jaxpr)
-    return total // max(problem.n_samples, 1)
+def _even(total: int, most: int) -> int:
+    """The size of as few equal chunks of at most `most` as cover the total."""
+    return -(-total // -(-total // most))
 
 
-def _product_bytes(jaxpr: Any) -> int:
+def _divisor(n: int, most: int) -> int:
+    """The largest number up to `most` that divides n; `most` itself if all that do are small."""
+    even = next((k for k in range(min(most, n), most // 2, -1) if n % k == 0), None)
+    return even or min(most, n)
+
+
+# What programs say ---------------------------------------------------------------------------
+#
+# Tracing takes a millisecond or two, as long as a small landscape: what was learnt is kept.
+
+_LEARNT: dict[Any, Any] = {}
+
+# fmt: off
+_ENTRYWISE = frozenset({
+    "abs", "acos", "add", "and", "asin", "atan", "atan2", "broadcast_in_dim", "ceil", "clamp",
+    "convert_element_type", "copy", "cos", "cosh", "div", "eq", "erf", "exp", "exp2", "expm1",
+    "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max",
+    "min", "mul", "ne", "neg", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin",
+    "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
+})
+# fmt: on
+_CALLS = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
+
+
+def _learnt(problem: Problem, what: Any, learn: Callable[[], Any]) -> Any:
+    leaves, treedef = jax.tree_util.tree_flatten(problem)
+    shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    key = (what, treedef, shapes, problem.layout)
+    if key not in _LEARNT:
+        if len(_LEARNT) > 512:
+            _LEARNT.clear()
+        _LEARNT[key] = learn()
+    return _LEARNT[key]
+
+
+def _model(problem: Problem) -> _Model:
+    def learn() -> _Model:
+        program = jax.make_jaxpr(pointwise)(problem, problem.layout.like)
+        dtype = np.dtype(program.out_avals[0].dtype)
+        # A loss may count in integers, and points that are not reached are NaN; netCDF has no half
+        # precision.
+        kept = dtype if dtype in (np.float32, np.float64) else np.dtype(float)
+        n = max(problem.n_samples, 1)
+        sample_bytes = _product_bytes(program.jaxpr, n) // n
+        values = program.out_avals[0].shape[0]
+        return _Model(_is_entrywise(program.jaxpr), sample_bytes, values, kept)
+
+    return _learnt(problem, "model", learn)
+
+
+def _splits(problem: Problem, size: int) -> bool:
+    """Whether the pointwise risks of `size` samples are computed as those of all are.
+
+    A model may use the number of samples (x / len(x)) or hold an array with an entry for each: it is
+    then another function of a part of the data. Two traces tell: the same operations with the same
+    constants, and one risk a sample.
+    """
+
+    def trace(count: int) -> Any:
+        x, y = jax.tree_util.tree_map(
+            lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype),
+            (problem.x, problem.y),
+        )
+        return jax.make_jaxpr(pointwise)(problem.replace(x=x, y=y), problem.layout.like)
+
+    def learn() -> bool:
+        try:
+            part = trace(size)
+        except (TypeError, ValueError):  # an array inside does not fit another number of samples
+            return False
+        return part.out_avals[0].shape == (size,) and (
+            _skeleton(part) == _skeleton(trace(problem.n_samples))
+        )
+
+    return _learnt(problem, size, learn)
+
+
+def _is_entrywise(jaxpr: Any) -> bool:
+    def keeps_samples(equation: Any) -> bool:
+        before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+        return before[:1] == after[:1]
+
+    return all(
+        equation.primitive.name in _ENTRYWISE
+        or (equation.primitive.name in ("reshape", "squeeze") and keeps_samples(equation))
+        or (equation.primitive.name in _CALLS and all(map(_is_entrywise, _inner(equation))))
+        for equation in jaxpr.eqns
+    )
+
+
+def _product_bytes(jaxpr: Any, n: int) -> int:
+    """Bytes of what goes into products and convolutions, and comes out, of n samples."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            total += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
-        for inner in jax.tree_util.tree_leaves(
-            tuple(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                total += _product_bytes(inner)
+            arrays = [v.aval for v in (*equation.invars, *equation.outvars)]
+            total += sum(a.size * a.dtype.itemsize for a in arrays if n in a.shape)
+        total += sum(_product_bytes(inner, n) for inner in _inner(equation))
     return total
 
 
-@partial(jax.jit, static_argnames=("wanted", "penalty", "chunk", "samples", "room"), inline=False)
+def _skeleton(program: Any) -> list[Any]:
+    """The operations and constants of a program, without shapes."""
+    parts: list[Any] = [np.asarray(c).tobytes() for c in getattr(program, "consts", ())]
+    for equation in getattr(program, "jaxpr", program).eqns:
+        parts.append(equation.primitive.name)
+        parts += [np.asarray(v.val).tobytes() for v in equation.invars if hasattr(v, "val")]
+        for inner in _programs(equation):
+            parts += _skeleton(inner)
+    return parts
+
+
+def _inner(equation: Any) -> list[Any]:
+    """The jaxprs inside an equation: of a call, a loop, a branch."""
+    return [getattr(program, "jaxpr", program) for program in _programs(equation)]
+
+
+def _programs(equation: Any) -> list[Any]:
+    parameters = jax.tree_util.tree_leaves(
+        tuple(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+    )
+    return [v for v in parameters if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
+
+
+@partial(jax.jit, static_argnames=("wanted", "layout", "penalty", "tiling", "room"))
 def _chunks(
     problem: Problem,
     origin: Any,
@@ -187,23 +332,26 @@ def _chunks(
     count: Any,
     *,
     wanted: tuple[str, ...],
+    layout: Layout,
     penalty: bool,
-    chunk: int,
-    samples: int,
+    tiling: _Tiling,
     room: int,
 ) -> dict[str, Any]:
-    """The risks (room, …, chunk) of `count` chunks of points from chunk `start` on."""
+    """The risks (room, points, …) of `count` chunks of points from chunk `start` on."""
     shape = tuple(len(c) for c in coordinates)
 
     def at_chunk(which: Any) -> dict[str, Any]:
         # Each point afresh, in double precision: origin + Σ c_i d_i. Beyond the last one the
         # indices are clipped, and the host leaves those values out.
-        index = jnp.minimum(which * chunk + jnp.arange(chunk), math.prod(shape) - 1)
-        place = jnp.unravel_index(index, shape)
+        index = which * tiling.points + jnp.arange(tiling.points)
+        place = jnp.unravel_index(jnp.minimum(index, math.prod(shape) - 1), shape)
         points = origin + sum(
             c[i][:, None] * d for c, i, d in zip(coordinates, place, directions, strict=True)
         )
-        return _risks_at(problem, problem.unflatten(points), wanted, penalty, samples)
+        return _risks_at(problem, layout.unflatten(points), wanted, penalty, tiling)
+
+    if room == 1:
+        return {risk: values[None] for risk, values in at_chunk(start).items()}
 
     def body(row: Any, out: dict[str, Any]) -> dict[str, Any]:
         values = at_chunk(start + row)
@@ -218,21 +366,23 @@ def _chunks(
 
 
 def _risks_at(
-    problem: Problem, points: Any, wanted: tuple[str, ...], penalty: bool, samples: int
+    problem: Problem, points: Any, wanted: tuple[str, ...], penalty: bool, tiling: _Tiling
 ) -> dict[str, Any]:
     """The risks at a chunk of points, a pytree with a leading axis."""
 
-    def over_points(function: Any) -> Any:
+    def over_points(function: Callable[..., Any]) -> Any:
         return jax.vmap(function)(points)
 
     values: dict[str, Any] = {}
     if "pointwise" in wanted:
-        each = jax.vmap(partial(pointwise, problem), out_axes=1)(points)
-        values["pointwise"] = each
-        total = each.astype(float).sum(axis=0)
-    elif "empirical" in wanted:
-        total = _streamed(problem, over_points, samples)
+        each = over_points(partial(pointwise, problem))
+        storable = each.dtype in (jnp.float32, jnp.float64)
+        values["pointwise"] = each if storable else each.astype(float)
     if "empirical" in wanted:
+        if "pointwise" in wanted and not tiling.entrywise:
+            total = values["pointwise"].astype(float).sum(axis=1)
+        else:
+            total = _streamed(problem, over_points, tiling)
         risk = total / max(problem.n_samples, 1) if problem.reduction == "mean" else total
         if penalty:
             risk = risk + over_points(lambda w: penalised(problem, w, 0.0, True))
@@ -244,26 +394,54 @@ def _risks_at(
     return values
 
 
-def _streamed(problem: Problem, over_points: Any, samples: int) -> Any:
-    """Sums of the pointwise risks over all samples, `samples` at a time, in float64."""
-    n = problem.n_samples
-    if n <= samples:
+def _streamed(
+    problem: Problem, over_points: Callable[[Callable[..., Any]], Any], tiling: _Tiling
+) -> Any:
+    """Sums of the pointwise risks over all samples, some at a time, in float64."""
+    n, samples = problem.n_samples, tiling.samples
+    if not n:
         return over_points(lambda w: pointwise(problem, w).astype(float).sum())
 
-    def add(part: Any, total: Any) -> Any:
-        # Where the chunks do not divide the data, the last one starts early and leaves out what
-        # was counted before.
-        first = jnp.minimum(part * samples, n - samples)
-        x, y = jax.tree_util.tree_map(
-            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, samples), (problem.x, problem.y)
-        )
-        there = problem.replace(x=x, y=y)
-        if n % samples == 0:
-            return total + over_points(lambda w: pointwise(there, w).astype(float).sum())
-        fresh = first + jnp.arange(samples) >= part * samples
-        return total + over_points(
-            lambda w: jnp.where(fresh, pointwise(there, w).astype(float), 0).sum()
+    def part_sum(first: Any, counts_from: Any) -> Any:
+        """The sum over the samples from `first` on that were not counted before `counts_from`."""
+
+        def at(offset: Any, size: int) -> Problem:
+            x, y = jax.tree_util.tree_map(
+                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first + offset, size),
+                (problem.x, problem.y),
+            )
+            return problem.replace(x=x, y=y)
+
+        def fresh(values: Any, offset: Any) -> Any:
+            if n % samples == 0:
+                return values
+            return jnp.where(first + offset >= counts_from, values, 0)
+
+        if tiling.entrywise:
+            terms = [
+                fresh(over_points(lambda w, k=k: pointwise(at(k, 1), w)[0]), k)
+                for k in range(samples)
+            ]
+            # Pairs of pairs in the loss's own precision: no less exact than the terms themselves.
+            return _pairwise_sum(terms).astype(float)
+        there = at(0, samples)
+        return over_points(
+            lambda w: fresh(pointwise(there, w).astype(float), jnp.arange(samples)).sum()
         )
 
-    start = over_points(lambda w: jnp.zeros(()))
-    return jax.lax.fori_loop(0, -(-n // samples), add, start)
+    # Where the chunks do not divide the data, the last one starts early and leaves out what was
+    # counted before.
+    def add(part: Any, total: Any) -> Any:
+        return total + part_sum(jnp.minimum(part * samples, n - samples), part * samples)
+
+    if n == samples:
+        return part_sum(0, 0)
+    like = jax.eval_shape(part_sum, 0, 0)
+    return jax.lax.fori_loop(0, -(-n // samples), add, jnp.zeros(like.shape))
+
+
+def _pairwise_sum(terms: list[Any]) -> Any:
+    while len(terms) > 1:
+        last = terms[-1:] if len(terms) % 2 else []
+        terms = [a + b for a, b in zip(terms[::2], terms[1::2], strict=False)] + last
+    return terms[0]

@@ -28,6 +28,12 @@ def absolute(d: Any) -> Any:
     return d * jnp.sign(d)
 
 
+def _difference(yhat: Any, y: Any) -> Any:
+    """ŷ − y in floating point, so that δ or β in its dtype is not cut to an integer."""
+    d = jnp.asarray(yhat - y)
+    return d if jnp.issubdtype(d.dtype, jnp.floating) else d.astype(float)
+
+
 def _squared_error(yhat: Any, y: Any) -> Any:
     return jnp.square(yhat - y)
 
@@ -37,14 +43,14 @@ def _absolute_error(yhat: Any, y: Any) -> Any:
 
 
 def _huber(delta: Any, yhat: Any, y: Any) -> Any:
-    d = yhat - y
+    d = _difference(yhat, y)
     delta = jnp.asarray(delta).astype(d.dtype)
     size = absolute(d)
     return jnp.where(size < delta, 0.5 * d * d, delta * (size - 0.5 * delta))
 
 
 def _smooth_l1(beta: Any, yhat: Any, y: Any) -> Any:
-    d = yhat - y
+    d = _difference(yhat, y)
     beta = jnp.asarray(beta).astype(d.dtype)
     size = absolute(d)
     inside = 0.5 * d * d / jnp.where(beta > 0, beta, 1)

@@ -74,7 +74,7 @@ class Layout:
     @property
     def dtype(self) -> np.dtype:
         """The dtype of the flattened vector: what the leaves promote to."""
-        return np.result_type(*self.dtypes) if self.dtypes else np.dtype(float)
+        return jnp.result_type(*self.dtypes) if self.dtypes else np.dtype(float)
 
     @cached_property
     def names(self) -> tuple[str, ...]:

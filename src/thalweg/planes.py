@@ -59,18 +59,25 @@ class Plane:
         """The number of points along each axis."""
         return tuple(map(len, self.coordinates))
 
-    def dataset(self) -> xr.Dataset:
-        """The plane as part of a result: enough to draw on it and to project on it."""
+    def dataset(
+        self, variables: Mapping[str, Any] | None = None, attrs: Mapping[str, Any] | None = None
+    ) -> xr.Dataset:
+        """The plane as part of a result: enough to draw on it and to project on it.
+
+        `variables` and `attrs` are the result's own, as `xarray.Dataset` takes them.
+        """
         return xr.Dataset(
             {
                 "origin": ("param", self.origin),
                 "directions": (("direction", "param"), self.directions),
+                **(variables or {}),
             },
             coords={
                 "direction": np.array(self.axes),
                 "param": np.array(self.names),
                 **dict(zip(self.axes, self.coordinates, strict=True)),
             },
+            attrs=attrs,
         )
 
     def project(self, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Dataset:

@@ -7,6 +7,8 @@ the libraries that made it.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import platform
@@ -50,24 +52,24 @@ def provenance(kind: str, settings: Mapping[str, Any], **more: Any) -> dict[str,
         "kind": kind,
         "schema_version": SCHEMA_VERSION,
         "settings": to_json(settings),
-        "versions": to_json(versions()),
+        "versions": _versions_json(),
         **more,
     }
 
 
-_VERSIONS: dict[str, str] = {}
+@functools.cache
+def _versions_json() -> str:
+    return to_json(versions())
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """The versions of Python, Thalweg and what the numbers depend on, where installed."""
-    if not _VERSIONS:
-        _VERSIONS["python"] = platform.python_version()
-        for package in ("thalweg", "jax", "jaxlib", "numpy", "optax", "xarray"):
-            try:
-                _VERSIONS[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                continue
-    return dict(_VERSIONS)
+    found = {"python": platform.python_version()}
+    for package in ("thalweg", "jax", "jaxlib", "numpy", "optax", "xarray"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def to_json(value: Any) -> str:

@@ -43,7 +43,8 @@ class Batches:
     def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The indices (count, lanes, size) of steps start …, and how many of each are used (count,).
 
-        Places that are not used hold index 0.
+        Places that are not used hold a sample of the same batch, so that masking them out leaves
+        nothing behind: the derivative of another sample's loss might not be finite.
         """
         if self.given is not None:
             steps = np.arange(start, start + count) % len(self.given)
@@ -68,6 +69,7 @@ class Batches:
                 order = np.arange(self.n_samples)
             used = min(room, len(order))
             out[lane, :used] = order[:used]
+            out[lane, used:] = order[room - self.size] if used < room else 0
         return out.reshape(self.lanes, self.per_epoch, self.size).swapaxes(0, 1)
 
 
@@ -114,7 +116,7 @@ def plan(
         return (len(given) if steps is None else int(steps)), Batches(
             n_samples, given.shape[1], len(given), seeds, given=given
         )
-    if drop_last and batch_size > n_samples:
+    if drop_last and batch_size is not None and batch_size > n_samples:
         raise InputError(
             f"drop_last=True leaves no batch: batch_size is {batch_size}, and there are {n_samples} "
             f"samples."

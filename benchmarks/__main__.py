@@ -1,0 +1,78 @@
+"""`python -m benchmarks [case ...]`: measure, print one table, and write benchmarks/results.md."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from benchmarks import descents, landscapes, startup, tools
+from benchmarks.harness import CASES, TURN, DisagreementError, Row, measure
+
+_HEAD = Row(
+    "case", "who", "measured part", "first call", "time", "ratio to ours", "goal", "agrees to"
+)
+_MODULES = (descents, landscapes, startup)  # importing them fills CASES
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        print(f"no case {unknown[0]!r}; there are {', '.join(CASES)}", file=sys.stderr)
+        return 2
+    began, busy, own = time.perf_counter(), tools.busy_seconds(), tools.own_seconds()
+    rows, failures = [], []
+    for name in names or CASES:
+        print(f"{name} …", file=sys.stderr)
+        try:
+            for entry in CASES[name]():
+                rows += measure(entry)
+        except Exception as error:  # one broken case must not cost the others' measurements
+            traceback.print_exc()
+            # other errors' texts may hold paths of this machine, which the page must not
+            text = error if isinstance(error, DisagreementError) else type(error).__name__
+            failures.append(f"{name}: {text}")
+    took = time.perf_counter() - began
+    lines = [*tools.machine(), f"The whole run took {took:.0f} s."]
+    if busy is not None:
+        others = (tools.busy_seconds() - busy) - (tools.own_seconds() - own)
+        lines.append(f"Others used {max(others, 0) / took:.2f} of the processors meanwhile.")
+    report = "\n".join(
+        [
+            "# Benchmarks",
+            "",
+            f"`make bench` writes this page. Contenders take turns of {TURN} s; times are medians of "
+            "their turns, with the least and the greatest in brackets, and a ratio is a contender's "
+            "time over ours in the same round. Who does a part of the job has its time scaled up. "
+            "The last column says how far an answer is from ours or from the truth, relatively.",
+            "",
+            *_table(rows),
+            "",
+            *(f"- {line}" for line in lines),
+            *(f"- FAILED: {failure}" for failure in failures),
+            "",
+        ]
+    )
+    print(report)
+    if not names:
+        Path(__file__).with_name("results.md").write_text(report)
+    return 1 if failures else 0
+
+
+def _table(rows: list[Row]) -> list[str]:
+    """The rows as a Markdown table with even columns; a case's title stands once."""
+    titled = [
+        row._replace(case="" if i and rows[i - 1].case == row.case else row.case)
+        for i, row in enumerate(rows)
+    ]
+    widths = [max(map(len, column)) for column in zip(_HEAD, *titled, strict=True)]
+    dashes = Row(*("-" * width for width in widths))
+    return [
+        "| " + " | ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) + " |"
+        for row in (_HEAD, dashes, *titled)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,225 @@
+"""Many small descents: the function of study 8, every iterate and loss recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from benchmarks import tools
+from benchmarks.harness import Contender, Gauge, Race, Timed, case
+
+RUNS, STEPS, RATE = 200, 10_000, 2e-3
+NOTEBOOK_STEPS = 1000
+REPETITIONS = 4  # in a C program and in a new process; the first warms up
+TOLERANCE = {"float32": 1e-6, "float64": 1e-14}
+FLAG = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"
+
+
+@case
+def descents() -> Iterator[Race | Gauge]:
+    """200 descents of 10,000 steps, in single and in double precision, and the first call."""
+    yield from map(_race, TOLERANCE)
+    yield Gauge(
+        "200 descents, the first call",
+        "thalweg.descend, new process, imports apart",
+        "s",
+        lambda: tools.fresh("descents", "first_call"),
+        limit=1.0,
+    )
+
+
+def _race(dtype: str) -> Race:
+    call = _public_call(dtype)
+    return Race(
+        f"{RUNS} descents × {STEPS:,} steps, {dtype}",
+        [
+            Contender("thalweg.descend", call, _columns),
+            Contender("its compiled blocks alone", _blocks_alone(call)),
+            Contender("a bare JAX scan", _bare_scan(dtype), np.stack),
+            Contender(
+                "thalweg.descend, XLA fusing several outputs",
+                partial(_with_flag, dtype),
+                part="all, new process with XLA_FLAGS",
+                rounds=3,
+            ),
+            Contender(
+                "C, one thread", partial(_in_c, dtype, 0), goal=1 / 2.5, skipped=tools.no_compiler()
+            ),
+            Contender(
+                "C, one thread, sines vectorised",
+                partial(_in_c, dtype, 1),
+                skipped=tools.no_compiler(),
+            ),
+            Contender(
+                "PyTorch loop",
+                partial(_notebook, dtype),
+                share=NOTEBOOK_STEPS / (RUNS * STEPS),
+                part=f"1 descent of {NOTEBOOK_STEPS:,} steps",
+                goal=1000,
+                skipped=tools.missing("torch"),
+            ),
+        ],
+        _deviations,
+        TOLERANCE[dtype],
+    )
+
+
+# Ours ----------------------------------------------------------------------------------------
+
+
+def starts() -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1.5, 1.5, (RUNS, 2))
+
+
+def risk(params: dict[str, Any]) -> Any:
+    import jax.numpy as jnp
+
+    x, y = params["x"], params["y"]
+    return jnp.sin(x + 4) * (jnp.cos(3 * y - 5) + 0.3) + 0.5 * jnp.cos(2 * (x + 2) * (y - 4) ** 2)
+
+
+def _public_call(dtype: str) -> Callable[[], Any]:
+    import thalweg as tw
+
+    problem = tw.Problem.from_function(risk, params={"x": 0.0, "y": 0.0}, dtype=dtype)
+    begin = starts()
+    return lambda: tw.descend(problem, tw.SGD(lr=RATE), steps=STEPS, starts=begin)
+
+
+def _columns(path: Any) -> np.ndarray:
+    """x, y and loss of a trajectory, (3, steps + 1, runs)."""
+    return np.concatenate([path["params"].values.swapaxes(0, 1), path["loss"].values[None]])
+
+
+def _blocks_alone(call: Callable[[], Any]) -> Callable[[], None]:
+    """The compiled blocks that the public call runs, one after the other, their results unused."""
+
+    @cache
+    def launches() -> list[Any]:
+        from thalweg import descent
+
+        with mock.patch.object(descent, "_block", wraps=descent._block) as spy:
+            call()
+        return [(launch.args, launch.kwargs) for launch in spy.call_args_list]
+
+    def run() -> None:
+        import jax
+
+        from thalweg import descent
+
+        for args, kwargs in launches():
+            jax.block_until_ready(descent._block(*args, **kwargs))
+
+    return run
+
+
+def _bare_scan(dtype: str) -> Callable[[], Any]:
+    """The same by hand: nothing is checked, counted, fed or labelled."""
+    import jax
+
+    def step(params: Any, _: None) -> Any:
+        loss, grad = jax.value_and_grad(risk)(params)
+        new = jax.tree_util.tree_map(lambda p, g: p - RATE * g, params, grad)
+        return new, (params["x"], params["y"], loss)
+
+    def steps(params: Any) -> Any:
+        return jax.lax.scan(jax.vmap(step, in_axes=(0, None)), params, None, STEPS + 1)[1]
+
+    compiled = jax.jit(steps)
+    x, y = (jax.device_put(column.astype(dtype)) for column in starts().T)
+    return lambda: jax.block_until_ready(compiled({"x": x, "y": y}))
+
+
+def first_call() -> float:
+    """Seconds of a process's first call, compiling included; the imports come before."""
+    call = _public_call("float32")
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def warm_calls(dtype: str, file: str) -> float:
+    """Seconds of a warm call in a process of its own; the record goes to a file."""
+    call = _public_call(dtype)
+    np.save(file, _columns(call()))
+    times = []
+    for _ in range(REPETITIONS):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return median(times[1:])
+
+
+def _with_flag(dtype: str) -> Timed:
+    file = tools.scratch() / f"flagged-{dtype}.npy"
+    taken = tools.fresh("descents", "warm_calls", dtype, str(file), flags=FLAG)
+    return Timed(taken, np.load(file))
+
+
+# The others ----------------------------------------------------------------------------------
+
+
+def _in_c(dtype: str, shift: int) -> Timed:
+    real = {"float32": "float", "float64": "double"}[dtype]
+    program = tools.c_program("descents.c", RUNS=RUNS, STEPS=STEPS, REAL=real, SHIFT=shift)
+    file, record = tools.scratch() / "starts.bin", tools.scratch() / f"record-{dtype}.bin"
+    starts().tofile(file)
+    times = tools.run_c(program, file, record, REPETITIONS)
+    answer = np.fromfile(record, dtype).reshape(3, STEPS + 1, RUNS)
+    return Timed(median(times[1:]), answer)
+
+
+def _notebook(dtype: str) -> np.ndarray:
+    """As it is written in a notebook: lists, and a number out of every tensor."""
+    import torch
+
+    begin = torch.tensor(starts()[0], dtype=getattr(torch, dtype))
+    x, y = (value.clone().requires_grad_() for value in begin)
+    optimizer = torch.optim.SGD([x, y], lr=RATE)
+    xs, ys, losses = [], [], []
+    for _ in range(NOTEBOOK_STEPS):
+        loss = torch.sin(x + 4) * (torch.cos(3 * y - 5) + 0.3)
+        loss = loss + 0.5 * torch.cos(2 * (x + 2) * (y - 4) ** 2)
+        xs.append(x.item())
+        ys.append(y.item())
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return np.array([xs, ys, losses], dtype)[:, :, None]
+
+
+# Agreement -----------------------------------------------------------------------------------
+
+
+def _deviations(answers: dict[str, np.ndarray | None]) -> dict[str, float]:
+    """How far each record is from gradient descent, at every step from the one before it.
+
+    At this rate many descents are chaotic for a while: a rounding is enough for another valley, so
+    that whole records of two correct programs differ. But each must start where it was told to,
+    every loss must be the risk at its iterate, and every iterate one exact step from the last. The
+    cosine's phase reaches thousands, and its rounding with it: the deviation is in parts of that.
+    """
+    return {name: _off(record) for name, record in answers.items() if record is not None}
+
+
+def _off(record: np.ndarray) -> float:
+    begin = starts()[: record.shape[2]].astype(record.dtype).T
+    x, y, loss = record.astype(float)
+    u, v = x + 2, y - 4
+    phase = 2 * u * v**2
+    first, second, third = np.sin(x + 4), np.cos(3 * y - 5) + 0.3, np.sin(phase)
+    slope_x = np.cos(x + 4) * second - third * v**2
+    slope_y = -3 * first * np.sin(3 * y - 5) - 2 * third * u * v
+    off = np.abs(loss - first * second - 0.5 * np.cos(phase))
+    off[1:] += np.abs(np.diff(x, axis=0) + RATE * slope_x[:-1])
+    off[1:] += np.abs(np.diff(y, axis=0) + RATE * slope_y[:-1])
+    scale = 1 + np.abs(phase)
+    scale[1:] = np.maximum(scale[1:], scale[:-1])
+    return float((off / scale).max() + np.abs(record[:2, 0] - begin).max())

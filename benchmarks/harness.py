@@ -1,0 +1,193 @@
+"""Races and gauges: how anything in this folder is measured.
+
+A case is a function marked `@case` that returns a `Race`, contenders that do the same job in turns,
+or a `Gauge`, one number with a limit. Both become rows of one table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
+
+TURN = 0.2  # seconds
+
+
+class Timed(NamedTuple):
+    """What a contender returns that keeps its own clock, such as a program in C."""
+
+    seconds: float
+    result: Any
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do a race's job. `run` returns only once its result is ready."""
+
+    name: str
+    run: Callable[[], Any]
+    answer: Callable[[Any], Any] = lambda result: result  # of the result; not timed
+    share: float = 1.0  # of the job that `run` does; its time is divided by it
+    part: str = "all"  # that share in words
+    rounds: int | None = None  # fewer than the race's, where a round is long
+    goal: float | None = None  # the least ratio of its time to ours
+    skipped: str = ""  # why it cannot run here
+
+
+@dataclass(frozen=True)
+class Race:
+    """Contenders in turns, ours first.
+
+    `deviation` says how far an answer (and what part of the job it is) lies from the truth or from
+    ours; beyond `tolerance` the race fails, since times of different answers mean nothing.
+    """
+
+    title: str
+    contenders: Sequence[Contender]
+    deviation: Callable[[dict[str, Any]], dict[str, float]]
+    tolerance: float
+    rounds: int = 7
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """One number, measured several times, and the limit it should stay below."""
+
+    title: str
+    name: str
+    unit: str  # "s" or "MiB"
+    measure: Callable[[], float]
+    limit: float | None = None
+    rounds: int = 5
+    skipped: str = ""
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    case: str
+    who: str
+    part: str
+    first: str
+    time: str
+    ratio: str
+    goal: str
+    agrees: str
+
+
+class DisagreementError(Exception):
+    """Two contenders of a race do not have the same answer."""
+
+
+CASES: dict[str, Callable[[], Iterable[Race | Gauge]]] = {}
+
+
+def case(function: Callable[[], Iterable[Race | Gauge]]) -> Any:
+    """Mark a function that makes races and gauges; its name chooses it on the command line."""
+    CASES[function.__name__] = function
+    return function
+
+
+def measure(entry: Race | Gauge) -> list[Row]:
+    """The rows of a race or a gauge."""
+    return _race(entry) if isinstance(entry, Race) else [_gauge(entry)]
+
+
+def _race(race: Race) -> list[Row]:
+    running = [c for c in race.contenders if not c.skipped]
+    first: dict[str, float] = {}
+    answers: dict[str, Any] = {}
+    for c in running:
+        first[c.name], result = _clocked(c)
+        answers[c.name] = c.answer(result)
+    deviation = race.deviation(answers)
+    del answers, result  # before the clock runs: gigabytes kept alive would change what is measured
+    for name, off in deviation.items():
+        if not off <= race.tolerance:
+            raise DisagreementError(
+                f"{race.title}: {name} is off by {off:.1e}, more than {race.tolerance:.0e}"
+            )
+    times: dict[str, list[float]] = {c.name: [] for c in running}
+    for turn in range(race.rounds):
+        for c in running:
+            if c.rounds is None or turn < c.rounds:
+                times[c.name].append(_turn(c) / c.share)
+    ours = times[race.contenders[0].name]
+    rows = []
+    for c in race.contenders:
+        if c.skipped:
+            rows.append(Row(race.title, c.name, c.skipped, *[""] * 5))
+            continue
+        # Ratios of times of the same round: what disturbs the machine disturbs both.
+        ratios = [t / o for t, o in zip(times[c.name], ours, strict=False)]
+        met = "" if c.goal is None else _verdict(f"≥ {ratio(c.goal)}", median(ratios) >= c.goal)
+        rows.append(
+            Row(
+                race.title,
+                c.name,
+                c.part,
+                seconds(first[c.name]) if c.share == 1 else "",
+                spread(times[c.name], seconds),
+                "1" if c is race.contenders[0] else spread(ratios, ratio),
+                met,
+                f"{deviation[c.name]:.0e}" if c.name in deviation else "",
+            )
+        )
+    return rows
+
+
+def _gauge(gauge: Gauge) -> Row:
+    if gauge.skipped:
+        return Row(gauge.title, gauge.name, gauge.skipped, *[""] * 5)
+    values = [gauge.measure() for _ in range(gauge.rounds)]
+    text = seconds if gauge.unit == "s" else lambda value: f"{value:,.0f} {gauge.unit}"
+    goal = (
+        ""
+        if gauge.limit is None
+        else _verdict(f"< {text(gauge.limit)}", median(values) < gauge.limit)
+    )
+    return Row(gauge.title, gauge.name, "all", "", spread(values, text), "", goal, "")
+
+
+def _turn(contender: Contender) -> float:
+    """Seconds of a contender's run: the median of as many as fit into its turn, at least one.
+
+    A run of milliseconds would otherwise be measured by what the contender before it left behind.
+    """
+    taken: list[float] = []
+    end = time.perf_counter() + TURN
+    while not taken or time.perf_counter() < end:
+        taken.append(_clocked(contender)[0])
+    return median(taken)
+
+
+def _clocked(contender: Contender) -> tuple[float, Any]:
+    begin = time.perf_counter()
+    result = contender.run()
+    elapsed = time.perf_counter() - begin
+    return result if isinstance(result, Timed) else (elapsed, result)
+
+
+def _verdict(goal: str, met: bool) -> str:
+    return f"{goal}: {'met' if met else 'MISSED'}"
+
+
+def spread(values: Sequence[float], text: Callable[[float], str]) -> str:
+    """The median, and the least and the greatest."""
+    if len(values) == 1:
+        return text(values[0])
+    return f"{text(median(values))} ({text(min(values))} … {text(max(values))})"
+
+
+def seconds(value: float) -> str:
+    """A duration for people."""
+    if value < 0.1:
+        return f"{value * 1e3:.3g} ms"
+    return f"{value:.3g} s" if value < 1000 else f"{value:,.0f} s"
+
+
+def ratio(value: float) -> str:
+    """How many times as long."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}" if value < 10 else f"{value:.1f}"

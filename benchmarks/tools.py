@@ -1,0 +1,142 @@
+"""What the cases share: C programs, fresh processes, and which machine this is."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+_FLAGS = ("-O3", "-march=native", "-ffast-math")
+
+
+@functools.cache
+def scratch() -> Path:
+    """A folder for this run, removed when it ends."""
+    holder = tempfile.TemporaryDirectory(prefix="thalweg-bench-")
+    scratch.holder = holder  # type: ignore[attr-defined]  # it lives as long as the program
+    return Path(holder.name)
+
+
+def compiler() -> str | None:
+    """A C compiler, if there is one."""
+    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
+def no_compiler() -> str:
+    """Why a C program cannot run, or nothing where it can."""
+    return "" if compiler() else "skipped: there is no C compiler here"
+
+
+def missing(package: str) -> str:
+    """Why a package's contender cannot run, or nothing where it can."""
+    return "" if _installed(package) else f"skipped: {package} is not installed"
+
+
+@functools.cache
+def c_program(source: str, **macros: Any) -> Path:
+    """The program benchmarks/`source`, compiled with the macros given."""
+    program = scratch() / "-".join([source.removesuffix(".c"), *map(str, macros.values())])
+    defines = [f"-D{name}={value}" for name, value in macros.items()]
+    path = Path(__file__).with_name(source)
+    command = [str(compiler()), *_FLAGS, *defines, str(path), "-o", str(program), "-lm"]
+    subprocess.run(command, check=True)
+    return program
+
+
+def run_c(program: Path, *arguments: Any) -> list[float]:
+    """The seconds of the repetitions that a C program timed itself."""
+    command = [str(program), *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [float(word) for word in done.stdout.split()]
+
+
+def fresh(module: str, function: str, *arguments: Any, flags: str = "") -> Any:
+    """What `module.function(*arguments)` returns in a new Python process, by way of JSON."""
+    code = (
+        f"import json, sys; from benchmarks.{module} import {function}; "
+        f"json.dump({function}(*json.loads(sys.argv[1])), sys.stdout)"
+    )
+    environment = dict(os.environ)
+    if flags:
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}".strip()
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(arguments)],
+        check=True,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env=environment,
+    )
+    return json.loads(done.stdout)
+
+
+def peak_mib() -> float:
+    """The most memory this process has held, in MiB.
+
+    Linux carries getrusage's number over from the process that started this one, so its own
+    count of this program's memory is read instead, where there is one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(s for s in status.read_text().splitlines() if s.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def machine() -> list[str]:
+    """The machine and the versions, one a line; no names of hosts or folders."""
+    packages = ("thalweg", "jax", "numpy", "xarray", "torch")
+    versions = [f"{name} {metadata.version(name)}" for name in packages if _installed(name)]
+    lines = [
+        f"Processor: {_cpu()}, {os.cpu_count()} cores; {platform.system()}.",
+        f"Python {platform.python_version()}, {', '.join(versions)}.",
+    ]
+    if compiler():
+        text = subprocess.run([str(compiler()), "--version"], capture_output=True, text=True)
+        lines.append(f"C: {text.stdout.splitlines()[0]}, {' '.join(_FLAGS)}.")
+    return lines
+
+
+def busy_seconds() -> float | None:
+    """Processor time that everyone on this machine has used; None where that is not told."""
+    path = Path("/proc/stat")
+    if not path.exists():
+        return None
+    user, nice, system, _, _, irq, softirq, steal = map(
+        int, path.read_text().splitlines()[0].split()[1:9]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    """Processor time that this process and its ended children have used."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,289 @@
+"""Results on disk and back, and points seen on a plane."""
+
+import json
+
+import h5netcdf
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from problems import bowl_problem, line_problem
+
+import thalweg as tw
+from thalweg import results
+from thalweg.errors import InputError
+
+
+def example(**attrs):
+    """All kinds of values that a result may hold."""
+    return xr.Dataset(
+        {
+            "params": (("step", "param"), np.array([[1.0, np.nan], [np.inf, -0.0], [1e-300, 2.0]])),
+            "single": ("step", np.array([1, np.nan, np.inf], np.float32)),
+            "index": ("step", np.array([0, -1, 2**40])),
+            "small": ("step", np.array([0, -1, 2], np.int32)),
+            "flag": ("step", np.array([True, False, True])),
+            "text": ("step", np.array(["diverged", "", "µ → ∞"])),
+            "status": ((), "completed"),
+            "nothing": ("none", np.zeros(0)),
+        },
+        coords={
+            "step": np.arange(3),
+            "param": np.array(["bias", "weight[0,1]"]),
+            "lr": ("step", [0.1, 0.2, 0.3]),
+        },
+        attrs=results.provenance("trajectory", {"lr": [0.1, 0.2]}, seed=3, empty="", **attrs),
+    )
+
+
+def assert_round_trip(result, path):
+    back = tw.load(tw.save(result, path))
+    xr.testing.assert_identical(back, result)
+    pairs = (
+        [(back, result)]
+        if isinstance(result, xr.Dataset)
+        else [(back[node.path], node) for node in result.subtree]
+    )
+    for one, other in pairs:
+        assert {k: v.dtype for k, v in one.variables.items()} == {
+            k: v.dtype for k, v in other.variables.items()
+        }
+        assert {k: type(v) for k, v in one.attrs.items()} == {
+            k: type(v) for k, v in other.attrs.items()
+        }
+
+
+def test_a_dataset_comes_back_as_it_was(tmp_path):
+    assert_round_trip(example(ratio=0.1), tmp_path / "results.nc")
+
+
+def test_a_tree_comes_back_as_it_was(tmp_path):
+    tree = xr.DataTree.from_dict(
+        {
+            "/": xr.Dataset(attrs=results.provenance("study", {"n": 1})),
+            "/path/mse": example(),
+            "/path/l1": example(),
+            "/notes": xr.Dataset(attrs={"words": "no variables here"}),
+        }
+    )
+    assert_round_trip(tree, tmp_path / "results.nc")
+
+
+def test_a_trajectory_and_a_landscape_come_back_as_they_were(tmp_path):
+    problem = line_problem()
+    path = tw.descend(
+        problem, tw.SGD(lr=[0.1, 0.2]), epochs=2, batch_size=20, record=["batch", "grad_norm"]
+    )
+    surface = tw.landscape(
+        problem,
+        tw.coordinate_plane(problem, {"weight": (-5, 8), "bias": (-5, 5)}, 5),
+        ("empirical", "pointwise"),
+    )
+    assert_round_trip(path, tmp_path / "path.nc")
+    assert_round_trip(surface, tmp_path / "surface.nc")
+    for result in (path, surface):
+        assert {type(value) for value in result.attrs.values()} <= {str, int, float}
+        assert results.settings_of(result)
+        assert "jax" in json.loads(result.attrs["versions"])
+
+
+def test_a_landscape_in_half_precision_can_be_saved(tmp_path):
+    # netCDF has no half precision
+    problem = bowl_problem(dtype=np.float16)
+    plane = tw.coordinate_plane(problem, {"x": (0, 1), "y": (0, 1)}, 3)
+    surface = tw.landscape(problem, plane, ("empirical", "pointwise"))
+    assert surface.pointwise.dtype == np.float64
+    assert_round_trip(surface, tmp_path / "surface.nc")
+
+
+def test_settings_are_json_whatever_they_hold():
+    settings = {"a": np.arange(2), "b": np.float32(0.5), "f": np.sin, "c": object}
+    assert json.loads(results.to_json(settings)) == {
+        "a": [0, 1],
+        "b": 0.5,
+        "f": "<sin>",
+        "c": "<object>",
+    }
+
+
+# What cannot be saved or loaded -------------------------------------------------------------
+
+
+def fails_to_write(self, path, **options):
+    with open(path, "w") as file:
+        file.write("half of a file")
+    raise OSError("no space left on device")
+
+
+def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tw.save(example(), tmp_path / "results.nc")
+    before = path.read_bytes()
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", fails_to_write)
+    with pytest.raises(OSError, match="no space left"):
+        tw.save(example(ratio=0.1), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_save_replaces_what_was_there(tmp_path):
+    path = tw.save(example(), tmp_path / "results.nc")
+    tw.save(example(note="second"), path)
+    assert tw.load(path).attrs["note"] == "second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def of_mixed_types():
+    return example().assign(mixed=("step", np.array([{}, 1, "a"], object)))
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        (lambda: example(note=None), "'note' is a NoneType; attributes are strings and numbers"),
+        (lambda: example(note=True), "'note' is a bool"),
+        (lambda: example(note={"a": 1}), "'note' is a dict"),
+        (lambda: example().rename(params="a/b"), "the name 'a/b' holds a '/'"),
+        (of_mixed_types, "cannot be stored as netCDF"),
+        (lambda: {"a": 1}, "dict given"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(tmp_path, result, says):
+    with pytest.raises(InputError, match=says) as caught:
+        tw.save(result(), tmp_path / "results.nc")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_there_is_no_place_to_save(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        tw.save(example(), tmp_path / "nowhere" / "results.nc")
+    with pytest.raises(InputError, match="is a folder"):
+        tw.save(example(), tmp_path)
+
+
+def truncated(path):
+    whole = tw.save(example(), path).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def of_another_program(path):
+    with h5netcdf.File(path, "w") as file:
+        file.dimensions = {"x": 2}
+        file.create_variable("x", ("x",), data=np.arange(2))
+
+
+def with_schema(value):
+    def make(path):
+        example().assign_attrs(schema_version=value).to_netcdf(path, engine="h5netcdf")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: None, "there is no file"),
+        (lambda path: path.mkdir(), "there is no file"),
+        (lambda path: path.write_text("x,y\n1,2\n"), "is not a result"),
+        (lambda path: path.write_bytes(b""), "is not a result"),
+        (truncated, "is not a result: .*truncated"),
+        (of_another_program, "is not a Thalweg result"),
+        (with_schema("one"), "is not a Thalweg result"),
+        (with_schema(99), r"newer Thalweg \(schema 99; .* up to 1\); upgrade"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path, make, says):
+    path = tmp_path / "results.nc"
+    make(path)
+    with pytest.raises(InputError, match=says) as caught:
+        tw.load(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+# Projection ---------------------------------------------------------------------------------
+
+
+def plane_of(directions, origin):
+    k, p = np.shape(directions)
+    return xr.Dataset(
+        {
+            "origin": ("param", np.asarray(origin, float)),
+            "directions": (("direction", "param"), np.asarray(directions, float)),
+        },
+        coords={"direction": [f"d{i}" for i in range(k)], "param": [f"p{i}" for i in range(p)]},
+    )
+
+
+# Two directions at 45°, of lengths 2 and √2, in the plane z = 3
+OBLIQUE = plane_of([[2, 0, 0], [1, 1, 0]], [1, 1, 3])
+
+
+def test_points_on_the_plane_give_their_coordinates():
+    coordinates = np.array([[0, 0], [1, 0], [0, 1], [0.5, -2]])
+    points = np.array([1, 1, 3]) + coordinates @ np.array([[2, 0, 0], [1, 1, 0]])
+    seen = results.project(OBLIQUE, points)
+    np.testing.assert_allclose(np.stack([seen.d0, seen.d1], axis=1), coordinates, atol=1e-14)
+    np.testing.assert_allclose(seen.residual, 0, atol=1e-14)
+
+
+def test_off_the_plane_the_residual_is_the_distance():
+    # (4, 2, 3 ± 5) is 5 above and below 1·(2, 0, 0) + 1·(1, 1, 0) from the origin (1, 1, 3)
+    seen = results.project(OBLIQUE, np.array([[4.0, 2, 8], [4, 2, -2]]))
+    np.testing.assert_allclose(seen.d0, 1, rtol=1e-14)
+    np.testing.assert_allclose(seen.d1, 1, rtol=1e-14)
+    np.testing.assert_allclose(seen.residual, 5, rtol=1e-14)
+    single = results.project(OBLIQUE, np.array([4.0, 2, 8]))
+    assert single.residual.dims == ()
+
+
+vectors = st.lists(st.integers(-10, 10), min_size=4, max_size=4).map(np.array)
+
+
+@given(vectors, vectors, vectors, vectors)
+def test_projection_is_least_squares(origin, first, second, point):
+    directions = np.stack([first, second])
+    assume(np.linalg.cond(directions) < 1e6)
+    seen = results.project(plane_of(directions, origin), point)
+    solution, *_ = np.linalg.lstsq(directions.T, point - origin)
+    np.testing.assert_allclose([seen.d0, seen.d1], solution, rtol=1e-8, atol=1e-8)
+    nearest = origin + solution @ directions
+    np.testing.assert_allclose(seen.residual, np.linalg.norm(point - nearest), atol=1e-8)
+
+
+def test_a_trajectory_keeps_its_dimensions():
+    problem = bowl_problem()
+    path = tw.descend(problem, tw.SGD(lr=[0.01, 0.1]), steps=3, starts=np.array([[0.0, 0], [2, 2]]))
+    plane = tw.coordinate_plane(problem, {"y": (-3, 3), "x": (-3, 3)}, 3)
+    for seen in (plane.project(path), tw.project(tw.landscape(problem, plane), path)):
+        assert set(seen.residual.dims) == {"step", "run", "lr"}
+        xr.testing.assert_allclose(
+            seen.x.drop_vars("param", errors="ignore"),
+            path.params.sel(param="x", drop=True).transpose(*seen.x.dims).rename("x"),
+        )
+        np.testing.assert_allclose(seen.residual, 0, atol=1e-14)
+    one = plane.project(path.final)
+    assert set(one.residual.dims) == {"run", "lr"}
+
+
+def test_a_diverging_run_is_seen_without_warnings():
+    seen = results.project(OBLIQUE, np.array([[1.0, 1, 3e200], [1e308] * 3, [np.nan] * 3]))
+    np.testing.assert_allclose(seen.residual[:2], [3e200, 1e308], rtol=1e-14)
+    assert np.isnan(seen.residual[2])
+
+
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [
+        (np.zeros((5, 2)), "the plane's 3 parameters"),
+        (xr.Dataset({"loss": ("step", [1.0])}), "no recorded params"),
+        (
+            xr.DataArray(np.zeros(3), dims="param", coords={"param": ["a", "b", "c"]}),
+            "different parameters",
+        ),
+    ],
+)
+def test_points_of_another_space_are_refused(points, says):
+    with pytest.raises(InputError, match=says):
+        results.project(OBLIQUE, points)
