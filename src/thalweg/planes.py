@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -66,19 +67,22 @@ class Plane:
 
         `variables` and `attrs` are the result's own, as `xarray.Dataset` takes them.
         """
+        own = {
+            "origin": ("param", self.origin),
+            "directions": (("direction", "param"), self.directions),
+        }
+        return xr.Dataset(own | dict(variables or {}), coords=self._coords, attrs=attrs)
+
+    @cached_property
+    def _coords(self) -> xr.Coordinates:
+        # Kept, because their indexes take as long to make as a small landscape.
         return xr.Dataset(
-            {
-                "origin": ("param", self.origin),
-                "directions": (("direction", "param"), self.directions),
-                **(variables or {}),
-            },
             coords={
                 "direction": np.array(self.axes),
                 "param": np.array(self.names),
                 **dict(zip(self.axes, self.coordinates, strict=True)),
-            },
-            attrs=attrs,
-        )
+            }
+        ).coords
 
     def project(self, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Dataset:
         """Coordinates of a path (or of points) on this plane, and `residual`, its distance from it."""
