@@ -104,7 +104,7 @@ def _blocks_alone(call: Callable[[], Any]) -> Callable[[], None]:
     def launches() -> list[Any]:
         from thalweg import descent
 
-        with mock.patch.object(descent, "_block", wraps=descent._block) as spy:
+        with mock.patch.object(descent, "block", wraps=descent.block) as spy:
             call()
         return [(launch.args, launch.kwargs) for launch in spy.call_args_list]
 
@@ -114,7 +114,7 @@ def _blocks_alone(call: Callable[[], Any]) -> Callable[[], None]:
         from thalweg import descent
 
         for args, kwargs in launches():
-            jax.block_until_ready(descent._block(*args, **kwargs))
+            jax.block_until_ready(descent.block(*args, **kwargs))
 
     return run
 

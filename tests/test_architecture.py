@@ -18,9 +18,10 @@ ROOT = Path(thalweg.__file__).parent
 FLOORS = [
     ["errors"],
     ["backend", "losses", "params", "results", "blocks", "tables", "catalogue"],
-    ["plots", "show", "problem"],
-    ["sampling", "optimizers", "ensemble", "observables"],
-    ["planes"],
+    ["inputs", "plots", "show"],
+    ["problem"],
+    ["programs", "sampling", "optimizers", "ensemble", "observables"],
+    ["planes", "loop"],
     ["descent", "landscapes"],
     ["studies"],
     ["report"],

@@ -1,31 +1,25 @@
-"""`descend`: the one loop. Everything that trains in Thalweg trains here.
+"""`descend`: from its arguments to a labelled trajectory.
 
-The loop runs in blocks. `_begin` makes the state before the first step and `_block` advances it by
-any number of steps, the number being traced; each is compiled once for given functions and shapes.
-Loss and gradient at the current iterate are carried from step to step: they are then computed once,
-read by the record, the finiteness test and the update alike, and already there at the last iterate.
+The loop itself is in `loop.py` and runs in blocks, between which the host copies what was recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
 from thalweg import backend, blocks, observables, results, sampling
 from thalweg.ensemble import Members, member_vectors, members
 from thalweg.errors import InputError
-from thalweg.observables import At
+from thalweg.loop import Feed, Plan, Walk, begin, block, row_of
 from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range
 from thalweg.params import Layout, Params, path_name
-from thalweg.problem import Problem, value_and_gradient
+from thalweg.problem import Problem
 
 _MOST_ROWS = 1024  # recorded in a block
 _MOST_STEPS = 16384  # in a block: enough for the call to vanish beside the steps
@@ -109,7 +103,7 @@ def descend(
         raise InputError("record 'batch' needs mini-batches: give batch_size= or batches=.")
     first = 0 if resume is None else int(resume["step"].values[-1])
     schedules = _schedule_tables(optimizer, who, first, total)
-    plan = _Plan(
+    plan = Plan(
         problem=problem,
         optimizer=optimizer.with_hyperparameters(
             {name: who.hyper.get(name, np.float64(0)) for name in optimizer.hyperparameters()}
@@ -193,200 +187,6 @@ def _with_schedules(options: dict[str, Any], path: xr.Dataset) -> dict[str, Any]
     return options
 
 
-# The compiled part ---------------------------------------------------------------------------
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Plan:
-    """What does not change along a descent. Arrays are traced; the rest decides the program."""
-
-    problem: Problem
-    optimizer: Optimizer
-    observed: dict[str, Any]
-    lane: Any
-    swept: tuple[str, ...] = field(metadata={"static": True})
-    scheduled: tuple[str, ...] = field(metadata={"static": True})
-    batched: bool = field(metadata={"static": True})
-    lanes: bool = field(metadata={"static": True})
-    kept: tuple[str, ...] = field(metadata={"static": True})
-
-    def over_members(
-        self, function: Callable[..., Any], *in_axes: int | None
-    ) -> Callable[..., Any]:
-        """`function(optimizer, lane, *rest)` over the members, if there is an axis of them."""
-        if not self.batched:
-            return partial(function, self.optimizer, self.lane)
-        axes = self.optimizer.with_hyperparameters(
-            {n: 0 if n in self.swept else None for n in self.optimizer.hyperparameters()}
-        )
-        mapped = jax.vmap(function, in_axes=(axes, 0 if self.lanes else None, *in_axes))
-        lane = self.lane if self.lanes else jnp.int32(0)
-        return partial(mapped, self.optimizer, lane)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Feed:
-    """The tables of one block: schedules, batches and how many of each batch's places count."""
-
-    start: Any
-    schedules: dict[str, Any]
-    index: Any
-    used: Any
-
-    def batch(self, problem: Problem, lane: Any, step: Any) -> Problem:
-        """The problem on the batch of `step`."""
-        if self.index is None:
-            return problem
-        row = step - self.start
-        valid = None if self.used is None else jnp.arange(self.index.shape[-1]) < self.used[row]
-        return problem.take(self.index[row, lane], valid)
-
-    def scheduled(self, optimizer: Optimizer, step: Any) -> Optimizer:
-        """The optimizer with the scheduled hyperparameters of `step`."""
-        if not self.schedules:
-            return optimizer
-        now = {name: table[step - self.start] for name, table in self.schedules.items()}
-        return optimizer.with_hyperparameters({**optimizer.hyperparameters(), **now})
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Walk:
-    """One member between two steps."""
-
-    params: Params
-    start: Params
-    state: Any
-    loss: Any
-    grad: Params
-    info: dict[str, Any]
-    memory: dict[str, Any]  # the observables' states
-    diverged_at: Any
-
-    def at(self, plan: _Plan, feed: _Feed, lane: Any, step: Any) -> At:
-        batch = feed.batch(plan.problem, lane, step)
-        return At(plan.problem, batch, self.params, self.start, self.loss, self.grad, step)
-
-
-@jax.jit
-def _begin(
-    plan: _Plan, feed: _Feed, params: Params, start: Params, state: Any, diverged_at: Any
-) -> _Walk:
-    """The members before their first step; `state` is None unless a descent goes on."""
-
-    def one(
-        optimizer: Optimizer, lane: Any, params: Params, start: Params, state: Any, diverged_at: Any
-    ) -> _Walk:
-        optimizer = feed.scheduled(optimizer, feed.start)
-        loss, grad = value_and_gradient(feed.batch(plan.problem, lane, feed.start), params)
-        state = optimizer.init(params) if state is None else state
-        walk = _Walk(params, start, state, loss, grad, {}, {}, diverged_at)
-        at = walk.at(plan, feed, lane, feed.start)
-        info = jax.eval_shape(optimizer.update, at, params, state, feed.start)[2]
-        memory = {name: seen.init(at) for name, seen in plan.observed.items()}
-        return replace(walk, info=jax.tree_util.tree_map(_unknown, info), memory=memory)
-
-    over = None if state is None else 0
-    return plan.over_members(one, 0, 0, over, 0)(params, start, state, diverged_at)
-
-
-def _unknown(shape: Any) -> Any:
-    """What stands in the record of an update before there was one."""
-    if jnp.issubdtype(shape.dtype, jnp.floating):
-        return jnp.full(shape.shape, jnp.nan, shape.dtype)
-    return jnp.full(shape.shape, -1 if shape.dtype != bool else 0, shape.dtype)
-
-
-@partial(jax.jit, static_argnames=("room", "dense"))
-def _block(
-    plan: _Plan,
-    feed: _Feed,
-    walk: _Walk,
-    first: Any,
-    last: Any,
-    every: Any,
-    rows: Any,
-    room: int,
-    dense: bool,
-) -> tuple[_Walk, Any]:
-    """Advance from step `first` to step `last`.
-
-    Rows are recorded at `first` and at each multiple of `every` after it, before `last`: `rows` of
-    them, in a record with room for `room`. The host knows which of them were asked for. `dense` says
-    that every step is recorded, which spares a loop in the loop.
-    """
-    advance = plan.over_members(partial(_advance, plan, feed), 0, None)
-
-    def record_then_advance(row: Any, carry: Any) -> Any:
-        step, walk, record = carry
-        values, memory = _row(plan, feed, walk, step, step % every == 0)
-        record = jax.tree_util.tree_map(
-            lambda rows, value: jax.lax.dynamic_update_index_in_dim(rows, value, row, 0),
-            record,
-            values,
-        )
-        walk = replace(walk, memory=memory)
-        if dense:
-            return step + 1, advance(walk, step), record
-        following = jnp.minimum((step // every + 1) * every, last)
-        walk = jax.lax.fori_loop(step, following, lambda t, w: advance(w, t), walk)
-        return following, walk, record
-
-    shapes = _row.eval_shape(plan, feed, walk, first, True)[0]
-    record = jax.tree_util.tree_map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shapes)
-    _, walk, record = jax.lax.fori_loop(0, rows, record_then_advance, (first, walk, record))
-    return walk, record
-
-
-@jax.jit
-def _row(
-    plan: _Plan, feed: _Feed, walk: _Walk, step: Any, counts: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One row of the record, of all members."""
-    return plan.over_members(partial(_observe, plan, feed), 0, None, None)(walk, step, counts)
-
-
-def _advance(
-    plan: _Plan, feed: _Feed, optimizer: Optimizer, lane: Any, walk: _Walk, step: Any
-) -> _Walk:
-    """One update, and loss and gradient at the new iterate on the next step's batch."""
-    at = walk.at(plan, feed, lane, step)
-    memory = {
-        name: seen.measure(at, walk.memory[name])[1] if seen.every_step else walk.memory[name]
-        for name, seen in plan.observed.items()
-    }
-    # The current iterate is tested, not the new one: its loss and parameters are at hand.
-    finite = jnp.isfinite(walk.loss)
-    for leaf in jax.tree_util.tree_leaves(walk.params):
-        finite &= jnp.isfinite(leaf).all()
-    diverged_at = jnp.where((walk.diverged_at < 0) & ~finite, step, walk.diverged_at)
-    params, state, info = feed.scheduled(optimizer, step).update(at, walk.params, walk.state, step)
-    loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), params)
-    return _Walk(params, walk.start, state, loss, grad, info, memory, diverged_at)
-
-
-def _observe(
-    plan: _Plan, feed: _Feed, optimizer: Optimizer, lane: Any, walk: _Walk, step: Any, counts: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is recorded at a step, and the observables' states after it if the row counts."""
-    at = walk.at(plan, feed, lane, step)
-    own = {"params": walk.params, "loss": walk.loss, "grad": walk.grad}
-    values: dict[str, Any] = {name: own[name] for name in plan.kept} | walk.info
-    memory = {}
-    for name, seen in plan.observed.items():
-        values[name], after = seen.measure(at, walk.memory[name])
-        keep = counts & (not seen.every_step)
-        memory[name] = jax.tree_util.tree_map(
-            lambda new, old, keep=keep: jnp.where(keep, new, old), after, walk.memory[name]
-        )
-    return values, memory
-
-
-# The host's part -----------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Feeds:
     """Makes each block's tables."""
@@ -401,7 +201,7 @@ class _Feeds:
         order = 0 if self.order is None else 4 * self.order.size * self.order.lanes
         return max(1, order + 8 * len(self.schedules))
 
-    def feed(self, start: int, room: int) -> _Feed:
+    def feed(self, start: int, room: int) -> Feed:
         """The tables of up to `room` steps from `start`, and of the step after them."""
         index = used = None
         if self.order is not None:
@@ -414,7 +214,7 @@ class _Feeds:
             part = table[offset : offset + room + 1]
             padded[: len(part)] = part
             tables[name] = padded
-        return _Feed(np.int32(start), tables, index, used)
+        return Feed(np.int32(start), tables, index, used)
 
 
 def _schedule_tables(
@@ -452,7 +252,7 @@ class _Job:
 
     def __init__(
         self,
-        plan: _Plan,
+        plan: Plan,
         feeds: _Feeds,
         who: Members,
         first: int,
@@ -471,7 +271,7 @@ class _Job:
         inside = np.arange((first // every + 1) * every, first + total, every)
         self.steps = np.unique(np.concatenate([[first], inside, [first + total]]))
         self.started, state, diverged = self._start(resume)
-        self.walk = _begin(plan, feeds.feed(first, 1), who.starts, self.started, state, diverged)
+        self.walk = begin(plan, feeds.feed(first, 1), who.starts, self.started, state, diverged)
         self.columns, row_bytes = self._columns()
         rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(row_bytes, 1)))
         steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
@@ -501,7 +301,7 @@ class _Job:
     def _columns(self) -> tuple[list[_Column], int]:
         """The record's variables, and the bytes of one row of all members."""
         plan, lead = self.plan, int(self.who.batched)
-        shapes = _row.eval_shape(
+        shapes = row_of.eval_shape(
             plan, self.feeds.feed(self.first, 1), self.walk, np.int32(0), True
         )[0]
         columns: list[_Column] = []
@@ -585,7 +385,7 @@ class _Job:
         first = self.first + start
         last = first + count
         rows = 1 + (last - 1) // self.every - first // self.every
-        self.walk, record = _block(
+        self.walk, record = block(
             self.plan,
             self.feeds.feed(first, self.most),
             self.walk,
@@ -671,7 +471,7 @@ class _Job:
         norms = np.linalg.norm(self._vectors(self.layout, self.started, self.who.shape), axis=0)
         return {"note": observables.FROM_ZERO} if (norms == 0).any() else {}
 
-    def _diverged_at(self, walk: _Walk, done: int) -> np.ndarray:
+    def _diverged_at(self, walk: Walk, done: int) -> np.ndarray:
         """When each member left the finite numbers; the loop has not tested the last iterate."""
         diverged_at = np.array(walk.diverged_at).reshape(self.who.count)
         lead = (self.who.count, -1)

@@ -1,0 +1,270 @@
+"""What a user gives a problem: read, copied and checked.
+
+Nothing of the user's is kept or changed. What does not fit is one clear line, before anything is
+computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from thalweg import losses
+from thalweg.errors import InputError
+from thalweg.params import Layout, Params, path_name
+
+
+class InDtype:
+    """`init` with its floating-point arrays cast to one dtype."""
+
+    def __init__(self, init: Callable[[jax.Array], Params], dtype: np.dtype) -> None:
+        self.init, self.dtype = init, dtype
+
+    def __call__(self, key: jax.Array) -> Params:
+        def cast(leaf: Any) -> Any:
+            leaf = jnp.asarray(leaf)
+            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return leaf.astype(self.dtype) if floating else leaf
+
+        return jax.tree_util.tree_map(cast, self.init(key))
+
+
+def as_function(f: Any, name: str, dtype: np.dtype | None = None) -> Any:
+    if not callable(f):
+        raise InputError(f"{name} must be a function, {type(f).__name__} given.")
+    leaves, treedef = jax.tree_util.tree_flatten(f)
+    if jax.tree_util.treedef_is_leaf(treedef) or not (leaves or isinstance(f, Partial)):
+        return Partial(f)
+
+    # A callable that is a pytree itself keeps its arrays as leaves: they are traced, not baked in.
+    def copy(leaf: Any) -> Any:
+        if not isinstance(leaf, (np.ndarray, jax.Array)):
+            return leaf
+        array = jnp.array(leaf)
+        return array.astype(dtype) if dtype and jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return jax.tree_util.tree_map(copy, f)
+
+
+def own_data(data: Any, name: str, dtype: np.dtype | None) -> Any:
+    """The data as device arrays of our own."""
+
+    def copy(path: Any, leaf: Any) -> jax.Array:
+        where = name + jax.tree_util.keystr(path)
+        array = _array(leaf, where)
+        floating = jnp.issubdtype(array.dtype, jnp.floating)
+        if floating and dtype is not None:
+            array = array.astype(dtype)
+        if floating and not np.isfinite(array).all():
+            bad = np.argwhere(~np.isfinite(array))
+            raise InputError(
+                f"{where} holds values that are not finite: {len(bad)} of {array.size}, the first at "
+                f"{where}[{', '.join(map(str, bad[0]))}]; drop or fill them first."
+            )
+        return jax.device_put(array)
+
+    # A list of numbers is one array, not a tree of scalars.
+    return jax.tree_util.tree_map_with_path(copy, data, is_leaf=lambda node: isinstance(node, list))
+
+
+def own_params(params: Params, dtype: np.dtype | None, default: np.dtype) -> Params:
+    """The parameters as device arrays of our own: Python numbers and integers in `default`."""
+
+    def copy(path: Any, leaf: Any) -> jax.Array:
+        array = _array(leaf, f"parameter {path_name(path)!r}")
+        number = isinstance(leaf, (int, float)) and not isinstance(leaf, np.generic)
+        if dtype is not None or number or not jnp.issubdtype(array.dtype, jnp.floating):
+            array = array.astype(default if dtype is None else dtype)
+        if not np.isfinite(array).all():
+            raise InputError(f"parameter {path_name(path)!r} holds values that are not finite.")
+        return jax.device_put(array)
+
+    return jax.tree_util.tree_map_with_path(copy, params)
+
+
+def _array(leaf: Any, name: str) -> np.ndarray | jax.Array:
+    """`leaf` as an array of real numbers of our own; JAX arrays cannot change and are kept."""
+    if np.ma.is_masked(leaf):
+        raise InputError(f"{name} holds masked values; drop or fill them first.")
+    if hasattr(leaf, "detach"):  # a torch tensor
+        leaf = leaf.detach().cpu()
+    try:
+        # in two steps, because torch tensors cannot copy themselves
+        array = leaf if isinstance(leaf, jax.Array) else np.array(np.asarray(leaf))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} cannot be read as an array of numbers: {error}") from None
+    if array.dtype.kind not in "fiub" and not jnp.issubdtype(array.dtype, jnp.floating):
+        given = f"{leaf!r:.60}" if array.ndim == 0 else f"dtype {array.dtype}"
+        raise InputError(f"{name} must hold real numbers; {given} given.")
+    return array
+
+
+def floating_dtype(dtype: Any) -> np.dtype | None:
+    try:
+        found = None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        found = np.dtype(object)
+    if found is not None and not jnp.issubdtype(found, jnp.floating):
+        raise InputError(f"dtype must be a floating-point type such as 'float32'; {dtype!r} given.")
+    return found
+
+
+def promoted_dtype(data: Any) -> np.dtype:
+    """The dtype of the data's floating-point arrays together; float64 where there are none."""
+    leaves = jax.tree_util.tree_leaves(data)
+    floating = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.result_type(*floating) if floating else np.dtype(float)
+
+
+def is_loose(leaf: Any) -> bool:
+    """Whether a parameter is a Python number or an integer: it means one of the parameter's dtype,
+    so that 2 and 2.0 are one program and have a gradient."""
+    if isinstance(leaf, jax.Array):
+        return jnp.issubdtype(leaf.dtype, jnp.integer)
+    return not isinstance(leaf, np.generic | np.ndarray) or leaf.dtype.kind in "iub"
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape")
+
+
+def _shape(value: Any) -> Any:
+    if _is_array(value):
+        return value.shape
+    return jax.tree_util.tree_map(lambda v: v.shape, value)
+
+
+def entries(layout: Layout) -> str:
+    """The names and shapes of a pytree's leaves, for an error."""
+    leaves = [f"{n} {s}" for n, s in zip(layout.leaf_names, layout.shapes, strict=True)]
+    more = ", …" if len(leaves) > 8 else ""
+    return f"{{{', '.join(leaves[:8])}{more}}}"
+
+
+def _shapes(tree: Any) -> str:
+    shapes = [tuple(np.shape(leaf)) for leaf in jax.tree_util.tree_leaves(tree)]
+    return f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {shapes}"
+
+
+def _reshape_hint(yhat: Any, y: Any) -> str:
+    if len(yhat) == len(y) + 1 and yhat[-1] == 1:
+        return "predict(...)[:, 0], or y[:, None]" if len(y) == 1 else "y[..., None]"
+    if len(y) == len(yhat) + 1 and y[-1] == 1:
+        return "y[..., 0], or predict(...)[..., None]"
+    return "they must agree in every axis"
+
+
+def _check_classes(yhat: Any, y: Any) -> None:
+    if len(yhat.shape) < 2:
+        raise InputError(
+            f"cross_entropy needs predictions (n, classes); predict returns {yhat.shape}."
+        )
+    classes = yhat.shape[1]
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        if y.shape != (yhat.shape[0], *yhat.shape[2:]):
+            raise InputError(
+                f"cross_entropy: class indices must have shape "
+                f"{(yhat.shape[0], *yhat.shape[2:])}; y has {y.shape}."
+            )
+        low, high = int(np.min(y)), int(np.max(y))
+        if low < 0 or high >= classes:
+            raise InputError(
+                f"cross_entropy: classes go from 0 to {classes - 1}; y holds {low} to {high}."
+            )
+    elif y.shape != yhat.shape:
+        raise InputError(
+            f"cross_entropy: y must hold integer classes, or probabilities of shape {yhat.shape}; "
+            f"it has dtype {y.dtype} and shape {y.shape}."
+        )
+
+
+def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
+    """An error where functions, data and parameters do not fit together.
+
+    Shapes are traced, once and without computing: the classic silent broadcast is an error here.
+    `pointwise` gives a problem's pointwise risks.
+    """
+    layout = problem.layout
+    if layout.size == 0:
+        raise InputError("params hold no parameters.")
+    for name, dtype in zip(layout.leaf_names, layout.dtypes, strict=True):
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise InputError(
+                f"parameter {name!r} must be a real number; init= gives dtype {dtype}."
+            )
+    if len(set(layout.leaf_names)) != len(layout.leaf_names):
+        twice = next(n for n in layout.leaf_names if layout.leaf_names.count(n) > 1)
+        raise InputError(f"two parameters have the name {twice!r}; rename one of them.")
+    if problem.params is not None and problem.init is not None:
+        drawn = Layout.of(jax.eval_shape(problem.init, jax.random.key(0)))
+        if (drawn.treedef, drawn.shapes) != (layout.treedef, layout.shapes):
+            raise InputError(
+                f"init= and params= must give the same parameters; init= gives "
+                f"{entries(drawn)}, params= {entries(layout)}."
+            )
+    if not (jax.tree_util.tree_leaves(problem.x) or problem.is_without_data):
+        raise InputError(
+            "x holds no data; a model without inputs is Problem.from_function(f) or "
+            "Problem.from_residuals(r)."
+        )
+    if problem.x is not None and problem.y is None and losses.is_entrywise(problem.loss):
+        raise InputError("the loss compares predictions with y, and y is None.")
+    sizes = {
+        tuple(np.shape(leaf))[:1] for leaf in jax.tree_util.tree_leaves((problem.x, problem.y))
+    }
+    if () in sizes:
+        raise InputError(
+            "x and y need a first axis over samples; a scalar was given (a tuple is a pytree: "
+            "write a list or an array)."
+        )
+    if len(sizes) > 1:
+        raise InputError(
+            f"x and y must have the same number of samples; x has {_shapes(problem.x)}, "
+            f"y has {_shapes(problem.y)}."
+        )
+    if sizes == {(0,)}:
+        raise InputError("the data hold no samples: x and y have length 0.")
+    like = layout.like
+    for name, term in (("expected", problem.expected_risk), ("penalty", problem.penalty)):
+        if term is not None and (given := _shape(jax.eval_shape(term, like))) != ():
+            raise InputError(f"{name}(params) must return a scalar; it returns shape {given}.")
+    yhat = jax.eval_shape(problem.predict, like, problem.x)
+    if problem.x is None:
+        wanted = () if problem.is_function else (None,)
+        if len(getattr(yhat, "shape", (0, 0))) != len(wanted):
+            raise InputError(
+                f"the function must return {'a scalar' if wanted == () else 'a vector (m,)'}; "
+                f"it returns {_shapes(yhat)}."
+            )
+        return
+    n = problem.n_samples
+    for leaf in jax.tree_util.tree_leaves(yhat):
+        if leaf.shape[:1] != (n,):
+            raise InputError(
+                f"predict(params, x) must return one prediction a sample, {n} along the first "
+                f"axis; it returns shape {leaf.shape}."
+            )
+    if losses.is_entrywise(problem.loss) and not (_is_array(yhat) and _is_array(problem.y)):
+        raise InputError(
+            "a named loss compares one array with one array; predict(params, x) or y is a pytree. "
+            "Give loss= as a function (yhat, y) -> (n,)."
+        )
+    if losses.wants_equal_shapes(problem.loss) and _shape(yhat) != _shape(problem.y):
+        raise InputError(
+            f"predictions have shape {_shape(yhat)} but y has shape {_shape(problem.y)}; the loss "
+            f"would broadcast them against each other. Reshape one: "
+            f"{_reshape_hint(_shape(yhat), _shape(problem.y))}."
+        )
+    if losses.is_entrywise(problem.loss) and not losses.wants_equal_shapes(problem.loss):
+        _check_classes(yhat, problem.y)
+    losses_shape = _shape(jax.eval_shape(pointwise, problem, like))
+    if losses_shape != (n,):
+        raise InputError(
+            f"loss(yhat, y) must return one value a sample, shape ({n},); "
+            f"it returns {losses_shape}. Do not average inside it: reduction= does."
+        )

@@ -1,0 +1,210 @@
+"""The one loop, compiled. Everything that trains in Thalweg trains here.
+
+`begin` makes the members before their first step and `block` advances them by any number of steps,
+the number being traced; each is compiled once for given functions and shapes. Loss and gradient at
+the current iterate are carried from step to step: they are then computed once, read by the record, the
+finiteness test and the update alike, and already there at the last iterate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from thalweg.observables import At
+from thalweg.optimizers.base import Optimizer
+from thalweg.params import Params
+from thalweg.problem import Problem, value_and_gradient
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Plan:
+    """What does not change along a descent. Arrays are traced; the rest decides the program."""
+
+    problem: Problem
+    optimizer: Optimizer
+    observed: dict[str, Any]
+    lane: Any
+    swept: tuple[str, ...] = field(metadata={"static": True})
+    scheduled: tuple[str, ...] = field(metadata={"static": True})
+    batched: bool = field(metadata={"static": True})
+    lanes: bool = field(metadata={"static": True})
+    kept: tuple[str, ...] = field(metadata={"static": True})
+
+    def over_members(
+        self, function: Callable[..., Any], *in_axes: int | None
+    ) -> Callable[..., Any]:
+        """`function(optimizer, lane, *rest)` over the members, if there is an axis of them."""
+        if not self.batched:
+            return partial(function, self.optimizer, self.lane)
+        axes = self.optimizer.with_hyperparameters(
+            {n: 0 if n in self.swept else None for n in self.optimizer.hyperparameters()}
+        )
+        mapped = jax.vmap(function, in_axes=(axes, 0 if self.lanes else None, *in_axes))
+        lane = self.lane if self.lanes else jnp.int32(0)
+        return partial(mapped, self.optimizer, lane)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Feed:
+    """The tables of one block: schedules, batches and how many of each batch's places count."""
+
+    start: Any
+    schedules: dict[str, Any]
+    index: Any
+    used: Any
+
+    def batch(self, problem: Problem, lane: Any, step: Any) -> Problem:
+        """The problem on the batch of `step`."""
+        if self.index is None:
+            return problem
+        row = step - self.start
+        valid = None if self.used is None else jnp.arange(self.index.shape[-1]) < self.used[row]
+        return problem.take(self.index[row, lane], valid)
+
+    def scheduled(self, optimizer: Optimizer, step: Any) -> Optimizer:
+        """The optimizer with the scheduled hyperparameters of `step`."""
+        if not self.schedules:
+            return optimizer
+        now = {name: table[step - self.start] for name, table in self.schedules.items()}
+        return optimizer.with_hyperparameters({**optimizer.hyperparameters(), **now})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Walk:
+    """One member between two steps."""
+
+    params: Params
+    start: Params
+    state: Any
+    loss: Any
+    grad: Params
+    info: dict[str, Any]
+    memory: dict[str, Any]  # the observables' states
+    diverged_at: Any
+
+    def at(self, plan: Plan, feed: Feed, lane: Any, step: Any) -> At:
+        batch = feed.batch(plan.problem, lane, step)
+        return At(plan.problem, batch, self.params, self.start, self.loss, self.grad, step)
+
+
+@jax.jit
+def begin(
+    plan: Plan, feed: Feed, params: Params, start: Params, state: Any, diverged_at: Any
+) -> Walk:
+    """The members before their first step; `state` is None unless a descent goes on."""
+
+    def one(
+        optimizer: Optimizer, lane: Any, params: Params, start: Params, state: Any, diverged_at: Any
+    ) -> Walk:
+        optimizer = feed.scheduled(optimizer, feed.start)
+        loss, grad = value_and_gradient(feed.batch(plan.problem, lane, feed.start), params)
+        state = optimizer.init(params) if state is None else state
+        walk = Walk(params, start, state, loss, grad, {}, {}, diverged_at)
+        at = walk.at(plan, feed, lane, feed.start)
+        info = jax.eval_shape(optimizer.update, at, params, state, feed.start)[2]
+        memory = {name: seen.init(at) for name, seen in plan.observed.items()}
+        return replace(walk, info=jax.tree_util.tree_map(_unknown, info), memory=memory)
+
+    over = None if state is None else 0
+    return plan.over_members(one, 0, 0, over, 0)(params, start, state, diverged_at)
+
+
+def _unknown(shape: Any) -> Any:
+    """What stands in the record of an update before there was one."""
+    if jnp.issubdtype(shape.dtype, jnp.floating):
+        return jnp.full(shape.shape, jnp.nan, shape.dtype)
+    return jnp.full(shape.shape, -1 if shape.dtype != bool else 0, shape.dtype)
+
+
+@partial(jax.jit, static_argnames=("room", "dense"))
+def block(
+    plan: Plan,
+    feed: Feed,
+    walk: Walk,
+    first: Any,
+    last: Any,
+    every: Any,
+    rows: Any,
+    room: int,
+    dense: bool,
+) -> tuple[Walk, Any]:
+    """Advance from step `first` to step `last`.
+
+    Rows are recorded at `first` and at each multiple of `every` after it, before `last`: `rows` of
+    them, in a record with room for `room`. The host knows which of them were asked for. `dense` says
+    that every step is recorded, which spares a loop in the loop.
+    """
+    advance = plan.over_members(partial(_advance, plan, feed), 0, None)
+
+    def record_then_advance(row: Any, carry: Any) -> Any:
+        step, walk, record = carry
+        values, memory = row_of(plan, feed, walk, step, step % every == 0)
+        record = jax.tree_util.tree_map(
+            lambda rows, value: jax.lax.dynamic_update_index_in_dim(rows, value, row, 0),
+            record,
+            values,
+        )
+        walk = replace(walk, memory=memory)
+        if dense:
+            return step + 1, advance(walk, step), record
+        following = jnp.minimum((step // every + 1) * every, last)
+        walk = jax.lax.fori_loop(step, following, lambda t, w: advance(w, t), walk)
+        return following, walk, record
+
+    shapes = row_of.eval_shape(plan, feed, walk, first, True)[0]
+    record = jax.tree_util.tree_map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shapes)
+    _, walk, record = jax.lax.fori_loop(0, rows, record_then_advance, (first, walk, record))
+    return walk, record
+
+
+@jax.jit
+def row_of(
+    plan: Plan, feed: Feed, walk: Walk, step: Any, counts: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One row of the record, of all members."""
+    return plan.over_members(partial(_observe, plan, feed), 0, None, None)(walk, step, counts)
+
+
+def _advance(
+    plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, walk: Walk, step: Any
+) -> Walk:
+    """One update, and loss and gradient at the new iterate on the next step's batch."""
+    at = walk.at(plan, feed, lane, step)
+    memory = {
+        name: seen.measure(at, walk.memory[name])[1] if seen.every_step else walk.memory[name]
+        for name, seen in plan.observed.items()
+    }
+    # The current iterate is tested, not the new one: its loss and parameters are at hand.
+    finite = jnp.isfinite(walk.loss)
+    for leaf in jax.tree_util.tree_leaves(walk.params):
+        finite &= jnp.isfinite(leaf).all()
+    diverged_at = jnp.where((walk.diverged_at < 0) & ~finite, step, walk.diverged_at)
+    params, state, info = feed.scheduled(optimizer, step).update(at, walk.params, walk.state, step)
+    loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), params)
+    return Walk(params, walk.start, state, loss, grad, info, memory, diverged_at)
+
+
+def _observe(
+    plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, walk: Walk, step: Any, counts: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is recorded at a step, and the observables' states after it if the row counts."""
+    at = walk.at(plan, feed, lane, step)
+    own = {"params": walk.params, "loss": walk.loss, "grad": walk.grad}
+    values: dict[str, Any] = {name: own[name] for name in plan.kept} | walk.info
+    memory = {}
+    for name, seen in plan.observed.items():
+        values[name], after = seen.measure(at, walk.memory[name])
+        keep = counts & (not seen.every_step)
+        memory[name] = jax.tree_util.tree_map(
+            lambda new, old, keep=keep: jnp.where(keep, new, old), after, walk.memory[name]
+        )
+    return values, memory

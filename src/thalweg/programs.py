@@ -1,0 +1,137 @@
+"""What a model's program says of the best way to evaluate it, read from its jaxpr.
+
+Tracing takes a millisecond or two, as long as a small landscape: what was learnt is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thalweg.problem import Problem, pointwise
+
+_LEARNT: dict[Any, Any] = {}
+
+# fmt: off
+_ENTRYWISE = frozenset({
+    "abs", "acos", "add", "and", "asin", "atan", "atan2", "broadcast_in_dim", "ceil", "clamp",
+    "convert_element_type", "copy", "cos", "cosh", "div", "eq", "erf", "exp", "exp2", "expm1",
+    "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max",
+    "min", "mul", "ne", "neg", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin",
+    "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
+})
+# fmt: on
+_CALLS = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
+
+
+class Model(NamedTuple):
+    """What a model's program says of the best way to evaluate it."""
+
+    entrywise: bool  # nothing but entry-by-entry arithmetic: one sample at a time is the same
+    sample_bytes: int  # what goes through its products and convolutions, a sample
+    values: int  # pointwise risks: the samples, or the residuals of a problem without data
+    dtype: np.dtype  # of the pointwise risks, as they are kept
+
+
+def _learnt(problem: Problem, what: Any, learn: Callable[[], Any]) -> Any:
+    leaves, treedef = jax.tree_util.tree_flatten(problem)
+    shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    key = (what, treedef, shapes, problem.layout)
+    if key not in _LEARNT:
+        if len(_LEARNT) > 512:
+            _LEARNT.clear()
+        _LEARNT[key] = learn()
+    return _LEARNT[key]
+
+
+def model_of(problem: Problem) -> Model:
+    def learn() -> Model:
+        program = jax.make_jaxpr(pointwise)(problem, problem.layout.like)
+        dtype = np.dtype(program.out_avals[0].dtype)
+        # A loss may count in integers, and points that are not reached are NaN; netCDF has no half
+        # precision.
+        kept = dtype if dtype in (np.float32, np.float64) else np.dtype(float)
+        n = max(problem.n_samples, 1)
+        sample_bytes = _product_bytes(program.jaxpr, n) // n
+        values = program.out_avals[0].shape[0]
+        return Model(_is_entrywise(program.jaxpr), sample_bytes, values, kept)
+
+    return _learnt(problem, "model", learn)
+
+
+def splits(problem: Problem, size: int) -> bool:
+    """Whether the pointwise risks of `size` samples are computed as those of all are.
+
+    A model may use the number of samples (x / len(x)) or hold an array with an entry for each: it is
+    then another function of a part of the data. Two traces tell: the same operations with the same
+    constants, and one risk a sample.
+    """
+
+    def trace(count: int) -> Any:
+        x, y = jax.tree_util.tree_map(
+            lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype),
+            (problem.x, problem.y),
+        )
+        return jax.make_jaxpr(pointwise)(problem.replace(x=x, y=y), problem.layout.like)
+
+    def learn() -> bool:
+        try:
+            part = trace(size)
+        except (TypeError, ValueError):  # an array inside does not fit another number of samples
+            return False
+        return part.out_avals[0].shape == (size,) and (
+            _skeleton(part) == _skeleton(trace(problem.n_samples))
+        )
+
+    return _learnt(problem, size, learn)
+
+
+def _is_entrywise(jaxpr: Any) -> bool:
+    def keeps_samples(equation: Any) -> bool:
+        before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+        return before[:1] == after[:1]
+
+    return all(
+        equation.primitive.name in _ENTRYWISE
+        or (equation.primitive.name in ("reshape", "squeeze") and keeps_samples(equation))
+        or (equation.primitive.name in _CALLS and all(map(_is_entrywise, _inner(equation))))
+        for equation in jaxpr.eqns
+    )
+
+
+def _product_bytes(jaxpr: Any, n: int) -> int:
+    """Bytes of what goes into products and convolutions, and comes out, of n samples."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            arrays = [v.aval for v in (*equation.invars, *equation.outvars)]
+            total += sum(a.size * a.dtype.itemsize for a in arrays if n in a.shape)
+        total += sum(_product_bytes(inner, n) for inner in _inner(equation))
+    return total
+
+
+def _skeleton(program: Any) -> list[Any]:
+    """The operations and constants of a program, without shapes."""
+    parts: list[Any] = [np.asarray(c).tobytes() for c in getattr(program, "consts", ())]
+    for equation in getattr(program, "jaxpr", program).eqns:
+        parts.append(equation.primitive.name)
+        parts += [np.asarray(v.val).tobytes() for v in equation.invars if hasattr(v, "val")]
+        for inner in _programs(equation):
+            parts += _skeleton(inner)
+    return parts
+
+
+def _inner(equation: Any) -> list[Any]:
+    """The jaxprs inside an equation: of a call, a loop, a branch."""
+    return [getattr(program, "jaxpr", program) for program in _programs(equation)]
+
+
+def _programs(equation: Any) -> list[Any]:
+    parameters = jax.tree_util.tree_leaves(
+        tuple(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
+    )
+    return [v for v in parameters if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
