@@ -21,7 +21,7 @@ FLOORS = [
     ["inputs", "plots", "show"],
     ["problem"],
     ["programs", "sampling", "optimizers", "ensemble", "observables"],
-    ["planes", "loop"],
+    ["planes", "loop", "record"],
     ["descent", "landscapes"],
     ["studies"],
     ["report"],

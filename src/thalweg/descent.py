@@ -5,7 +5,7 @@ The loop itself is in `loop.py` and runs in blocks, between which the host copie
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,8 +18,9 @@ from thalweg.errors import InputError
 from thalweg.loop import Feed, Plan, Walk, begin, block, row_of
 from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range
-from thalweg.params import Layout, Params, path_name
+from thalweg.params import Layout, Params
 from thalweg.problem import Problem
+from thalweg.record import Record
 
 _MOST_ROWS = 1024  # recorded in a block
 _MOST_STEPS = 16384  # in a block: enough for the call to vanish beside the steps
@@ -235,18 +236,6 @@ def _schedule_tables(
     return tables
 
 
-@dataclass
-class _Column:
-    """One variable of the record: which leaves of the device's rows fill it, and where."""
-
-    name: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    leaves: list[tuple[int, int, int]]  # (leaf, offset, size)
-    values: np.ndarray = field(init=False)  # (rows, size, members)
-
-
 class _Job:
     """One descent: its blocks, its record, and the trajectory it becomes."""
 
@@ -265,15 +254,11 @@ class _Job:
         self.layout = plan.problem.layout
         if first + total >= np.iinfo(np.int32).max:
             raise InputError(f"at most 2³¹ − 2 steps can be counted; {first + total} asked for.")
-        blocks.check_memory(
-            32 * (total // every), f"the index of {total} steps", "record fewer with every="
-        )
-        inside = np.arange((first // every + 1) * every, first + total, every)
-        self.steps = np.unique(np.concatenate([[first], inside, [first + total]]))
         self.started, state, diverged = self._start(resume)
         self.walk = begin(plan, feeds.feed(first, 1), who.starts, self.started, state, diverged)
-        self.columns, row_bytes = self._columns()
-        rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(row_bytes, 1)))
+        shapes = row_of.eval_shape(plan, feeds.feed(first, 1), self.walk, np.int32(0), True)[0]
+        self.record = Record(shapes, self.layout, who, first, total, every)
+        rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(self.record.row_bytes, 1)))
         steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
         self.most = min(rows * every, steps)
         self.room = -(-self.most // every) + 1
@@ -298,67 +283,6 @@ class _Job:
         diverged = resume["diverged_at"].transpose(*dims).values.reshape(lead).astype(np.int32)
         return started, layout.unflatten(flat), diverged
 
-    def _columns(self) -> tuple[list[_Column], int]:
-        """The record's variables, and the bytes of one row of all members."""
-        plan, lead = self.plan, int(self.who.batched)
-        shapes = row_of.eval_shape(
-            plan, self.feeds.feed(self.first, 1), self.walk, np.int32(0), True
-        )[0]
-        columns: list[_Column] = []
-        leaf = row_bytes = 0
-        for name, tree in shapes.items():
-            paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-            inner = [tuple(s.shape[lead:]) for _, s in paths]
-            sizes = [int(np.prod(shape)) for shape in inner]
-            row_bytes += sum(
-                k * s.dtype.itemsize for k, (_, s) in zip(sizes, paths, strict=True)
-            ) * max(self.who.count, 1)
-            if name in ("params", "grad") or self._is_like_params(tree, inner):
-                ends = np.cumsum([0, *sizes])
-                dtype = _storable(np.result_type(*(s.dtype for _, s in paths)))
-                parts = [(leaf + i, int(ends[i]), sizes[i]) for i in range(len(sizes))]
-                columns.append(_Column(name, ("param",), (int(ends[-1]),), dtype, parts))
-            else:
-                for i, (path, s) in enumerate(paths):
-                    full = "_".join([name, *(path_name((p,)) for p in path)])
-                    dims = tuple(f"{full}_{axis}" for axis in range(len(inner[i])))
-                    part = [(leaf + i, 0, sizes[i])]
-                    columns.append(_Column(full, dims, inner[i], _storable(s.dtype), part))
-            leaf += len(paths)
-        self._check_columns(columns)
-        rows = len(self.steps)
-        needed = sum(
-            rows * int(np.prod(c.shape)) * self.who.count * c.dtype.itemsize for c in columns
-        )
-        blocks.check_memory(
-            needed,
-            f"the record of {rows} steps of {self.who.count} runs of {self.layout.size} parameters",
-            "record fewer steps with every=, or leave the iterates out with record={'params': False}",
-        )
-        for c in columns:
-            c.values = np.empty((rows, int(np.prod(c.shape)), self.who.count), c.dtype)
-        return columns, row_bytes
-
-    def _is_like_params(self, tree: Any, inner: list[tuple[int, ...]]) -> bool:
-        structure = jax.tree_util.tree_structure(tree)
-        return (
-            structure == self.layout.treedef
-            and not jax.tree_util.treedef_is_leaf(structure)
-            and tuple(inner) == self.layout.shapes
-        )
-
-    def _check_columns(self, columns: list[_Column]) -> None:
-        taken = {*results.RESERVED_DIMS, *self.who.dims, "start", "final", "optimizer_state"}
-        taken |= {"status", "diverged_at"}
-        seen: set[str] = set()
-        for column in columns:
-            if column.name in taken or column.name in seen or "/" in column.name:
-                raise InputError(
-                    f"record: the name {column.name!r} is taken or not allowed; "
-                    f"call it {column.name.replace('/', '_') + '_'!r}, say."
-                )
-            seen.add(column.name)
-
     def run(self, progress: bool | None) -> tuple[int, bool]:
         """Do the steps; how many were done, and whether Ctrl-C stopped them."""
         done, interrupted = blocks.run(
@@ -374,7 +298,7 @@ class _Job:
             done_or_dead = self.total
         else:
             done_or_dead = done
-            self._end_at(self.first + done)
+            self.record.end_at(self.first + done)
         # The last row is the first of a block more, whose step is not kept.
         walk = self.walk
         self._collect(done_or_dead, 1, self._launch(done_or_dead, 1))
@@ -401,26 +325,7 @@ class _Job:
     def _collect(self, start: int, count: int, handle: Any) -> None:
         diverged_at, record = handle
         self.dead = bool((np.asarray(diverged_at) >= 0).all())
-        # The device recorded the block's first step and the multiples of `every` after it.
-        first, last = self.first + start, self.first + start + count
-        following = np.arange((first // self.every + 1) * self.every, last, self.every)
-        at = np.concatenate([[first], following])
-        skipped = int(
-            self.steps[min(np.searchsorted(self.steps, first), len(self.steps) - 1)] != first
-        )
-        row = int(np.searchsorted(self.steps, first))
-        target = slice(row, row + len(at) - skipped)
-        leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(record)]
-        for column in self.columns:
-            for leaf, offset, size in column.leaves:
-                self._fill(
-                    column.values[target, offset : offset + size], leaves[leaf][skipped : len(at)]
-                )
-
-    def _fill(self, target: np.ndarray, rows: np.ndarray) -> None:
-        """Put the device's rows (rows, [members,] ...) where they belong: (rows, size, members)."""
-        n, size, count = target.shape
-        target[...] = rows.reshape(n, count, size).swapaxes(1, 2)
+        self.record.fill(self.first + start, self.first + start + count, record)
 
     def _all_diverged(self) -> bool:
         return self.dead
@@ -431,13 +336,11 @@ class _Job:
         """The labelled record."""
         who, walk = self.who, self.walk
         diverged_at = self._diverged_at(walk, done)
-        for column in self.columns:
-            results.mask_diverged(column.values, self.steps, diverged_at)
         dims, shape = who.dims, who.shape
-        data: dict[str, Any] = {}
-        for column in self.columns:
-            values = column.values.reshape(len(self.steps), *column.shape, *shape)
-            data[column.name] = (("step", *column.dims, *dims), values, self._notes(column.name))
+        data: dict[str, Any] = {
+            name: (where, values, self._notes(name))
+            for name, where, values in self.record.variables(diverged_at)
+        }
         data["start"] = (("param", *dims), self._vectors(self.layout, self.started, shape))
         final = self._vectors(self.layout, walk.params, shape)
         final[..., (diverged_at >= 0).reshape(shape)] = np.nan
@@ -452,7 +355,7 @@ class _Job:
             data[f"schedule_{name}"] = (("update",), table)
         if with_batches:
             data["batch"] = self._batches()
-        coords = {"step": self.steps, "param": np.array(self.layout.names), **who.coords}
+        coords = {"step": self.record.steps, "param": np.array(self.layout.names), **who.coords}
         attrs = results.provenance(
             "trajectory",
             settings,
@@ -480,13 +383,6 @@ class _Job:
             finite = finite & np.isfinite(np.asarray(leaf)).reshape(lead).all(axis=1)
         return np.where((diverged_at < 0) & ~finite, self.first + done, diverged_at)
 
-    def _end_at(self, step: int) -> None:
-        """Cut the record where an interrupt ended it, with a row for the last iterate."""
-        rows = int(np.searchsorted(self.steps, step))
-        self.steps = np.append(self.steps[:rows], step)
-        for column in self.columns:
-            column.values = column.values[: rows + 1]
-
     def _one(self, tree: Any) -> Any:
         """The shapes of one member's part of `tree`."""
         lead = int(self.who.batched)
@@ -504,17 +400,13 @@ class _Job:
         """The sample indices of the recorded steps' batches; −1 where a batch is smaller."""
         order = self.feeds.order
         assert order is not None
-        index, used = order.rows(self.first, int(self.steps[-1]) - self.first + 1)
+        steps = self.record.steps
+        index, used = order.rows(self.first, int(steps[-1]) - self.first + 1)
         index = np.where(np.arange(order.size) < used[:, None, None], index, -1)
-        index = index[self.steps - self.first].swapaxes(1, 2)
+        index = index[steps - self.first].swapaxes(1, 2)
         if order.lanes > 1 and "seed" in self.who.dims:
             return ("step", "in_batch", "seed"), index
         return ("step", "in_batch"), index[:, :, 0]
-
-
-def _storable(dtype: Any) -> np.dtype:
-    """netCDF has no half precision; float32 holds every such number."""
-    return np.dtype(np.float32) if np.dtype(dtype).itemsize == 2 else np.dtype(dtype)
 
 
 def _settings(optimizer: Optimizer, problem: Problem, **call: Any) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""What a descent records, on the host: allocated once, filled block by block, labelled at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from thalweg import blocks, results
+from thalweg.ensemble import Members
+from thalweg.errors import InputError
+from thalweg.params import Layout, path_name
+
+
+@dataclass
+class Column:
+    """One variable of the record: its dimensions but step and members, and which leaves of the
+    device's rows fill it from where on."""
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    leaves: list[tuple[int, int]]  # (leaf, offset)
+    values: np.ndarray = field(init=False)  # (rows, size, members)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class Record:
+    """The rows of a descent from step `first` on, `total` steps long, of all its members.
+
+    Rows are the first step, the multiples of `every`, and the last step.
+
+    Args:
+        shapes: by name, the shapes of what the device records in a row; with a leading axis over the
+            members, if there is one.
+    """
+
+    def __init__(
+        self,
+        shapes: dict[str, Any],
+        layout: Layout,
+        who: Members,
+        first: int,
+        total: int,
+        every: int,
+    ) -> None:
+        self.who, self.every = who, every
+        self.columns = list(_columns(shapes, layout, int(who.batched)))
+        self._check_names()
+        rows = total // every + 2
+        row_bytes = sum(c.size * c.dtype.itemsize for c in self.columns) * who.count
+        self.row_bytes = max(row_bytes, 1)
+        blocks.check_memory(
+            rows * (row_bytes + 8),
+            f"the record of {rows} steps of {who.count} runs of {layout.size} parameters",
+            "record fewer steps with every=, or leave the iterates out with record={'params': False}",
+        )
+        inside = np.arange((first // every + 1) * every, first + total, every)
+        self.steps = np.unique(np.concatenate([[first], inside, [first + total]]))
+        for column in self.columns:
+            column.values = np.empty((len(self.steps), column.size, who.count), column.dtype)
+
+    def _check_names(self) -> None:
+        taken = {*results.RESERVED_DIMS, *self.who.dims, "start", "final", "optimizer_state"}
+        taken |= {"status", "diverged_at"}
+        for column in self.columns:
+            if column.name in taken or "/" in column.name:
+                raise InputError(
+                    f"record: the name {column.name!r} is taken or not allowed; "
+                    f"call it {column.name.replace('/', '_') + '_'!r}, say."
+                )
+            taken.add(column.name)
+
+    def fill(self, first: int, last: int, rows: Any) -> None:
+        """Take the rows of a block from step `first` up to `last`.
+
+        The device has recorded `first` and the multiples of `every` after it. Where a block begins
+        between two of them, its first row was not asked for.
+        """
+        count = 1 + (last - 1) // self.every - first // self.every
+        start = int(np.searchsorted(self.steps, first))
+        skipped = int(start == len(self.steps) or self.steps[start] != first)
+        asked = count - skipped
+        if not asked:
+            return
+        leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(rows)]
+        for column in self.columns:
+            target = column.values[start : start + asked]
+            for leaf, offset in column.leaves:
+                values = leaves[leaf][skipped:count].reshape(asked, self.who.count, -1)
+                target[:, offset : offset + values.shape[2]] = values.swapaxes(1, 2)
+
+    def end_at(self, step: int) -> None:
+        """Cut the record where an interrupt ended it, with a row for the last iterate."""
+        rows = int(np.searchsorted(self.steps, step))
+        self.steps = np.append(self.steps[:rows], step)
+        for column in self.columns:
+            column.values = column.values[: rows + 1]
+
+    def variables(
+        self, diverged_at: np.ndarray
+    ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
+        """Name, dimensions and values of each variable; NaN or −1 where a member had diverged."""
+        for column in self.columns:
+            results.mask_diverged(column.values, self.steps, diverged_at)
+            values = column.values.reshape(len(self.steps), *column.shape, *self.who.shape)
+            yield column.name, ("step", *column.dims, *self.who.dims), values
+
+
+def _columns(shapes: dict[str, Any], layout: Layout, lead: int) -> Iterator[Column]:
+    """A column for what has the parameters' structure, and else one for every leaf."""
+    leaf = 0
+    for name, tree in shapes.items():
+        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+        inner = tuple(tuple(s.shape[lead:]) for _, s in paths)
+        dtypes = [s.dtype for _, s in paths]
+        alike = structure == layout.treedef and inner == layout.shapes
+        # A scalar has the structure of a single bare parameter: only names tell them apart.
+        if name in ("params", "grad") or (alike and not jax.tree_util.treedef_is_leaf(structure)):
+            offsets = np.cumsum([0, *layout.sizes])
+            parts = [(leaf + i, int(offsets[i])) for i in range(len(inner))]
+            yield Column(name, ("param",), (layout.size,), _storable(*dtypes), parts)
+        else:
+            for i, (path, _) in enumerate(paths):
+                full = "_".join([name, *(path_name((entry,)) for entry in path)])
+                dims = tuple(f"{full}_{axis}" for axis in range(len(inner[i])))
+                yield Column(full, dims, inner[i], _storable(dtypes[i]), [(leaf + i, 0)])
+        leaf += len(paths)
+
+
+def _storable(*dtypes: Any) -> np.dtype:
+    """What dtypes promote to; netCDF has no half precision, and float32 holds every such number."""
+    dtype = np.dtype(jax.numpy.result_type(*dtypes))
+    return np.dtype(np.float32) if dtype.itemsize == 2 and dtype.kind not in "iu" else dtype
