@@ -206,10 +206,11 @@ def test_run_show_and_rerun_a_study(tmp_path):
     assert tw.load(tmp_path / "b" / "results.nc").equals(tw.load(tmp_path / "a" / "results.nc"))
 
 
-def test_settings_are_listed(tmp_path):
-    result = thalweg("run", "minimal-mlp", "--settings", "--out", tmp_path)
+def test_settings_are_listed():
+    result = thalweg("run", "minimal-mlp", "--settings")
     assert result.exit_code == 0
     assert "n_samples = 100" in result.output
+    assert "Missing option '--out'" in thalweg("run", "minimal-mlp").output
 
 
 def test_an_interrupted_run_saves_what_it_has_and_exits_130(diabetes, tmp_path):

@@ -69,12 +69,18 @@ def list_studies() -> None:
 
 @main.command()
 @click.argument("study")
-@_out
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for results.nc, the figures and report.html.",
+)
 @click.option("--seed", type=int, help="Short for --set seed=N.")
 @_set
-@click.option("--settings", "only_list", is_flag=True, help="List the study's settings and stop.")
+@click.option("--settings", "only_list", is_flag=True, help="List what can be set, and stop.")
 @_one_line
-def run(study: str, out: Path, seed: int | None, changes: tuple[str, ...], only_list: bool) -> None:
+def run(
+    study: str, out: Path | None, seed: int | None, changes: tuple[str, ...], only_list: bool
+) -> None:
     """Run STUDY and write its results, figures and report to a folder."""
     from thalweg import studies
 
@@ -82,6 +88,8 @@ def run(study: str, out: Path, seed: int | None, changes: tuple[str, ...], only_
         for name, default, text in studies.settings_help(study):
             click.echo(f"{name} = {default}\n    {text}")
         return
+    if out is None:
+        raise click.UsageError("Missing option '--out': the folder to write to.")
     given = _assignments(changes)
     if seed is not None:
         given["seed"] = seed
@@ -119,7 +127,7 @@ def run(study: str, out: Path, seed: int | None, changes: tuple[str, ...], only_
     metavar="NAME=VALUE",
     help="Another option of the optimizer, as in momentum=0.9.",
 )
-@click.option("--steps", type=int, help="Number of steps.")
+@click.option("--steps", type=int, help="Number of steps; 1000 without it and --epochs.")
 @click.option("--epochs", type=int, help="Number of passes through the data.")
 @click.option("--batch-size", type=int, help="Samples a step; all without it.")
 @click.option("--shuffle", is_flag=True, help="A new order each epoch.")

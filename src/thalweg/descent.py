@@ -88,16 +88,15 @@ def descend(
     if resume is not None and "optimizer_state" not in resume:
         raise InputError("resume= needs a trajectory, as descend returns it.")
     who = members(problem, optimizer, starts=starts, runs=runs, seed=seed, resume=resume)
+    batching: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "shuffle": shuffle,
+        "replacement": replacement,
+        "drop_last": drop_last,
+    }
     total, order = sampling.plan(
-        problem.n_samples,
-        who.seeds,
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        replacement=replacement,
-        drop_last=drop_last,
-        batches=batches,
+        problem.n_samples, who.seeds, steps=steps, batches=batches, **batching
     )
     built_in, observed = observables.chosen(record)
     if built_in["batch"] and order is None:
@@ -124,11 +123,7 @@ def descend(
         optimizer,
         problem,
         steps=total,
-        epochs=epochs,
-        batch_size=batch_size,
-        shuffle=shuffle,
-        replacement=replacement,
-        drop_last=drop_last,
+        **batching,
         runs=runs,
         every=every,
         record=[*(name for name, on in built_in.items() if on), *observed],
