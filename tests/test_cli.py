@@ -260,8 +260,13 @@ def test_unknown_names_are_one_line_with_the_nearest(diabetes, tmp_path):
         (["--start", "slope=1"], "unknown parameter"),
         (["--start", "weight=a"], "needs a number"),
         (["--plane", "weight"], "two parameters"),
+        (["--plane", "bias,bias"], "two different"),
+        (["--plane", "bias,wait"], "did you mean 'weight'"),
+        (["--x", "bmi"], "given twice"),
+        (["--loss", "bce_with_logits"], "between 0 and 1"),
+        (["--lr", "nan"], "lr must be at least 0"),
         (["--window", "1,2"], "four numbers"),
-        (["--points", "0"], "at least 1"),
+        (["--points", "0"], "at least 2"),
         (["--loss", "huber:-1"], "positive"),
         (["--loss", "mse:2"], "no parameter"),
         (["--batch-size", "0"], "batch_size"),
@@ -282,6 +287,9 @@ def test_bad_options_are_one_line(diabetes, tmp_path, options, message):
         ("a,b\n", "no rows"),
         ("", "could not be read"),
         ("a,c\n1,2\n", "unknown column"),
+        ("a,b\n1,2,9\n3,4,9\n", "more fields than its header"),
+        ("a;b\n1;2\n", "separated by ';'"),
+        ("a,b\n1,2\n\n\n3,x\n", "'x' in line 5"),
     ],
 )
 def test_bad_tables_are_one_line(tmp_path, text, message):
@@ -290,6 +298,43 @@ def test_bad_tables_are_one_line(tmp_path, text, message):
     line = fails("descend", table, "--x", "a", "--y", "b", "--out", tmp_path / "never")
     assert message in line
     assert not (tmp_path / "never").exists()
+
+
+def test_blank_lines_are_skipped_and_small_tables_fit(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("a,b\n\n1,2\n\n")
+    out = tmp_path / "out"
+    result = thalweg("descend", table, "--x", "a", "--y", "b", "--lr", 0.1, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert tw.load(out / "results.nc")["data"].sizes["sample"] == 1
+
+
+def test_a_start_that_overflows_has_diverged_at_step_0(diabetes, tmp_path):
+    output, _ = fit(diabetes, tmp_path, "--start", "weight=1e200", "--lr", 0.1, "--steps", 5)
+    assert "diverged at step 0" in output
+
+
+def test_logistic_fits_draw_probabilities(tmp_path):
+    table = tmp_path / "table.csv"
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal(200)
+    b = (rng.uniform(size=200) < 1 / (1 + np.exp(-2 * a + 1))).astype(int)
+    np.savetxt(table, np.column_stack([a, b]), delimiter=",", header="a,b", comments="")
+    result = thalweg(
+        "descend", table, "--x", "a", "--y", "b", "--loss", "bce_with_logits", "--optimizer", "lbfgs",
+        "--steps", 20, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "Not converged" not in result.output
+    tree = tw.load(tmp_path / "out" / "results.nc")
+
+    def risk(w):
+        z = w[0] + w[1] * a
+        return np.mean(np.logaddexp(0, z) - b * z)
+
+    np.testing.assert_allclose(tree["path/risk"][-1], minimize(risk, [0.0, 0.0]).fun, rtol=1e-6)
+    assert 0 < float(tree["fit/yhat_grid"].min()) < float(tree["fit/yhat_grid"].max()) < 1
+    assert not (tmp_path / "out" / "figures" / "residuals.png").exists()
 
 
 def test_a_constant_column_cannot_be_standardized(tmp_path):

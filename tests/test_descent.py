@@ -123,6 +123,15 @@ def test_run_i_starts_from_its_own_key():
     assert len(np.unique(path.start.values)) == 10
 
 
+def test_every_seed_draws_its_own_starts():
+    problem = tw.Problem.from_function(lambda w: w["x"] ** 2 + w["y"] ** 2, init=init_pair)
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=1, runs=2, seed=[3, 9])
+    for run in range(2):
+        for place, seed in enumerate([3, 9]):
+            drawn = init_pair(jax.random.fold_in(jax.random.key(seed), run))
+            np.testing.assert_array_equal(path.start[:, run, place], [drawn["x"], drawn["y"]])
+
+
 def test_seeds_are_a_swept_dimension_with_their_own_batches():
     both = tw.descend(
         line_problem(), tw.SGD(lr=0.05), epochs=2, batch_size=8, shuffle=True, seed=[4, 9],
@@ -145,7 +154,7 @@ def test_a_trajectory_as_starts_means_its_last_iterates():
 
 
 def test_starts_as_a_stacked_pytree():
-    stacked = {"x": np.array([1.0, 2.0]), "y": np.array([3.0, 4.0])}
+    stacked = {"x": np.array([1.0, 2.0]), "y": [3.0, 4.0]}
     path = tw.descend(bowl_problem(), tw.SGD(lr=0.01), steps=1, starts=stacked)
     np.testing.assert_array_equal(path.start, [[1, 2], [3, 4]])
 
@@ -185,6 +194,57 @@ def test_resume_with_another_optimizer_is_refused():
         tw.descend(bowl_problem(), tw.SGD(lr=[0.1, 0.2]), steps=2, resume=first)
 
 
+def test_resume_takes_the_seed_of_the_trajectory():
+    options = {"batch_size": 7, "shuffle": True}
+    whole = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=20, seed=5, **options)
+    first = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=9, seed=5, **options)
+    rest = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=11, resume=first, **options)
+    np.testing.assert_array_equal(rest.params, whole.params[9:])
+
+
+def test_a_part_of_a_trajectory_is_not_resumed():
+    first = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=9)
+    with pytest.raises(tw.InputError, match="part of a trajectory"):
+        tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=2, resume=first.isel(step=slice(0, 5)))
+    with pytest.raises(tw.InputError, match="over the parameters"):
+        tw.descend(line_problem(), tw.SGD(lr=0.1), steps=2, resume=first)
+    adam = tw.descend(bowl_problem(), tw.Adam(lr=0.1), steps=2)
+    with pytest.raises(tw.InputError, match="another optimizer, Adam"):
+        tw.descend(bowl_problem(), tw.AdamW(lr=0.1), steps=2, resume=adam)
+
+
+def test_resume_goes_on_with_schedules_batches_and_divergence():
+    options = {"batch_size": 7, "shuffle": True, "seed": 3, "record": ["batch"], "every": 5}
+
+    def optimizer():
+        return tw.SGD(lr=lambda t: 0.1 / (1 + t), momentum=[0.0, 0.9])
+
+    whole = tw.descend(line_problem(), optimizer(), steps=40, **options)
+    first = tw.descend(line_problem(), optimizer(), steps=20, **options)
+    turned = first.transpose("momentum", "param", "step", ...)
+    rest = tw.descend(line_problem(), optimizer(), steps=20, resume=turned, **options)
+    later = whole.sel(step=rest.step)
+    np.testing.assert_array_equal(rest.params, later.params)
+    np.testing.assert_array_equal(rest.batch, later.batch)
+
+    square = tw.Problem.from_function(lambda w: w["x"] ** 2, params={"x": 1.0})
+    whole = tw.descend(square, tw.SGD(lr=[0.1, 5.0]), steps=250)
+    first = tw.descend(square, tw.SGD(lr=[0.1, 5.0]), steps=200)
+    rest = tw.descend(square, tw.SGD(lr=[0.1, 5.0]), steps=50, resume=first)
+    np.testing.assert_array_equal(rest.diverged_at, whole.diverged_at)
+    np.testing.assert_array_equal(rest.status, whole.status)
+    np.testing.assert_array_equal(rest.params, whole.params[200:])
+
+
+def test_given_batches_are_for_the_steps_of_the_call():
+    table = np.random.default_rng(0).integers(0, 50, (12, 4))
+    whole = tw.descend(line_problem(), tw.SGD(lr=0.01), batches=table)
+    first = tw.descend(line_problem(), tw.SGD(lr=0.01), batches=table[:7])
+    rest = tw.descend(line_problem(), tw.SGD(lr=0.01), batches=table[7:], resume=first)
+    np.testing.assert_array_equal(rest.params[:-1], whole.params[7:-1])
+    np.testing.assert_array_equal(rest.final, whole.final)
+
+
 # Recording ---------------------------------------------------------------------------------
 
 
@@ -204,6 +264,33 @@ def test_many_blocks_equal_one(monkeypatch):
     monkeypatch.setattr(descent, "_MOST_ROWS", 5)
     cut = tw.descend(line_problem(), tw.SGD(lr=0.01, momentum=0.5), steps=500, every=3)
     xr.testing.assert_equal(whole, cut)
+
+
+def test_states_of_observables_advance_once_a_row_whatever_the_blocks(monkeypatch):
+    record = {"rows": (count_init, count_measure), "sum": (lambda at: 0.0, running_sum)}
+    whole = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=500, every=3, record=record)
+    monkeypatch.setattr(descent, "_MOST_ROWS", 5)
+    cut = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=500, every=3, record=record)
+    np.testing.assert_array_equal(whole.rows, range(168))
+    xr.testing.assert_equal(whole, cut)
+
+
+def running_sum(at, total):
+    return total, total + at.loss
+
+
+def test_a_plainly_written_state_takes_the_dtype_of_what_is_measured():
+    path = tw.descend(
+        line_problem(dtype=np.float32), tw.SGD(lr=0.01), steps=5,
+        record={"sum": (lambda at: 0, running_sum)},
+    )  # fmt: skip
+    expected = np.concatenate([[0], np.cumsum(path.loss.values[:-1], dtype=np.float32)])
+    np.testing.assert_allclose(path["sum"], expected, rtol=1e-6)
+    with pytest.raises(tw.InputError, match="state like the one"):
+        tw.descend(
+            line_problem(), tw.SGD(lr=0.01), steps=5,
+            record={"bad": (lambda at: 0.0, lambda at, s: (s, jnp.ones(2)))},
+        )  # fmt: skip
 
 
 def moments(at):
@@ -305,6 +392,27 @@ def test_a_diverged_run_does_not_stop_the_others():
     np.testing.assert_allclose(path.params[:, 0, 0], 0.8 ** np.arange(601), atol=1e-15)
 
 
+def test_the_last_iterate_of_a_diverged_run_is_nan_though_it_was_finite():
+    # the loss leaves its domain: log of a negative number at a finite iterate
+    problem = tw.Problem.from_function(lambda w: jnp.log(w["x"]), params={"x": 1.0})
+    path = tw.descend(problem, tw.SGD(lr=2.0), steps=4)
+    assert path.diverged_at == 1
+    assert np.isnan(path.final).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_kept_as_float32_and_resumes(dtype, tmp_path):
+    problem = bowl_problem(dtype=dtype)
+    whole = tw.descend(problem, tw.SGD(lr=0.05, momentum=0.5), steps=10)
+    first = tw.descend(problem, tw.SGD(lr=0.05, momentum=0.5), steps=4)
+    assert first.params.dtype == first.start.dtype == first.final.dtype == np.float32
+    tw.save(first, tmp_path / "half.nc")
+    rest = tw.descend(
+        problem, tw.SGD(lr=0.05, momentum=0.5), steps=6, resume=tw.load(tmp_path / "half.nc")
+    )
+    np.testing.assert_array_equal(rest.params, whole.params[4:])
+
+
 def test_divergence_is_found_whatever_is_recorded():
     problem = tw.Problem.from_function(lambda w: w["x"] ** 2, params={"x": 1.0})
     dense = tw.descend(problem, tw.SGD(lr=5.0), steps=400)
@@ -392,6 +500,13 @@ def test_other_sweeps_and_schedules_compile_nothing(compilations):
         ({"steps": 5, "batch_size": 0}, "batch_size"),
         ({"steps": 5, "shuffle": True}, "need batch_size"),
         ({"steps": 5, "every": 0}, "every"),
+        ({"steps": 5, "every": "a"}, "every"),
+        ({"steps": 5, "every": float("inf")}, "every"),
+        ({"steps": 5, "record": tw.movement}, "list of names"),
+        ({"steps": 5, "record": {5: True}}, "list of names"),
+        ({"steps": 5, "record": {"loss_": lambda at: float(at.loss)}}, "jax.numpy"),
+        ({"steps": 5, "seed": [1, 1]}, "twice"),
+        ({"steps": 10**9, "runs": None}, "iB"),
         ({"steps": 5, "runs": 3}, "no init="),
         ({"steps": 5, "runs": 3, "starts": [[0.0, 0.0]]}, "one of starts="),
         ({"steps": 5, "starts": [[0.0, 0.0, 0.0]]}, r"shape \(runs, 2\)"),
@@ -426,6 +541,8 @@ def test_bad_calls_say_what_is_wrong_in_one_line(options, message):
         (tw.SGD(lr=[]), "number or a list"),
         (tw.SGD(lr=lambda t: -1.0), "schedule"),
         (tw.SGD(lr=lambda t: "x"), "schedule"),
+        (tw.SGD(lr=lambda t: 1 / (t - 1)), "ZeroDivisionError"),
+        (tw.SGD(lr=[0.1, 0.1]), "twice"),
         (tw.Adam(betas=[0.9, 0.99]), "pair"),
         (tw.SGD, "is a class"),
         (0.1, "an optimizer such as"),
@@ -435,6 +552,18 @@ def test_bad_optimizers_say_what_is_wrong_in_one_line(optimizer, message):
     with pytest.raises(tw.InputError, match=message) as caught:
         tw.descend(line_problem(), optimizer, steps=3)
     assert "\n" not in str(caught.value)
+
+
+def test_states_too_large_are_refused_before_they_are_made(monkeypatch):
+    import psutil
+
+    class Memory:
+        available = 50 * 2**20
+
+    monkeypatch.setattr(psutil, "virtual_memory", Memory)
+    problem = tw.Problem.from_function(lambda w: (w**2).sum(), params=np.zeros(200_000))
+    with pytest.raises(MemoryError, match="states of 1 runs of 200000 parameters under LBFGS"):
+        tw.descend(problem, tw.LBFGS(), steps=1, record={"params": False})
 
 
 def test_a_record_too_large_is_refused_before_it_is_made():
@@ -472,3 +601,17 @@ def test_a_catalogue_descent_runs_again_from_its_file(tmp_path):
     xr.testing.assert_equal(path, again)
     with pytest.raises(tw.InputError, match="Python functions"):
         tw.rerun(tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=1))
+
+
+def test_what_a_file_does_not_hold_is_not_run_again():
+    problem = tw.Problem.from_catalogue("rosenbrock")
+    moved = problem.at({"x": 0.0, "y": 0.5})
+    path = tw.descend(moved, tw.SGD(lr=1e-3), steps=5)
+    np.testing.assert_array_equal(path.start, [0.0, 0.5])
+    xr.testing.assert_equal(tw.rerun(path), path)
+    changed = tw.descend(problem.replace(reduction="sum"), tw.SGD(lr=1e-3), steps=5)
+    with pytest.raises(tw.InputError, match="Python functions"):
+        tw.rerun(changed)
+    mine = tw.descend(problem, tw.SGD(lr=1e-3), steps=5, record={"movement": like_params})
+    with pytest.raises(tw.InputError, match="functions of the user's"):
+        tw.rerun(mine)

@@ -534,3 +534,18 @@ def test_what_does_not_fit_the_problem_is_refused(make, says):
 
 def test_an_error_is_one_line_whatever_it_repeats():
     assert str(InputError("expected this;\n  that\n given.")) == "expected this; that given."
+
+
+def in_numpy(w, x):
+    return np.exp(w["weight"]) * x
+
+
+def with_if(w, x):
+    return x if w["weight"] > 0 else -x
+
+
+@pytest.mark.parametrize("predict", [in_numpy, with_if])
+def test_models_that_jax_cannot_trace_are_one_clear_line(predict):
+    with pytest.raises(InputError, match=r"predict must be .* jax\.numpy") as caught:
+        tw.Problem(predict, "mse", [1.0, 2.0], [1.0, 2.0], params={"weight": 1.0})
+    assert "\n" not in str(caught.value)

@@ -287,3 +287,14 @@ def test_a_diverging_run_is_seen_without_warnings():
 def test_points_of_another_space_are_refused(points, says):
     with pytest.raises(InputError, match=says):
         results.project(OBLIQUE, points)
+
+
+def test_a_sweep_named_as_an_axis_is_refused():
+    problem = tw.Problem.from_function(
+        lambda w: w["lr"] ** 2 + w["y"] ** 2, params={"lr": 1.0, "y": 2.0}
+    )
+    path = tw.descend(problem, tw.SGD(lr=[0.1, 0.2]), steps=2)
+    plane = tw.coordinate_plane(problem, {"lr": (-1, 1), "y": (-1, 1)}, 3)
+    with pytest.raises(tw.InputError, match="both an axis of the plane"):
+        plane.project(path)
+    assert "learning_rate" in plane.project(path.rename(lr="learning_rate")).dims

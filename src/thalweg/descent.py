@@ -5,6 +5,7 @@ The loop itself is in `loop.py` and runs in blocks, between which the host copie
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, observables, results, sampling
+from thalweg import backend, blocks, inputs, observables, results, sampling
 from thalweg.ensemble import Members, member_vectors, members
 from thalweg.errors import InputError
 from thalweg.loop import Feed, Plan, Walk, begin, block, row_of
@@ -20,7 +21,7 @@ from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range
 from thalweg.params import Layout, Params
 from thalweg.problem import Problem
-from thalweg.record import Record
+from thalweg.record import Record, storable
 
 _MOST_ROWS = 1024  # recorded in a block
 _MOST_STEPS = 16384  # in a block: enough for the call to vanish beside the steps
@@ -40,7 +41,7 @@ def descend(
     batches: Any = None,
     starts: Any = None,
     runs: int | None = None,
-    seed: Any = 0,
+    seed: Any = None,
     resume: xr.Dataset | None = None,
     record: Any = None,
     every: int = 1,
@@ -58,12 +59,16 @@ def descend(
         shuffle: a new order each epoch, from the seed and the epoch alone.
         replacement: draw each batch's samples independently instead.
         drop_last: leave an epoch's last batch out where it is smaller.
-        batches: sample indices (steps, batch), given; repeated where `steps` asks for more.
+        batches: sample indices (steps, batch), given, for the steps of this call; repeated where
+            `steps` asks for more.
         starts: (runs, p) in the order of `problem.names`, or a pytree of the problem's structure
             with a leading axis, or a trajectory, whose last iterates are meant.
         runs: that many random starts; run i starts from init(fold_in(key(seed), i)).
-        seed: for starts and batches. A list is a swept dimension, `seed`.
-        resume: a trajectory to go on from, with the optimizer's state and the step count.
+        seed: for starts and batches, 0 by default, or that of `resume`. A list is a swept
+            dimension, `seed`.
+        resume: a trajectory to go on from, with the optimizer's state, the step count and the seed.
+            The optimizer and the batches' options are given again. States of observables begin anew,
+            and so do records of updates.
         record: what to record besides parameters and loss: a list of names (thalweg.observables),
             or a mapping from names to True, False, functions of `at`, pairs (init, measure), or
             problems (the risk on them). {"params": False} leaves the iterates out.
@@ -83,11 +88,13 @@ def descend(
     if not isinstance(problem, Problem):
         raise InputError(f"a thalweg.Problem was expected, {type(problem).__name__} given.")
     check(optimizer)
-    if int(every) != every or every < 1:
-        raise InputError(f"every must be a whole number of at least 1; {every!r} given.")
-    if resume is not None and "optimizer_state" not in resume:
-        raise InputError("resume= needs a trajectory, as descend returns it.")
+    every = inputs.whole_number("every", every, 1)
+    if resume is not None:
+        _check_resumable(resume, problem, optimizer)
+    if seed is None:
+        seed = 0 if resume is None else json.loads(resume.attrs["seed"])
     who = members(problem, optimizer, starts=starts, runs=runs, seed=seed, resume=resume)
+    first = 0 if resume is None else int(resume["step"].values[-1])
     batching: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -96,12 +103,16 @@ def descend(
         "drop_last": drop_last,
     }
     total, order = sampling.plan(
-        problem.n_samples, who.seeds, steps=steps, batches=batches, **batching
+        problem.n_samples, who.seeds, steps=steps, batches=batches, first=first, **batching
     )
     built_in, observed = observables.chosen(record)
     if built_in["batch"] and order is None:
-        raise InputError("record 'batch' needs mini-batches: give batch_size= or batches=.")
-    first = 0 if resume is None else int(resume["step"].values[-1])
+        raise InputError(
+            "record 'batch' needs mini-batches: give batches=, or a batch_size= below the number of "
+            "samples."
+        )
+    if first + total >= np.iinfo(np.int32).max:
+        raise InputError(f"at most 2³¹ − 2 steps can be counted; {first + total} asked for.")
     schedules = _schedule_tables(optimizer, who, first, total)
     plan = Plan(
         problem=problem,
@@ -126,11 +137,39 @@ def descend(
         **batching,
         runs=runs,
         every=every,
-        record=[*(name for name, on in built_in.items() if on), *observed],
+        record=[
+            *(name for name, on in built_in.items() if on),
+            *(
+                name if observables.is_named(name, seen) else f"<{name}>"
+                for name, seen in observed.items()
+            ),
+        ],
         first_step=first,
         seed=list(who.seeds) if np.ndim(seed) else who.seeds[0],
     )
     return job.trajectory(done, interrupted, settings, built_in["batch"])
+
+
+def _check_resumable(resume: Any, problem: Problem, optimizer: Optimizer) -> None:
+    """An error unless `resume` is a whole trajectory of this problem and kind of optimizer."""
+    if not isinstance(resume, xr.Dataset) or "optimizer_state" not in resume:
+        raise InputError("resume= needs a trajectory, as descend returns it.")
+    if resume.sizes["step"] == 0 or int(resume["step"][-1]) != resume.attrs.get("last_step"):
+        raise InputError(
+            "resume= was given a part of a trajectory, which holds the optimizer's state at its end; "
+            "give all of it."
+        )
+    names = tuple(resume["param"].values)
+    if names != problem.names:
+        raise InputError(
+            f"resume= is a trajectory over the parameters {names[:8]}; the problem's are "
+            f"{problem.names[:8]}."
+        )
+    before = results.settings_of(resume)["optimizer"]["name"]
+    if before != optimizer.name:
+        raise InputError(
+            f"resume= holds the state of another optimizer, {before}; {optimizer.name} given."
+        )
 
 
 def descend_again(path: xr.Dataset) -> xr.Dataset:
@@ -156,14 +195,18 @@ def descend_again(path: xr.Dataset) -> xr.Dataset:
         )
     options = dict(settings["optimizer"])
     optimizer = by_name(options.pop("name"), **_with_schedules(options, path))
+    problem = Problem.from_catalogue(source["catalogue"], dtype=source["dtype"])
+    others = {d: 0 for d in results.member_dims(path) if d != "run"}
+    start = path["start"].isel(others)
     starts = None
     if "run" in path.dims:
-        others = {d: 0 for d in results.member_dims(path) if d != "run"}
-        starts = path["start"].isel(others).transpose("run", "param").values
+        starts = start.transpose("run", "param").values
+    else:
+        problem = problem.at(problem.unflatten(start.values))
     return descend(
-        Problem.from_catalogue(source["catalogue"], dtype=source["dtype"]),
+        problem,
         optimizer,
-        steps=settings["steps"],
+        steps=path.attrs["last_step"],  # where an interrupted one ended
         starts=starts,
         seed=settings["seed"],
         every=settings["every"],
@@ -221,10 +264,11 @@ def _schedule_tables(
     tables = {}
     for name, function in who.schedules.items():
         try:
-            table = np.array([float(function(first + t)) for t in range(total)])
-        except (TypeError, ValueError) as error:
+            table = np.fromiter((function(first + t) for t in range(total)), float, total)
+        except Exception as error:  # the user's function may fail in any way
             raise InputError(
-                f"{optimizer.name}: the schedule of {name} must give a number for every step: {error}."
+                f"{optimizer.name}: the schedule of {name} must give a number for every step: "
+                f"{type(error).__name__}: {error}."
             ) from None
         check_range(optimizer.name, f"{name} (its schedule)", table, *bounds[name])
         tables[name] = table
@@ -247,16 +291,30 @@ class _Job:
         self.plan, self.feeds, self.who = plan, feeds, who
         self.first, self.total, self.every = first, total, every
         self.layout = plan.problem.layout
-        if first + total >= np.iinfo(np.int32).max:
-            raise InputError(f"at most 2³¹ − 2 steps can be counted; {first + total} asked for.")
         self.started, state, diverged = self._start(resume)
-        self.walk = begin(plan, feeds.feed(first, 1), who.starts, self.started, state, diverged)
+        arguments = (plan, feeds.feed(first, 1), who.starts, self.started, state, diverged)
+        self._check_memory(begin.eval_shape(*arguments))
+        self.walk = begin(*arguments)
         shapes = row_of.eval_shape(plan, feeds.feed(first, 1), self.walk, np.int32(0), True)[0]
         self.record = Record(shapes, self.layout, who, first, total, every)
         rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(self.record.row_bytes, 1)))
         steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
         self.most = min(rows * every, steps)
         self.room = -(-self.most // every) + 1
+
+    def _check_memory(self, walk: Walk) -> None:
+        """The members' states: on the device before and after a block, and on the host at the end."""
+
+        def size(tree: Any) -> int:
+            return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree_util.tree_leaves(tree))
+
+        numbers = sum(leaf.size for leaf in jax.tree_util.tree_leaves(walk.state))
+        blocks.check_memory(
+            2 * size(walk) + 8 * numbers,
+            f"the states of {self.who.count} runs of {self.layout.size} parameters under "
+            f"{self.plan.optimizer.name}",
+            "run fewer at once, or an optimizer with less state",
+        )
 
     def _start(self, resume: xr.Dataset | None) -> tuple[Params, Any, np.ndarray]:
         """Where step 0 was, the optimizer's state to go on with, and who has diverged already."""
@@ -336,8 +394,10 @@ class _Job:
             name: (where, values, self._notes(name))
             for name, where, values in self.record.variables(diverged_at)
         }
-        data["start"] = (("param", *dims), self._vectors(self.layout, self.started, shape))
-        final = self._vectors(self.layout, walk.params, shape)
+        kept = storable(self.layout.dtype)
+        start = self._vectors(self.layout, self.started, shape).astype(kept)
+        data["start"] = (("param", *dims), start)
+        final = self._vectors(self.layout, walk.params, shape).astype(kept)
         final[..., (diverged_at >= 0).reshape(shape)] = np.nan
         data["final"] = (("param", *dims), final)
         state = self._vectors(Layout.of(self._one(walk.state)), walk.state, shape)
@@ -357,6 +417,7 @@ class _Job:
             seed=results.to_json(settings["seed"]),
             dtype=str(self.layout.dtype),
             device=backend.device_name(),
+            last_step=int(self.record.steps[-1]),
             interrupted=int(interrupted),
         )
         return xr.Dataset(data, coords=coords, attrs=attrs)
@@ -395,10 +456,10 @@ class _Job:
         """The sample indices of the recorded steps' batches; −1 where a batch is smaller."""
         order = self.feeds.order
         assert order is not None
-        steps = self.record.steps
-        index, used = order.rows(self.first, int(steps[-1]) - self.first + 1)
+        rows = [order.rows(int(step), 1) for step in self.record.steps]
+        index, used = (np.concatenate(parts) for parts in zip(*rows, strict=True))
         index = np.where(np.arange(order.size) < used[:, None, None], index, -1)
-        index = index[steps - self.first].swapaxes(1, 2)
+        index = index.swapaxes(1, 2)
         if order.lanes > 1 and "seed" in self.who.dims:
             return ("step", "in_batch", "seed"), index
         return ("step", "in_batch"), index[:, :, 0]

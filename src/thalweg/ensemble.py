@@ -85,6 +85,10 @@ def members(
                 f"{optimizer.name}: {name} must be a number or a list of numbers; an array of shape "
                 f"{number.shape} given."
             )
+        if len(np.unique(number)) < number.size:
+            raise InputError(
+                f"{optimizer.name}: {name} is swept over the same value twice: {value!r}."
+            )
         fixed[name] = number
         if number.ndim:
             dims[name] = number
@@ -137,6 +141,8 @@ def _seeds(seed: Any) -> tuple[tuple[int, ...], bool]:
             f"seed must be a whole number of at least 0 and below 2³², or a list of them; {seed!r} "
             f"given."
         )
+    if len(set(numbers.tolist())) < numbers.size:
+        raise InputError(f"seed= holds the same seed twice: {seed!r}.")
     return tuple(int(s) for s in numbers), swept
 
 
@@ -188,9 +194,13 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
             )
         rest = tuple(str(d) for d in starts["final"].dims if d != "param")
         return layout.unflatten(member_vectors(starts["final"], "param", rest))
-    leaves, treedef = jax.tree_util.tree_flatten(starts)
-    if treedef == layout.treedef and not jax.tree_util.treedef_is_leaf(treedef):
-        stacked = jax.tree_util.tree_map(np.asarray, starts)
+    try:
+        # up to the problem's own leaves: a list in place of an array is one array
+        leaves = [np.asarray(leaf) for leaf in layout.treedef.flatten_up_to(starts)]
+    except (TypeError, ValueError):
+        leaves = []
+    if leaves and not jax.tree_util.treedef_is_leaf(layout.treedef):
+        stacked = layout.treedef.unflatten(leaves)
         sizes = {np.shape(leaf)[:1] for leaf in leaves}
         if len(sizes) != 1 or sizes == {()}:
             raise InputError(

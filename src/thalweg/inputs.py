@@ -6,7 +6,8 @@ computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -121,6 +122,27 @@ def promoted_dtype(data: Any) -> np.dtype:
     return jnp.result_type(*floating) if floating else np.dtype(float)
 
 
+def whole_number(name: str, value: Any, least: int) -> int:
+    """`value` as an int of at least `least`."""
+    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+        number = float(value)
+        if number.is_integer() and number >= least:
+            return int(value)
+    raise InputError(f"{name} must be a whole number of at least {least}; {value!r} given.")
+
+
+@contextmanager
+def written_in_jax(name: str) -> Iterator[None]:
+    """Turn JAX's errors about functions that cannot be traced into one line about `name`."""
+    try:
+        yield
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        raise InputError(
+            f"{name} must be a pure function written with jax.numpy (jnp.exp, not np.exp), without "
+            f"float() or if on parameters or data (jnp.where instead)."
+        ) from error
+
+
 def is_loose(leaf: Any) -> bool:
     """Whether a parameter is a Python number or an integer: it means one of the parameter's dtype,
     so that 2 and 2.0 are one program and have a gradient."""
@@ -231,9 +253,14 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
         raise InputError("the data hold no samples: x and y have length 0.")
     like = layout.like
     for name, term in (("expected", problem.expected_risk), ("penalty", problem.penalty)):
-        if term is not None and (given := _shape(jax.eval_shape(term, like))) != ():
+        if term is None:
+            continue
+        with written_in_jax(name):
+            given = _shape(jax.eval_shape(term, like))
+        if given != ():
             raise InputError(f"{name}(params) must return a scalar; it returns shape {given}.")
-    yhat = jax.eval_shape(problem.predict, like, problem.x)
+    with written_in_jax("the function" if problem.is_without_data else "predict"):
+        yhat = jax.eval_shape(problem.predict, like, problem.x)
     if problem.x is None:
         wanted = () if problem.is_function else (None,)
         if len(getattr(yhat, "shape", (0, 0))) != len(wanted):
@@ -262,7 +289,15 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
         )
     if losses.is_entrywise(problem.loss) and not losses.wants_equal_shapes(problem.loss):
         _check_classes(yhat, problem.y)
-    losses_shape = _shape(jax.eval_shape(pointwise, problem, like))
+    if losses.wants_probabilities(problem.loss):
+        targets = np.asarray(problem.y)
+        low, high = float(targets.min()), float(targets.max())
+        if low < 0 or high > 1:
+            raise InputError(
+                f"bce_with_logits: targets lie between 0 and 1; y holds {low:g} to {high:g}."
+            )
+    with written_in_jax("loss"):
+        losses_shape = _shape(jax.eval_shape(pointwise, problem, like))
     if losses_shape != (n,):
         raise InputError(
             f"loss(yhat, y) must return one value a sample, shape ({n},); "

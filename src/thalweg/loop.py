@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from thalweg.errors import InputError
+from thalweg.inputs import written_in_jax
 from thalweg.observables import At
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
@@ -111,11 +113,27 @@ def begin(
         walk = Walk(params, start, state, loss, grad, {}, {}, diverged_at)
         at = walk.at(plan, feed, lane, feed.start)
         info = jax.eval_shape(optimizer.update, at, params, state, feed.start)[2]
-        memory = {name: seen.init(at) for name, seen in plan.observed.items()}
+        memory = {name: _first_state(name, seen, at) for name, seen in plan.observed.items()}
         return replace(walk, info=jax.tree_util.tree_map(_unknown, info), memory=memory)
 
     over = None if state is None else 0
     return plan.over_members(one, 0, 0, over, 0)(params, start, state, diverged_at)
+
+
+def _first_state(name: str, seen: Any, at: At) -> Any:
+    """An observable's first state, in the dtypes that `measure` returns: `init` may give 0.0."""
+    with written_in_jax(f"the observable {name!r}"):
+        first = jax.tree_util.tree_map(jnp.asarray, seen.init(at))
+        after = jax.eval_shape(seen.measure, at, first)[1]
+    structure = jax.tree_util.tree_structure
+    if structure(first) != structure(after) or any(
+        a.shape != b.shape
+        for a, b in zip(*map(jax.tree_util.tree_leaves, (first, after)), strict=True)
+    ):
+        raise InputError(
+            f"the observable {name!r}: measure must return a state like the one that init gives."
+        )
+    return jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), first, after)
 
 
 def _unknown(shape: Any) -> Any:
@@ -202,9 +220,16 @@ def _observe(
     values: dict[str, Any] = {name: own[name] for name in plan.kept} | walk.info
     memory = {}
     for name, seen in plan.observed.items():
-        values[name], after = seen.measure(at, walk.memory[name])
+        if name in values:
+            raise InputError(
+                f"record: {name!r} is what the optimizer records; choose another name."
+            )
+        with written_in_jax(f"the observable {name!r}"):
+            values[name], after = seen.measure(at, walk.memory[name])
         keep = counts & (not seen.every_step)
         memory[name] = jax.tree_util.tree_map(
-            lambda new, old, keep=keep: jnp.where(keep, new, old), after, walk.memory[name]
+            lambda new, old, keep=keep: jnp.where(keep, new.astype(old.dtype), old),
+            jax.tree_util.tree_map(jnp.asarray, after),
+            walk.memory[name],
         )
     return values, memory

@@ -150,6 +150,11 @@ def wants_equal_shapes(loss: Any) -> bool:
     return is_entrywise(loss) and loss.func is not _cross_entropy
 
 
+def wants_probabilities(loss: Any) -> bool:
+    """Whether targets must lie between 0 and 1: beyond, binary cross-entropy has no minimum."""
+    return isinstance(loss, Partial) and loss.func is _bce_with_logits
+
+
 def over_outputs(values: Any, reduction: str) -> Any:
     """Entry values (n, ...) reduced over each sample's outputs: (n,)."""
     values = values.reshape(values.shape[0], -1)

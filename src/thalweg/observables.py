@@ -53,7 +53,7 @@ class At:
 class Observable:
     """An observable with a state.
 
-    `init(at)` gives the state at step 0 and `measure(at, state)` a value and the next state. The
+    `init(at)` gives the state at the first step and `measure(at, state)` a value and the next state. The
     state advances at recorded steps, or with `every_step` at every one.
     """
 
@@ -75,6 +75,12 @@ def is_relative_to_start(observable: Observable) -> bool:
     """Whether an observable divides by the start's norm."""
     structure = jax.tree_util.tree_structure
     return structure(observable) == structure(_as_observable("", relative_movement))
+
+
+def is_named(name: str, observable: Observable) -> bool:
+    """Whether this is the observable that goes by that name."""
+    structure = jax.tree_util.tree_structure
+    return name in NAMED and structure(observable) == structure(_as_observable("", NAMED[name]))
 
 
 def movement(at: At) -> Any:
@@ -151,8 +157,12 @@ def chosen(record: Any) -> tuple[dict[str, bool], dict[str, Any]]:
         record = {}
     elif isinstance(record, str):
         record = {record: True}
-    elif not isinstance(record, dict):
+    elif isinstance(record, (list, tuple, set)) and all(isinstance(n, str) for n in record):
         record = dict.fromkeys(record, True)
+    elif not isinstance(record, dict) or not all(isinstance(name, str) for name in record):
+        raise InputError(
+            f"record= must be a list of names or a mapping from names; {record!r} given."
+        )
     built_in = {"params": True, "loss": True, "grad": False, "batch": False}
     observables: dict[str, Any] = {}
     for name, what in record.items():

@@ -252,7 +252,12 @@ class Problem:
         )
 
     def replace(self, **changes: Any) -> Problem:
-        """The same problem with some fields changed, as they are: nothing is copied or checked."""
+        """The same problem with some fields changed, as they are: nothing is copied or checked.
+
+        What it was made from is forgotten, but for another starting point.
+        """
+        if not set(changes) <= {"params"}:
+            changes = {"source": None, **changes}
         new = object.__new__(type(self))
         new.__dict__.update(
             {k: v for k, v in self.__dict__.items() if k != "layout" or "params" not in changes},

@@ -64,7 +64,8 @@ class Record:
             "record fewer steps with every=, or leave the iterates out with record={'params': False}",
         )
         inside = np.arange((first // every + 1) * every, first + total, every)
-        self.steps = np.unique(np.concatenate([[first], inside, [first + total]]))
+        ends = [first] if total == 0 else [first, first + total]
+        self.steps = np.concatenate([ends[:1], inside, ends[1:]])
         for column in self.columns:
             column.values = np.empty((len(self.steps), column.size, who.count), column.dtype)
 
@@ -72,7 +73,8 @@ class Record:
         taken = {*results.RESERVED_DIMS, *self.who.dims, "start", "final", "optimizer_state"}
         taken |= {"status", "diverged_at"}
         for column in self.columns:
-            if column.name in taken or "/" in column.name:
+            mine = column.name.startswith("schedule_")
+            if column.name in taken or mine or "/" in column.name:
                 raise InputError(
                     f"record: the name {column.name!r} is taken or not allowed; "
                     f"call it {column.name.replace('/', '_') + '_'!r}, say."
@@ -127,16 +129,16 @@ def _columns(shapes: dict[str, Any], layout: Layout, lead: int) -> Iterator[Colu
         if name in ("params", "grad") or (alike and not jax.tree_util.treedef_is_leaf(structure)):
             offsets = np.cumsum([0, *layout.sizes])
             parts = [(leaf + i, int(offsets[i])) for i in range(len(inner))]
-            yield Column(name, ("param",), (layout.size,), _storable(*dtypes), parts)
+            yield Column(name, ("param",), (layout.size,), storable(*dtypes), parts)
         else:
             for i, (path, _) in enumerate(paths):
                 full = "_".join([name, *(path_name((entry,)) for entry in path)])
                 dims = tuple(f"{full}_{axis}" for axis in range(len(inner[i])))
-                yield Column(full, dims, inner[i], _storable(dtypes[i]), [(leaf + i, 0)])
+                yield Column(full, dims, inner[i], storable(dtypes[i]), [(leaf + i, 0)])
         leaf += len(paths)
 
 
-def _storable(*dtypes: Any) -> np.dtype:
+def storable(*dtypes: Any) -> np.dtype:
     """What dtypes promote to; netCDF has no half precision, and float32 holds every such number."""
     dtype = np.dtype(jax.numpy.result_type(*dtypes))
     return np.dtype(np.float32) if dtype.itemsize == 2 and dtype.kind not in "iu" else dtype

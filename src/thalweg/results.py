@@ -238,6 +238,12 @@ def project(plane: xr.Dataset, path: xr.Dataset | xr.DataArray | np.ndarray) -> 
         distance from the plane; on the dimensions of `path` without `param`.
     """
     points = _points(plane, path)
+    clash = set(plane_axes(plane)) & set(map(str, points.dims))
+    if clash:
+        raise InputError(
+            f"{clash.pop()!r} is both an axis of the plane and a dimension of the path; rename one, as "
+            f"in path.rename(lr='learning_rate')."
+        )
     origin = plane["origin"].values.astype(float)
     directions = plane["directions"].transpose("direction", "param").values.astype(float)
     dims = [d for d in points.dims if d != "param"]

@@ -25,6 +25,7 @@ class Batches:
     shuffle: bool = False
     replacement: bool = False
     given: np.ndarray | None = None
+    origin: int = 0  # the step that takes the first of the given batches
 
     @property
     def ragged(self) -> bool:
@@ -47,7 +48,7 @@ class Batches:
         nothing behind: the derivative of another sample's loss might not be finite.
         """
         if self.given is not None:
-            steps = np.arange(start, start + count) % len(self.given)
+            steps = (np.arange(start, start + count) - self.origin) % len(self.given)
             return self.given[steps][:, None, :], np.full(count, self.size, np.int32)
         first, last = start // self.per_epoch, (start + count - 1) // self.per_epoch
         epochs = np.concatenate([self._epoch(e) for e in range(first, last + 1)])
@@ -88,6 +89,7 @@ def plan(
     replacement: bool,
     drop_last: bool,
     batches: Any,
+    first: int = 0,
 ) -> tuple[int, Batches | None]:
     """How many steps to take and the batches to take them on (None: the full batch).
 
@@ -114,7 +116,7 @@ def plan(
             raise InputError("batches= gives the batches; leave out batch_size= and epochs=.")
         given = _given(batches, n_samples)
         return (len(given) if steps is None else int(steps)), Batches(
-            n_samples, given.shape[1], len(given), seeds, given=given
+            n_samples, given.shape[1], len(given), seeds, given=given, origin=first
         )
     if drop_last and batch_size is not None and batch_size > n_samples:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,15 +26,31 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"there is no file {path}.")
     try:
-        table = pd.read_csv(path, skipinitialspace=True)
+        with warnings.catch_warnings():
+            # Rows longer than the header: pandas would shift or cut them, with a warning at most.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path, index_col=False, skipinitialspace=True, skip_blank_lines=False
+            )
+    except pd.errors.ParserWarning:
+        raise InputError(
+            f"the rows of {path.name} have more fields than its header has names."
+        ) from None
     except (ValueError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise InputError(f"{path} could not be read as CSV: {reason}.") from None
+    table = pd.DataFrame(table[~table.isna().all(axis=1)])
     for name in (*x, y):
         if name not in table.columns:
+            if len(table.columns) == 1 and ";" in str(table.columns[0]):
+                raise InputError(
+                    f"{path.name} seems to be separated by ';'; save it with commas between columns."
+                )
             raise unknown(f"column of {path.name}:", name, map(str, table.columns))
     if len(table) == 0:
         raise InputError(f"{path} has a header but no rows.")
+    if len(set(x)) < len(x):
+        raise InputError(f"a feature was given twice: {', '.join(x)}.")
     if y in x:
         raise InputError(f"column {y!r} is both a feature and the target.")
     return {
@@ -47,25 +64,25 @@ def _numbers(table: pd.DataFrame, name: str, path: Path) -> np.ndarray:
 
     column = pd.Series(table[name])
 
-    # The line of the file: the header is line 1.
+    line = np.asarray(column.index) + 2  # of the file: the header is line 1, and the index from 0
     missing = np.asarray(column.isna())
     if missing.any():
         raise InputError(
             f"column {name!r} of {path.name} has {int(missing.sum())} missing values, the first in "
-            f"line {int(missing.argmax()) + 2}; drop or fill them first."
+            f"line {line[missing.argmax()]}; drop or fill them first."
         )
     values = np.asarray(pd.to_numeric(column, errors="coerce"), float)
     text = np.isnan(values)
     if text.any():
         first = int(text.argmax())
         raise InputError(
-            f"column {name!r} of {path.name} holds text, {column.iloc[first]!r} in line {first + 2}; "
+            f"column {name!r} of {path.name} holds text, {column.iloc[first]!r} in line {line[first]}; "
             "numbers are needed."
         )
     infinite = np.isinf(values)
     if infinite.any():
         raise InputError(
-            f"column {name!r} of {path.name} is not finite in line {int(infinite.argmax()) + 2}; "
+            f"column {name!r} of {path.name} is not finite in line {line[infinite.argmax()]}; "
             "drop or fill it first."
         )
     return values

@@ -39,7 +39,7 @@ STUDIES = {
     ),
 }
 # the command's `descend` is a study of the user's own data
-_OWN = {"fit": ("fit", "a model fitted to a table")}
+_OWN = {"fit": ("fit", "columns of a table, a model, and the way an optimizer took to fit it")}
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,11 @@ class Drawing:
     @classmethod
     def of(cls, drawn: Axes | Figure | SubFigure, caption: str) -> Drawing:
         """The figure that something was drawn on."""
+        import matplotlib.pyplot as plt
+
         figure = drawn.get_figure(root=True)
         assert figure is not None
+        plt.close(figure)  # pyplot forgets it: a study draws many, and shows none by itself
         return cls(figure, caption)
 
 
@@ -145,7 +148,7 @@ def rerun(result: xr.DataTree | xr.Dataset) -> xr.DataTree | xr.Dataset:
     """
     import xarray as xr
 
-    kind = result.attrs.get("kind")
+    kind = getattr(result, "attrs", {}).get("kind")
     if kind == "study" and isinstance(result, xr.DataTree):
         from thalweg import results
 
@@ -229,6 +232,6 @@ def _as_one(kind: Any, value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError
     number = kind(value)
-    if not text and number != value:
+    if not text and number != value and value == value:
         raise ValueError
     return number

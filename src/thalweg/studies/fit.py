@@ -14,11 +14,12 @@ import numpy as np
 import xarray as xr
 
 from thalweg import plots, results
-from thalweg.errors import InputError
+from thalweg.errors import InputError, unknown
 from thalweg.studies import Drawing, Findings, setting
 
 TITLE = "A model fitted to a table"
 
+_ROWS = 1024  # samples whose Jacobian is held at a time
 _CLOSE = 1e-3  # of the whole improvement: less than this in the last tenth of the steps is standing
 
 
@@ -45,6 +46,7 @@ class Settings:
     points: int = setting(101, "its grid points along each axis")
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a diverged fit is data, not a warning
 def run(settings: Settings, data: Mapping[str, Any]) -> dict[str, xr.Dataset]:
     """The data as fitted, the descent, and the landscape where there are two parameters to draw."""
     import thalweg as tw
@@ -61,6 +63,7 @@ def run(settings: Settings, data: Mapping[str, Any]) -> dict[str, xr.Dataset]:
         model.predict, settings.loss, features, ys, params=model.params, init=model.init
     )
     starts = _start(problem, settings)
+    axes = _axes(problem.names, settings)
     options = _options(settings)
     path = tw.descend(
         problem,
@@ -84,22 +87,23 @@ def run(settings: Settings, data: Mapping[str, Any]) -> dict[str, xr.Dataset]:
     fitted = table.copy()
     fitted["yhat"] = (
         "sample",
-        np.asarray(_predict(problem, final, features)) * scales["y_scale"] + scales["y_mean"],
+        _predict(problem, final, features, settings) * scales["y_scale"] + scales["y_mean"],
     )
     if x.shape[1] == 1 and np.isfinite(final).all():
-        grid = np.linspace(x.min(), x.max(), 400)
+        room = 0.5 * (x.min() == x.max())
+        grid = np.linspace(x.min() - room, x.max() + room, 400)
         there = (grid - scales["x_mean"][0]) / scales["x_scale"][0]
         fitted["x_grid"] = ("grid", grid)
-        yhat = np.asarray(_predict(problem, final, there))
+        yhat = _predict(problem, final, there, settings)
         fitted["yhat_grid"] = ("grid", yhat * scales["y_scale"] + scales["y_mean"])
     for name, value in scales.items():
         fitted[name] = ("feature", value) if name.startswith("x_") else ((), value)
-    gradient = np.asarray(problem.flatten(problem.gradient(problem.unflatten(final))))
-    fitted["gradient"] = ("param", gradient)
+    for name, point in (("gradient", final), ("gradient_at_start", path["start"].values)):
+        gradient = problem.gradient(problem.unflatten(point))
+        fitted[name] = ("param", np.asarray(problem.flatten(gradient)))
     fitted = fitted.assign_coords(param=np.array(problem.names))
     fitted["slope_left"] = _slope_left(problem, final)
     nodes = {"data": table, "path": path, "fit": fitted}
-    axes = _axes(problem.names, settings)
     if axes:
         window = _window(path, axes, settings)
         plane = tw.coordinate_plane(problem, window, settings.points, at=_finite_point(path))
@@ -107,8 +111,14 @@ def run(settings: Settings, data: Mapping[str, Any]) -> dict[str, xr.Dataset]:
     return nodes
 
 
-def _predict(problem: Any, vector: np.ndarray, x: np.ndarray) -> Any:
-    return problem.predict(problem.unflatten(vector), x)
+def _predict(problem: Any, vector: np.ndarray, x: np.ndarray, settings: Settings) -> np.ndarray:
+    """What is drawn beside the targets: the prediction, or the probability that a logit means."""
+    predicted = np.asarray(problem.predict(problem.unflatten(vector), x))
+    return 1 / (1 + np.exp(-predicted)) if _is_logistic(settings) else predicted
+
+
+def _is_logistic(settings: Settings) -> bool:
+    return settings.loss == "bce_with_logits"
 
 
 def _slope_left(problem: Any, vector: np.ndarray) -> float:
@@ -125,17 +135,31 @@ def _slope_left(problem: Any, vector: np.ndarray) -> float:
 
     if 2 * problem.size > problem.n_samples or not np.isfinite(vector).all():
         return float("nan")
-
-    def predict(w: Any) -> Any:
-        return problem.predict(problem.unflatten(w), problem.x)
-
     point = jnp.asarray(vector)
-    slopes = np.asarray(jax.grad(lambda yhat: problem.loss(yhat, problem.y).sum())(predict(point)))
-    jacobian = np.asarray(jax.jacfwd(predict)(point))
+
+    @jax.jit
+    def part(x: Any, y: Any) -> Any:
+        """The Jacobian's rows and the slopes of some samples: (rows, p + 1)."""
+
+        def predict(w: Any) -> Any:
+            return problem.predict(problem.unflatten(w), x)
+
+        slopes = jax.grad(lambda yhat: problem.loss(yhat, y).sum())(predict(point))
+        return jnp.column_stack([jax.jacfwd(predict)(point), slopes])
+
+    # By parts: R of [J s] has the singular values of [J s], and is small.
+    r = np.zeros((0, problem.size + 1))
+    for first in range(0, problem.n_samples, _ROWS):
+        rows = slice(first, first + _ROWS)
+        stacked = np.vstack([r, part(problem.x[rows], problem.y[rows])])
+        if not np.isfinite(stacked).all():
+            return float("nan")
+        r = np.asarray(np.linalg.qr(stacked, mode="r"))
+    jacobian, slopes = r[:, :-1], r[:, -1]
     sizes = np.linalg.norm(jacobian, axis=0)
     jacobian = jacobian[:, sizes > 0] / sizes[sizes > 0]
     whole = float(slopes @ slopes)
-    if whole == 0 or not np.isfinite(jacobian).all() or jacobian.shape[1] == 0:
+    if whole == 0 or jacobian.shape[1] == 0:
         return float("nan")
     followed = jacobian @ np.linalg.lstsq(jacobian, slopes, rcond=None)[0]
     return float(followed @ followed) / whole
@@ -155,7 +179,7 @@ def _scales(x: np.ndarray, y: np.ndarray, settings: Settings) -> dict[str, Any]:
             raise InputError(
                 f"column {name!r} is constant, so it cannot be standardized; leave it out."
             )
-    if settings.loss.startswith("bce"):
+    if _is_logistic(settings):
         # the targets are classes, 0 and 1: they keep their values
         return {"x_mean": x.mean(0), "x_scale": x.std(0), "y_mean": 0.0, "y_scale": 1.0}
     return {"x_mean": x.mean(0), "x_scale": x.std(0), "y_mean": y.mean(), "y_scale": y.std()}
@@ -216,7 +240,15 @@ def _axes(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
         raise InputError(
             f"plane: two parameters were expected, as in bias,weight; {settings.plane} given."
         )
-    return settings.plane or (names if len(names) == 2 else ())
+    axes = settings.plane or (names if len(names) == 2 else ())
+    for axis in axes:
+        if axis not in names:
+            raise unknown("parameter", axis, names)
+    if axes and axes[0] == axes[1]:
+        raise InputError(f"plane: two different parameters were expected; {axes[0]!r} given twice.")
+    if axes and settings.points < 2:
+        raise InputError(f"points must be at least 2 to draw a landscape; {settings.points} given.")
+    return axes
 
 
 def _window(
@@ -233,11 +265,13 @@ def _window(
     for axis in axes:
         values = path["params"].sel(param=axis).values if axis in path["param"] else np.zeros(1)
         values = values[np.isfinite(values)]
+        if not len(values):
+            values = path["start"].sel(param=axis).values.reshape(-1)
         # A diverged path spans many decades; its start and the first steps are what can be seen.
         low, high = np.min(values), np.max(values)
         if high - low > 1e6 * (1 + abs(values[0])):
-            low, high = values[0] - 1, values[0] + 1
-        room = 0.3 * (high - low) or 1.0
+            low = high = values[0]
+        room = 0.3 * (high - low) or 1 + abs(low)
         window[axis] = (float(low - room), float(high + room))
     return window
 
@@ -250,16 +284,16 @@ def _finite_point(path: xr.Dataset) -> np.ndarray:
 def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
     """The fit and its residuals, the loss, the movement, and the landscape with the path."""
     path, fitted = results.part(tree, "path"), results.part(tree, "fit")
-    if fitted.sizes["feature"] == 1:
+    if fitted.sizes["feature"] == 1 and "x_grid" in fitted:
         flat = fitted.assign(x=("sample", fitted["x"].values[:, 0]))
-        if "x_grid" in fitted:
-            ax = plots.fit(flat)
-            ax.set(
-                xlabel=settings.x[0],
-                ylabel=settings.y,
-                title=f"{settings.model} under {settings.loss}",
-            )
-            yield "fit", Drawing.of(ax, "The data and the fitted model, in the table's units.")
+        ax = plots.fit(flat)
+        ax.set(
+            xlabel=settings.x[0],
+            ylabel=f"probability of {settings.y}" if _is_logistic(settings) else settings.y,
+            title=f"{settings.model} under {settings.loss}",
+        )
+        yield "fit", Drawing.of(ax, "The data and the fitted model, in the table's units.")
+        if not _is_logistic(settings):
             ax = plots.residual_scatter(flat)
             ax.set(xlabel=settings.x[0], ylabel=f"{settings.y} − fit", title="Residuals")
             yield "residuals", Drawing.of(ax, "What the model leaves unexplained.")
@@ -321,8 +355,10 @@ def _smooth(tree: xr.DataTree) -> bool:
     return results.settings_of(tree)["loss"].split(":")[0] != "l1"
 
 
-def _gradient_norm(tree: xr.DataTree) -> float:
-    return float(np.linalg.norm(results.part(tree, "fit")["gradient"].values))
+def _gradient_norm(tree: xr.DataTree, which: str = "gradient") -> float:
+    """Of the whole data's risk, at the last iterate or at the start."""
+    with np.errstate(over="ignore"):
+        return float(np.linalg.norm(results.part(tree, "fit")[which].values))
 
 
 def findings(tree: xr.DataTree, settings: Settings) -> Findings:
@@ -334,7 +370,7 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
         "samples": f"{tree['data'].sizes['sample']}",
         "risk, first to last": f"{path['risk'].values[0]:.6g} → {path['risk'].values[-1]:.6g}",
         "gradient norm at the end": f"{_gradient_norm(tree):.3g} "
-        f"(at the start {path['grad_norm'].values[0]:.3g})",
+        f"(at the start {_gradient_norm(tree, 'gradient_at_start'):.3g})",
     }
     if np.isfinite(left):
         numbers["share of the slopes the model could still follow"] = f"{left:.2g}"
@@ -342,7 +378,7 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
     if len(final) <= 20:
         for name, value in zip(path["param"].values, final, strict=True):
             numbers[f"{name}{units}"] = f"{value:.6g}"
-    if settings.standardize and settings.model == "line":
+    if settings.standardize and settings.model == "line" and not _is_logistic(settings):
         scale = float(fitted["y_scale"])
         by_name = dict(zip(path["param"].values.tolist(), final, strict=True))
         weights = np.array([v for k, v in by_name.items() if k != "bias"])

@@ -165,7 +165,8 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
     empirical = surface["empirical"]
     w1, w2 = (float(v) for v in path["final"].sel(param=["w1", "w2"]).values)
     lowest = empirical.argmin(dim=["w1", "w2"])
-    still = float((np.abs(path["grad"].values[:-1]).max(axis=1) == 0).mean())
+    gradients = np.abs(path["grad"].values[:-1]).max(axis=1)
+    still = float((gradients == 0).sum()) / max(len(gradients), 1)
     numbers = {
         "last iterate": f"w1 = {w1:.6g}, w2 = {w2:.6g}",
         "status": str(path["status"].values),
