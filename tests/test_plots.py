@@ -17,6 +17,7 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_hex, to_rgb
 
+import thalweg as tw
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
@@ -949,3 +950,18 @@ def test_histograms_of_arrays_and_several_trajectories() -> None:
         plots.histogram([1.0], x="sqrt")
     with pytest.raises(InputError, match="did you mean 'loss'"):
         plots.histogram(ONE, "lss")
+
+
+def test_a_single_point_is_seen_and_no_points_are_said():
+    problem = tw.Problem.from_function(_square, params={"x": 2.0})
+    ax = plots.loss(tw.descend(problem, tw.SGD(lr=0.1), steps=0))
+    (line,) = ax.lines
+    assert line.get_marker() not in ("", "None", None)
+    np.testing.assert_array_equal(line.get_ydata(), [4.0])
+    overflowing = tw.Problem.from_function(_square, params={"x": 1e200})
+    ax = plots.loss(tw.descend(overflowing, tw.SGD(lr=0.1), steps=3))
+    assert "no finite values" in plots.style.notes(ax)
+
+
+def _square(w):
+    return w["x"] ** 2

@@ -549,3 +549,12 @@ def test_models_that_jax_cannot_trace_are_one_clear_line(predict):
     with pytest.raises(InputError, match=r"predict must be .* jax\.numpy") as caught:
         tw.Problem(predict, "mse", [1.0, 2.0], [1.0, 2.0], params={"weight": 1.0})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [({1: 0.0, "a": 1.0}, "must all be strings"), ({"w": None, "b": 0.0}, "None")],
+)
+def test_parameters_that_are_no_tree_of_numbers_are_refused(params, says):
+    with pytest.raises(InputError, match=says):
+        tw.Problem.from_function(lambda w: 0.0, params=params)

@@ -85,7 +85,18 @@ def own_params(params: Params, dtype: np.dtype | None, default: np.dtype) -> Par
             raise InputError(f"parameter {path_name(path)!r} holds values that are not finite.")
         return jax.device_put(array)
 
-    return jax.tree_util.tree_map_with_path(copy, params)
+    try:
+        own = jax.tree_util.tree_map_with_path(copy, params)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        # JAX sorts dictionaries by key
+        raise InputError(
+            f"params: a dictionary's keys must all be strings; {params!r:.80} given."
+        ) from None
+    if any(leaf is None for leaf in jax.tree_util.tree_leaves(params, is_leaf=lambda v: v is None)):
+        raise InputError("params hold None; leave the entry out or give an array.")
+    return own
 
 
 def _array(leaf: Any, name: str) -> np.ndarray | jax.Array:

@@ -77,6 +77,8 @@ def record(
     if x == "log" and (steps < 1).any():
         steps, values = steps[steps >= 1], values[steps >= 1]
         style.note(ax, "step 0 not shown (log axis)")
+    if not np.isfinite(values).any():
+        style.note(ax, "no finite values")
     low = int((values <= 0).sum())
     if y == "log" and low:
         style.note(ax, f"{style.count_of(low, 'value')} ≤ 0 not shown (log axis)")
@@ -316,6 +318,8 @@ class _Curves:
             values = np.where(values > 0, values, np.nan)
         options = {"label": None, "lw": 1.6, "ls": look.dash, "ms": 4.5, **options}
         options["label"] = options["label"] or "_line"
+        if np.isfinite(values).sum() == 1:  # a line through one point is nothing to see
+            options["marker"] = options.get("marker") or look.marker
         self.ax.plot(
             self.steps, values, color=look.color, gid=gid, markevery=self._marks(), **options
         )
