@@ -118,3 +118,15 @@ def test_import_loads_neither_jax_nor_numpy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_public_surface_is_what_it_is():
+    assert set(thalweg.__all__) == {
+        "__version__", "InputError", "Problem", "ASGD", "LBFGS", "SGD", "Adadelta", "Adagrad", "Adam",
+        "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "optax", "descend", "Observable",
+        "empirical_risk", "expected_risk", "gradient_norm", "movement", "movement_by_parameter",
+        "relative_movement", "risk_on", "successive_change", "Plane", "coordinate_plane", "line",
+        "landscape", "load", "project", "save", "rerun", "losses", "optimizers", "plot", "report",
+        "studies",
+    }  # fmt: skip
+    assert set(thalweg.__all__) <= set(dir(thalweg))
