@@ -56,7 +56,7 @@ def _press_twice():
 
 def test_ctrl_c_ends_the_job_and_a_second_one_raises():
     handler = signal.getsignal(signal.SIGINT)
-    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     (count, interrupted), done = job(1_000_000, seconds=1e-4, most=100)
     assert interrupted
     assert count == len(done) < 1_000_000

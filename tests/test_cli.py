@@ -1,10 +1,8 @@
 """The command, as a person runs it: what it prints, what it writes, how it fails."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -223,20 +221,32 @@ def test_settings_are_listed():
     assert "Missing option '--out'" in thalweg("run", "minimal-mlp").output
 
 
+INTERRUPTED = """
+import os, signal, threading
+from thalweg import blocks
+from thalweg.cli import main
+
+run = blocks.run
+
+def run_and_press_ctrl_c(*arguments, **options):
+    blocks.run = run
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    return run(*arguments, **options)
+
+blocks.run = run_and_press_ctrl_c
+main()
+"""
+
+
 def test_an_interrupted_run_saves_what_it_has_and_exits_130(diabetes, tmp_path):
     command = [
-        sys.executable, "-c", "from thalweg.cli import main; main()",
+        sys.executable, "-c", INTERRUPTED,
         "descend", diabetes, "--x", "bmi", "--y", "target", "--standardize", "--lr", "1e-3",
         "--steps", "2000000000", "--points", "5", "--out", tmp_path / "out",
     ]  # fmt: skip
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        time.sleep(10)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=100)
-    assert process.returncode == 130, errors
-    assert "saved" in errors
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "saved" in done.stderr
     tree = tw.load(tmp_path / "out" / "results.nc")
     assert tree["path/status"] == "interrupted"
 
