@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from thalweg import backend, blocks, inputs, observables, results, sampling
-from thalweg.ensemble import Members, member_vectors, members
+from thalweg.ensemble import Members, check_same_parameters, member_vectors, members
 from thalweg.errors import InputError
 from thalweg.loop import Feed, Plan, Walk, begin, block, row_of
 from thalweg.optimizers import by_name
@@ -128,7 +128,7 @@ def descend(
         kept=tuple(name for name in ("params", "loss", "grad") if built_in[name]),
     )
     feeds = _Feeds(order, schedules, first)
-    job = _Job(plan, feeds, who, first, total, int(every), resume)
+    job = _Job(plan, feeds, who, first, total, every, resume)
     done, interrupted = job.run(progress)
     settings = _settings(
         optimizer,
@@ -159,12 +159,7 @@ def _check_resumable(resume: Any, problem: Problem, optimizer: Optimizer) -> Non
             "resume= was given a part of a trajectory, which holds the optimizer's state at its end; "
             "give all of it."
         )
-    names = tuple(resume["param"].values)
-    if names != problem.names:
-        raise InputError(
-            f"resume= is a trajectory over the parameters {names[:8]}; the problem's are "
-            f"{problem.names[:8]}."
-        )
+    check_same_parameters("resume=", resume, problem)
     before = results.settings_of(resume)["optimizer"]["name"]
     if before != optimizer.name:
         raise InputError(
@@ -292,10 +287,11 @@ class _Job:
         self.first, self.total, self.every = first, total, every
         self.layout = plan.problem.layout
         self.started, state, diverged = self._start(resume)
-        arguments = (plan, feeds.feed(first, 1), who.starts, self.started, state, diverged)
+        feed = feeds.feed(first, 1)
+        arguments = (plan, feed, who.starts, self.started, state, diverged)
         self._check_memory(begin.eval_shape(*arguments))
         self.walk = begin(*arguments)
-        shapes = row_of.eval_shape(plan, feeds.feed(first, 1), self.walk, np.int32(0), True)[0]
+        shapes = row_of.eval_shape(plan, feed, self.walk, np.int32(0), True)[0]
         self.record = Record(shapes, self.layout, who, first, total, every)
         rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(self.record.row_bytes, 1)))
         steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))

@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from thalweg.errors import InputError
+from thalweg.inputs import whole_number
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
 from thalweg.problem import Problem
@@ -121,6 +122,16 @@ def members(
     )
 
 
+def check_same_parameters(what: str, path: xr.Dataset, problem: Problem) -> None:
+    """An error unless a trajectory is over the problem's parameters."""
+    names = tuple(path["param"].values)
+    if names != problem.names:
+        raise InputError(
+            f"{what} is a trajectory over the parameters {names[:8]}; the problem's are "
+            f"{problem.names[:8]}."
+        )
+
+
 def member_vectors(variable: xr.DataArray, along: str, dims: tuple[str, ...]) -> np.ndarray:
     """The vectors (members, n) of a variable (along, *dims) of a trajectory."""
     values = variable.transpose(along, *dims).values
@@ -157,8 +168,7 @@ def _starts(
         n_runs = len(jax.tree_util.tree_leaves(stacked)[0])
         return jax.tree_util.tree_map(lambda leaf: leaf[:, None], stacked), n_runs
     if runs is not None:
-        if int(runs) != runs or runs < 1:
-            raise InputError(f"runs must be a whole number of at least 1; {runs!r} given.")
+        runs = whole_number("runs", runs, 1)
         if problem.init is None:
             raise InputError(
                 "runs= draws random starts, and this problem has no init= (key -> params); give one, "
@@ -187,11 +197,7 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
     if isinstance(starts, xr.Dataset):
         if "final" not in starts:
             raise InputError("starts= was given a dataset that is not a trajectory.")
-        if tuple(starts["param"].values) != problem.names:
-            raise InputError(
-                f"starts= is a trajectory over the parameters {tuple(starts['param'].values)[:8]}; "
-                f"the problem's are {problem.names[:8]}."
-            )
+        check_same_parameters("starts=", starts, problem)
         rest = tuple(str(d) for d in starts["final"].dims if d != "param")
         return layout.unflatten(member_vectors(starts["final"], "param", rest))
     try:

@@ -43,8 +43,6 @@ RISKS = ("empirical", "expected", "pointwise")
 # What a landscape and a projection hold beside the risks.
 PLANE_VARIABLES = ("origin", "directions", "residual")
 
-STATUS = ("completed", "diverged", "interrupted")
-
 
 def provenance(kind: str, settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """The attributes that say what produced a result: strings and numbers only."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from thalweg.errors import InputError
+from thalweg.inputs import whole_number
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ def plan(
         ("epochs", epochs, 0),
         ("batch_size", batch_size, 1),
     ):
-        if value is not None and not _whole(value, least):
-            raise InputError(f"{name} must be a whole number of at least {least}; {value!r} given.")
+        if value is not None:
+            whole_number(name, value, least)
     if batches is None and steps is None and epochs is None:
         raise InputError("give steps= or epochs= (or batches=); none given.")
     if (batches is not None or batch_size is not None) and not n_samples:
@@ -129,13 +130,6 @@ def plan(
     per_epoch = n_samples // size if drop_last else -(-n_samples // size)
     count = int(steps) if steps is not None else int(epochs) * per_epoch  # type: ignore[arg-type]
     return count, Batches(n_samples, size, per_epoch, seeds, bool(shuffle), bool(replacement))
-
-
-def _whole(value: Any, least: int) -> bool:
-    try:
-        return int(value) == value and value >= least
-    except (TypeError, ValueError, OverflowError):
-        return False
 
 
 def _given(batches: Any, n_samples: int) -> np.ndarray:
