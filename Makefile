@@ -22,7 +22,7 @@ bench: .venv/tests-installed
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[all]'
 	touch $@
 
 .venv/tests-installed: pyproject.toml .venv/installed
