@@ -755,7 +755,7 @@ def test_a_loss_curve() -> None:
     np.testing.assert_array_equal(line.get_ydata(), ONE["loss"])
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("step", "loss", "Loss")
     assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
-    assert not legend(ax)
+    assert legend(ax) == ["loss"]
 
 
 def test_the_median_and_a_band_over_runs_that_did_not_diverge() -> None:

@@ -83,7 +83,8 @@ def record(
     if y == "log" and low:
         style.note(ax, f"{style.count_of(low, 'value')} ≤ 0 not shown (log axis)")
     groups = members.by_sweep(path)
-    curves = _Curves(ax, steps, values, members.diverged(path), x, y)
+    words = label_of(name).split(" $")[0]
+    curves = _Curves(ax, steps, values, members.diverged(path), x, y, words)
     prefix = style.plain(label) if label else ""
     if len(groups) > members.MOST:
         curves.crowd(groups, prefix, band)
@@ -93,7 +94,6 @@ def record(
     curves.show_diverged()
     text = LABELS.get(name, style.plain(name))
     ax.set(xlabel=style.label_of(path["step"], "step"), ylabel=style.label_of(path[name], text))
-    words = label_of(name).split(" $")[0]
     style.titled(ax, title, words)
     style.legend(ax)
     return ax
@@ -193,9 +193,17 @@ class _Curves:
     """The curves of one call on one pair of axes."""
 
     def __init__(
-        self, ax: Axes, steps: np.ndarray, values: np.ndarray, lost: np.ndarray, x: str, y: str
+        self,
+        ax: Axes,
+        steps: np.ndarray,
+        values: np.ndarray,
+        lost: np.ndarray,
+        x: str,
+        y: str,
+        words: str,
     ) -> None:
         self.ax, self.steps, self.lost = ax, steps, lost
+        self.words = words  # the name of a lone curve that has no other
         # Diverging runs may not set the limits: beside 1e300 nothing else would be seen.
         self.values = np.where(values > 0, values, np.nan) if y == "log" else values
         self.raw = values
@@ -211,13 +219,11 @@ class _Curves:
         gone = [m for m in group.members if self.lost[m]]
         if len(group.members) == 1:
             if kept:
-                self._line(
-                    kept[0], look, gid, label=name or None, marker=look.marker if name else None
-                )
+                mark = look.marker if name else None
+                self._line(kept[0], look, gid, label=name or self.words, marker=mark)
             else:
-                self._diverging(
-                    gone[0], look, gid, ls=look.dash, label=f"{name} (diverged)".strip()
-                )
+                text = f"{name or self.words} (diverged)"
+                self._diverging(gone[0], look, gid, ls=look.dash, label=text)
             return
         if kept and band is not None:
             self._median(
