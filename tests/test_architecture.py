@@ -25,6 +25,7 @@ FLOORS = [
     ["descent", "landscapes"],
     ["studies"],
     ["report"],
+    ["gallery"],
     ["cli"],
 ]
 SIBLINGS = {

@@ -69,6 +69,14 @@ def interruptible() -> Iterator[Interrupt]:
             signal.signal(signal.SIGINT, previous)
 
 
+def bar(total: int, label: str, unit: str, progress: bool | None = None) -> Any:
+    """A progress bar, as a context: shown, not shown, or (None) on a terminal after a second."""
+    from tqdm import tqdm
+
+    hidden = None if progress is None else not progress
+    return tqdm(total=total, desc=label, unit=unit, delay=1.0, leave=False, disable=hidden)
+
+
 def run(
     total: int,
     launch: Callable[[int, int], Handle],
@@ -93,15 +101,12 @@ def run(
     Returns:
         The number of units done, and whether Ctrl-C cut the job short.
     """
-    from tqdm import tqdm
-
-    hidden = None if progress is None else not progress
     done = launched = 0
     size = min(_FIRST, most)
     pending: tuple[int, int, Any] | None = None
     with (
         interruptible() as interrupt,
-        tqdm(total=total, desc=label, unit=unit, delay=1.0, leave=False, disable=hidden) as bar,
+        bar(total, label, unit, progress) as shown,
     ):
         last = time.perf_counter()
         while pending or (launched < total and not interrupt):
@@ -113,7 +118,7 @@ def run(
             if pending:
                 collect(*pending)
                 done = pending[0] + pending[1]
-                bar.update(pending[1])
+                shown.update(pending[1])
                 now = time.perf_counter()
                 size = _next_size(size, pending[1], now - last, most)
                 last = now

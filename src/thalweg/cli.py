@@ -81,20 +81,59 @@ def list_studies() -> None:
 def run(
     study: str, out: Path | None, seed: int | None, changes: tuple[str, ...], only_list: bool
 ) -> None:
-    """Run STUDY and write its results, figures and report to a folder."""
+    """Run STUDY and write its results, figures and report to a folder.
+
+    STUDY may be `all`: every study, each in a folder of its own, and an index page. --set and --seed
+    then change the setting in every study that has it.
+    """
     from thalweg import studies
 
+    if study == "all" and not only_list:
+        _run_all(out, seed, changes)
+        return
     if only_list:
         for name, default, text in studies.settings_help(study):
             click.echo(f"{name} = {default}\n    {text}")
         return
-    if out is None:
-        raise click.UsageError("Missing option '--out': the folder to write to.")
-    given = _assignments(changes)
-    if seed is not None:
-        given["seed"] = seed
+    out = _needed(out)
+    given = _assignments(changes, seed)
     studies.make_settings(study, given)
     _run_and_write(lambda: studies.run(study, **given), out)
+
+
+def _run_all(out: Path | None, seed: int | None, changes: tuple[str, ...]) -> None:
+    """Every study; exit status 1 where one failed."""
+    from thalweg import blocks, gallery, studies
+    from thalweg.errors import unknown
+
+    out = _needed(out)
+    given = _assignments(changes, seed)
+    names = {name: [field[0] for field in studies.settings_help(name)] for name in studies.STUDIES}
+    for key in given:
+        if not any(key in known for known in names.values()):
+            raise unknown("setting (of any study)", key, {k for v in names.values() for k in v})
+    settings = {
+        name: {key: value for key, value in given.items() if key in known}
+        for name, known in names.items()
+    }
+
+    def say(outcome: Any) -> None:
+        page = out / outcome.name / "report.html"
+        end = f"failed: {outcome.message}" if outcome.status == "failed" else f"{page}"
+        tqdm.write(f"{outcome.name} ({outcome.seconds:.1f} s): {end}")
+
+    from tqdm import tqdm
+
+    with _own_process(), blocks.interruptible() as interrupt:
+        outcomes = gallery.write(out, settings=settings, done=say)
+    click.echo(f"Wrote {out / 'index.html'}")
+    if interrupt:
+        click.echo("Interrupted; what was computed until then is saved.", err=True)
+        sys.exit(_INTERRUPTED)
+    failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
+    if failed:
+        click.echo(f"Failed: {', '.join(failed)}", err=True)
+        sys.exit(1)
 
 
 @main.command()
@@ -195,7 +234,17 @@ def rerun(file: Path, out: Path) -> None:
     _run_and_write(lambda: studies.rerun(saved), out)
 
 
-def _assignments(changes: tuple[str, ...]) -> dict[str, Any]:
+def _needed(out: Path | None) -> Path:
+    from thalweg.errors import InputError
+
+    if out is None:
+        raise click.UsageError("Missing option '--out': the folder to write to.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: there is a file of that name.")
+    return out
+
+
+def _assignments(changes: tuple[str, ...], seed: int | None) -> dict[str, Any]:
     from thalweg.errors import InputError
 
     given: dict[str, Any] = {}
@@ -204,6 +253,8 @@ def _assignments(changes: tuple[str, ...]) -> dict[str, Any]:
         if not equals:
             raise InputError(f"--set needs NAME=VALUE; {change!r} given.")
         given[name.strip()] = value.strip()
+    if seed is not None:
+        given["seed"] = seed
     return given
 
 
@@ -211,10 +262,7 @@ def _run_and_write(make: Callable[[], Any], out: Path) -> Any:
     """Run a study, write it all to `out`, print what matters, and answer Ctrl-C."""
     from thalweg import blocks, report, studies
 
-    if out.exists() and not out.is_dir():
-        from thalweg.errors import InputError
-
-        raise InputError(f"--out {out}: there is a file of that name.")
+    _needed(out)
     with _own_process(), blocks.interruptible() as interrupt:
         tree = make()
         page = report.write(tree, out)
