@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench notebooks clean
 
 demo: .venv/installed
 	$(BIN)/thalweg run minimal-mlp --out out/minimal-mlp
@@ -28,6 +28,11 @@ bench: .venv/tests-installed
 .venv/tests-installed: pyproject.toml .venv/installed
 	$(BIN)/pip install --quiet --editable '.[test,dev]'
 	touch $@
+
+notebooks: .venv/tests-installed
+	mkdir -p out/notebooks/solutions
+	cd notebooks && for f in *.py solutions/*.py; do \
+		../$(BIN)/jupytext --quiet --to ipynb --execute --output ../out/notebooks/$${f%.py}.ipynb $$f || exit 1; done
 
 clean:
 	rm -rf .venv out build

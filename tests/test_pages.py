@@ -1,0 +1,62 @@
+"""The pages and notebooks: their code runs and their links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pages
+import pytest
+
+ROOT = pages.ROOT
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+
+
+def with_code(paths):
+    return [p for p in paths if re.search(r"^```(python|console)\n", p.read_text("utf-8"), re.M)]
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_the_readme_runs_from_top_to_bottom(scratch):
+    assert pages.run(ROOT / "README.md", small=False) >= 6
+    assert (scratch / "paths.png").exists()
+    assert (scratch / "fit" / "report.html").exists()
+    assert (scratch / "out" / "minimal-mlp" / "report.html").exists()
+
+
+@pytest.mark.parametrize("page", with_code(DOCS), ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_code_on_a_page_runs(page, scratch):
+    assert pages.run(page)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "notebooks").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_a_notebook_runs(script, tmp_path):
+    jupytext = pytest.importorskip("jupytext")
+    nbclient = pytest.importorskip("nbclient")
+    notebook = jupytext.read(script)
+    assert sum(cell.cell_type == "code" for cell in notebook.cells) >= 2
+    assert sum(cell.cell_type == "markdown" for cell in notebook.cells) >= 3
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=180,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
+    )
+    client.execute()
+    jupytext.write(notebook, Path(tmp_path) / "run.ipynb")
