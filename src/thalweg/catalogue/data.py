@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
+
+from thalweg.errors import InputError, unknown
 
 
 def noisy_line(
@@ -24,3 +29,60 @@ def curved_line(n: int = 50, *, seed: int = 20240215) -> tuple[np.ndarray, np.nd
     x = rng.randn(n).astype(np.float32)
     y = 0.75 * x**2 + x + 2 + 0.3 * rng.randn(n)
     return x, y.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function on [−1, 1] to be learnt: y = target(x), entry by entry, in float64.
+
+    `kinks` are the points inside the interval where its slope jumps: between them it is smooth, so
+    that a quadrature that stops there is exact to rounding.
+    """
+
+    f: Callable[[np.ndarray], np.ndarray]
+    formula: str
+    kinks: tuple[float, ...] = ()
+
+    def __call__(self, x: object) -> np.ndarray:
+        return self.f(np.asarray(x, float))
+
+
+def _simple(x: np.ndarray) -> np.ndarray:
+    return np.maximum(0.3 * x, 0)
+
+
+def _middle(x: np.ndarray) -> np.ndarray:
+    return np.abs(x + 0.5) - 2 * np.maximum(x - 0.5, 0) - 0.4
+
+
+def _complex(x: np.ndarray) -> np.ndarray:
+    return np.sin(10 * x) * np.cos(2 * x + 1)
+
+
+TARGETS = {
+    "simple": Target(_simple, "max(0.3x, 0)", (0.0,)),
+    "middle": Target(_middle, "|x + 0.5| − 2 max(x − 0.5, 0) − 0.4", (-0.5, 0.5)),
+    "complex": Target(_complex, "sin(10x) cos(2x + 1)"),
+}
+
+
+def regression(
+    target: str, n: int, *, noise: float = 0.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """x ~ U(−1, 1) and y = target(x) + ε with ε ~ N(0, noise²), both (n,).
+
+    With the same seed the x are the same whatever the target and the noise.
+
+    Raises:
+        InputError: a target that is not in `TARGETS`, less than one sample, a negative noise.
+    """
+    if target not in TARGETS:
+        raise unknown("target", target, TARGETS)
+    if n < 1 or not noise >= 0:
+        raise InputError(
+            f"regression data need at least one sample and a noise of at least 0; {n} samples and "
+            f"noise {noise:g} given."
+        )
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-1, 1, n)
+    return x, TARGETS[target](x) + noise * rng.standard_normal(n)

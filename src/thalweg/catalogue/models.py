@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +72,28 @@ def init_mlp(widths: Sequence[int], key: Any, dtype: Any = float) -> dict[str, A
             "bias": jax.random.uniform(keys[2 * number + 1], (n_out,), dtype, -bound, bound),
         }
     return params
+
+
+def fourier_features(
+    x: Any, dimension: int, *, frequency: float = 2 * math.pi, first: int = 0
+) -> jax.Array:
+    """sin(jωx), cos(jωx) for j = first, first + 1, …: the features (n, dimension) of x (n,).
+
+    ω is `frequency`, in radians per unit of x. Sine and cosine of the same j stand side by side, so
+    that fewer features are the first columns of more. j = 0 gives a sine that is zero and a cosine
+    that is one, a second bias beside a linear head's own; `first=1` leaves both out. The head is
+    `mlp` without a hidden layer: `init_mlp((dimension, 1), key)`.
+
+    Raises:
+        InputError: a dimension that is not an even number of at least 2, a negative `first`.
+    """
+    if dimension < 2 or dimension % 2 or first < 0:
+        raise InputError(
+            "sines and cosines come in pairs: a dimension of 2, 4, … and first of at least 0 were "
+            f"expected; {dimension} and {first} given."
+        )
+    angles = frequency * jnp.outer(x, jnp.arange(first, first + dimension // 2))
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(x), dimension)
 
 
 def _relu_mlp(params: dict[str, Any], x: Any) -> Any:
