@@ -82,7 +82,9 @@ def test_drop_last_visits_no_sample_twice(pair, shuffle):
     assert len(set(epoch)) == len(epoch) == n // size * size
 
 
-ways = st.sampled_from([{"shuffle": True}, {"replacement": True}, {}, {"drop_last": True}])
+ways = st.sampled_from(
+    [{"shuffle": True}, {"shuffle": "after_first"}, {"replacement": True}, {}, {"drop_last": True}]
+)
 
 
 @given(sizes, ways, st.integers(0, 100), st.integers(1, 20))
@@ -107,6 +109,16 @@ def test_order_depends_on_seed_and_epoch_alone():
     # nor does the batch size change the order
     wide = plan(20, (0,), batch_size=10, shuffle=True, epochs=1)[1]
     assert flat(drawn(wide, 0, 2)) == flat(epochs[0])
+
+
+def test_after_first_is_the_datas_order_and_then_shuffled():
+    way = {"steps": 1, "batch_size": 4}
+    later = plan(10, (5, 6), shuffle="after_first", **way)[1]
+    shuffled = plan(10, (5, 6), shuffle=True, **way)[1]
+    for lane in (0, 1):
+        assert flat(drawn(later, 0, 3, lane)) == list(range(10))
+        assert drawn(later, 3, 9, lane) == drawn(shuffled, 3, 9, lane)
+    assert drawn(later, 3, 3, 0) != drawn(later, 3, 3, 1)
 
 
 def test_without_randomness_seeds_share_one_order():
@@ -159,6 +171,7 @@ def test_all_samples_in_one_batch_is_the_full_batch(size):
         ({"epochs": 1, "batch_size": 0}, "batch_size must be a whole number of at least 1"),
         ({"n": 0, "steps": 1, "batch_size": 1}, "no data"),
         ({"steps": 1, "shuffle": True}, "need batch_size="),
+        ({"steps": 1, "batch_size": 2, "shuffle": "once"}, "or 'after_first'; 'once' given"),
         ({"steps": 1, "drop_last": True}, "need batch_size="),
         ({"epochs": 1, "batch_size": 11, "drop_last": True}, "leaves no batch"),
         (

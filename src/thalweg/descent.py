@@ -35,7 +35,7 @@ def descend(
     steps: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
-    shuffle: bool = False,
+    shuffle: bool | str = False,
     replacement: bool = False,
     drop_last: bool = False,
     batches: Any = None,
@@ -56,7 +56,8 @@ def descend(
         steps, epochs: how long; one of the two. Without batches an epoch is a step.
         batch_size: samples a step. Without it every step sees all the data. Batches go through the
             data in order; the last, smaller one of an epoch is used as it is.
-        shuffle: a new order each epoch, from the seed and the epoch alone.
+        shuffle: a new order each epoch, from the seed and the epoch alone; "after_first" leaves the
+            first epoch in the data's own order.
         replacement: draw each batch's samples independently instead.
         drop_last: leave an epoch's last batch out where it is smaller.
         batches: sample indices (steps, batch), given, for the steps of this call; repeated where

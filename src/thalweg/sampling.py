@@ -10,6 +10,8 @@ import numpy as np
 from thalweg.errors import InputError
 from thalweg.inputs import whole_number
 
+AFTER_FIRST = "after_first"  # of shuffle=: the first epoch in the data's own order
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -24,6 +26,7 @@ class Batches:
     per_epoch: int
     seeds: tuple[int, ...]
     shuffle: bool = False
+    in_order: int = 0  # epochs before the first shuffled one
     replacement: bool = False
     given: np.ndarray | None = None
     origin: int = 0  # the step that takes the first of the given batches
@@ -65,7 +68,7 @@ class Batches:
         for lane in range(self.lanes):
             if self.replacement:
                 order = _generator(self.seeds[lane], epoch).integers(0, self.n_samples, room)
-            elif self.shuffle:
+            elif self.shuffle and epoch >= self.in_order:
                 order = _generator(self.seeds[lane], epoch).permutation(self.n_samples)
             else:
                 order = np.arange(self.n_samples)
@@ -86,7 +89,7 @@ def plan(
     steps: int | None,
     epochs: int | None,
     batch_size: int | None,
-    shuffle: bool,
+    shuffle: bool | str,
     replacement: bool,
     drop_last: bool,
     batches: Any,
@@ -110,6 +113,8 @@ def plan(
         raise InputError("give steps= or epochs= (or batches=); none given.")
     if (batches is not None or batch_size is not None) and not n_samples:
         raise InputError("this problem has no data, so there are no batches to take.")
+    if shuffle not in (True, False, AFTER_FIRST):
+        raise InputError(f"shuffle= must be True, False or {AFTER_FIRST!r}; {shuffle!r} given.")
     if (shuffle or replacement or drop_last) and batch_size is None:
         raise InputError("shuffle=, replacement= and drop_last= need batch_size=.")
     if batches is not None:
@@ -129,7 +134,15 @@ def plan(
     size = int(batch_size)
     per_epoch = n_samples // size if drop_last else -(-n_samples // size)
     count = int(steps) if steps is not None else int(epochs) * per_epoch  # type: ignore[arg-type]
-    return count, Batches(n_samples, size, per_epoch, seeds, bool(shuffle), bool(replacement))
+    return count, Batches(
+        n_samples,
+        size,
+        per_epoch,
+        seeds,
+        shuffle=bool(shuffle),
+        in_order=int(shuffle == AFTER_FIRST),
+        replacement=bool(replacement),
+    )
 
 
 def _given(batches: Any, n_samples: int) -> np.ndarray:
