@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 _LISTED = 20  # known names that an error lists; a network has thousands of parameters
 
@@ -22,6 +24,28 @@ class InputError(ValueError):
 
 class MemoryEstimateError(InputError, MemoryError):
     """The result would not fit in memory; the message gives its size and what to lower."""
+
+
+class MissingExtra(InputError):  # noqa: N818  (what is missing is an extra, not an error)
+    """What was asked for needs an optional library that is not installed."""
+
+
+def optional(module: str, what: str, extra: str) -> Any:
+    """Import a module of an optional library, as in
+
+        optional("plotly.graph_objects", "interactive figures need", extra="plotly")
+
+    Raises:
+        MissingExtra: it is not installed; the message says which extra brings it.
+    """
+    library = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != library:
+            raise  # the library is there, and something that it needs is not
+        name = library.replace("_", "-")
+        raise MissingExtra(f"{what} {name}: pip install 'thalweg[{extra}]'") from None
 
 
 def unknown(kind: str, given: object, known: Iterable[str]) -> InputError:

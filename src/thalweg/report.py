@@ -9,14 +9,23 @@ import shutil
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
 from thalweg import results, studies
+from thalweg.errors import MissingExtra, optional
+
+_PLOTLY = {"responsive": True, "displaylogo": False}
+_HEIGHT = "520px"  # of an interactive figure that does not give its own
 
 
 def write(tree: xr.DataTree, folder: str | os.PathLike[str]) -> Path:
-    """Write results.nc, figures/*.png and report.html for a study's result.
+    """Write results.nc, report.html and the figures, a file each, for a study's result.
+
+    An interactive figure is a page of its own in figures/ (plotly's program lies beside it, once), an
+    animation a video, or a GIF where there is no encoder. All are in report.html too, which needs no
+    other file and no network.
 
     All is made in a folder beside `folder` first, and then put in place: a run that fails half-way
     leaves what was there before as it was.
@@ -47,16 +56,11 @@ def _page(tree: xr.DataTree, figures: Path) -> str:
     found = studies.findings(name, tree)
     drawn = []
     for key, drawing in studies.drawings(name, tree):
-        buffer = io.BytesIO()
-        drawing.figure.savefig(buffer, format="png", dpi=110)
-        (figures / f"{key}.png").write_bytes(buffer.getvalue())
-        drawn.append(
-            {
-                "name": key,
-                "caption": drawing.caption,
-                "png": base64.b64encode(buffer.getvalue()).decode(),
-            }
-        )
+        kind, content = _shown(drawing, key, figures)
+        drawn.append({"name": key, "caption": drawing.caption, "kind": kind, "content": content})
+    plotly = ""
+    if any(figure["kind"] == "interactive" for figure in drawn):
+        plotly = optional("plotly.offline", "interactive figures need", "plotly").get_plotlyjs()
     help_of = {key: text for key, _, text in studies.settings_help(name)}
     settings = [
         (key, value, help_of.get(key, "")) for key, value in results.settings_of(tree).items()
@@ -71,6 +75,49 @@ def _page(tree: xr.DataTree, figures: Path) -> str:
         sentences=found.sentences,
         numbers=found.numbers.items(),
         figures=drawn,
+        plotly=plotly,
         settings=settings,
         made_by=versions,
     )
+
+
+def _shown(drawing: studies.Drawing, name: str, folder: Path) -> tuple[str, Any]:
+    """How a page shows a drawing, and what of it; the figure's own file is written to `folder`."""
+    figure = drawing.figure
+    if figure is None:
+        return "missing", drawing.missing
+    if hasattr(figure, "savefig"):
+        png = folder / f"{name}.png"
+        figure.savefig(png, dpi=110)
+        return "image", _url(png.read_bytes(), "image/png")
+    if hasattr(figure, "to_plotly_json"):
+        options: Any = {"auto_play": False, "include_mathjax": False, "config": _PLOTLY}
+        # "directory": plotly's program is written beside the page, unless it is there
+        figure.write_html(folder / f"{name}.html", include_plotlyjs="directory", **options)
+        options |= {"include_plotlyjs": False, "default_height": _HEIGHT}
+        return "interactive", figure.to_html(full_html=False, **options)
+    try:
+        film = folder / f"{name}.mp4"
+        figure.save(film)
+        return "video", _url(film.read_bytes(), "video/mp4")
+    except MissingExtra:  # the encoder; a GIF needs none
+        gif = folder / f"{name}.gif"
+        figure.save(gif)
+        return "gif", {
+            "moving": _url(gif.read_bytes(), "image/gif"),
+            "still": _url(_first_frame(gif), "image/png"),
+        }
+
+
+def _first_frame(gif: Path) -> bytes:
+    """The first picture of a GIF as PNG, for readers who asked for less motion."""
+    from PIL import Image  # comes with matplotlib
+
+    buffer = io.BytesIO()
+    with Image.open(gif) as image:
+        image.convert("RGB").save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _url(content: bytes, media: str) -> str:
+    return f"data:{media};base64,{base64.b64encode(content).decode()}"

@@ -16,16 +16,14 @@ import dataclasses
 import importlib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, MissingExtra, unknown
 
 if TYPE_CHECKING:
     import xarray as xr
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
 
 # name -> (module, what it shows)
 STUDIES = {
@@ -53,19 +51,35 @@ class Findings:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and the sentence under it."""
+    """A figure and the sentence under it.
 
-    figure: Figure
+    The figure is matplotlib's, plotly's or an animation; None where the library that draws it is not
+    installed, and then `missing` says so.
+    """
+
+    figure: Any
     caption: str
+    missing: str = ""
 
     @classmethod
-    def of(cls, drawn: Axes | Figure | SubFigure, caption: str) -> Drawing:
-        """The figure that something was drawn on."""
-        import matplotlib.pyplot as plt
+    def of(cls, drawn: Any, caption: str) -> Drawing:
+        """The figure that something was drawn on.
 
-        figure = drawn.get_figure(root=True)
-        assert figure is not None
-        plt.close(figure)  # pyplot forgets it: a study draws many, and shows none by itself
+        Args:
+            drawn: matplotlib's axes, figure or part of a figure, a plotly figure, an animation, or a
+                function without arguments that returns one. A function may need a library that is
+                not installed: a study then goes on without that figure.
+            caption: what the figure shows.
+        """
+        try:
+            figure = drawn() if isinstance(drawn, Callable) else drawn
+        except MissingExtra as error:
+            return cls(None, caption, str(error))
+        if hasattr(figure, "get_figure"):
+            import matplotlib.pyplot as plt
+
+            figure = figure.get_figure(root=True)
+            plt.close(figure)  # pyplot forgets it: a study draws many, and shows none by itself
         return cls(figure, caption)
 
 
@@ -99,9 +113,14 @@ def run(name: str, data: Mapping[str, Any] | None = None, **settings: Any) -> xr
     return tree
 
 
-def figures(name: str, tree: xr.DataTree) -> dict[str, Figure]:
-    """The figures of a study's result, by name; a saved result draws without JAX."""
-    return {key: drawing.figure for key, drawing in drawings(name, tree)}
+def figures(name: str, tree: xr.DataTree) -> dict[str, Any]:
+    """The figures of a study's result, by name; a saved result draws without JAX.
+
+    Most are matplotlib's; interactive ones are plotly's, and animations have `save`. A figure whose
+    library is not installed is left out.
+    """
+    drawn = ((key, drawing.figure) for key, drawing in drawings(name, tree))
+    return {key: figure for key, figure in drawn if figure is not None}
 
 
 def drawings(name: str, tree: xr.DataTree) -> Iterator[tuple[str, Drawing]]:
