@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import hypothesis
+import jax
 import matplotlib
 import pytest
 
@@ -17,3 +18,19 @@ def _no_figures_left_open():
     import matplotlib.pyplot as plt
 
     plt.close("all")
+
+
+@pytest.fixture
+def compilations():
+    """The number of programs XLA has compiled since the fixture was asked for."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    from jax._src import monitoring
+
+    monitoring.unregister_event_duration_listener(listen)

@@ -14,7 +14,7 @@ import xarray as xr
 from problems import bowl_problem, data, line, line_problem
 
 import thalweg as tw
-from thalweg import blocks, descent, results
+from thalweg import blocks, job, results
 
 
 def by_hand(batches, lr, steps, loss="mse", start=(-3.0, 6.0)):
@@ -261,7 +261,7 @@ def test_every_records_the_same_numbers(every):
 
 def test_many_blocks_equal_one(monkeypatch):
     whole = tw.descend(line_problem(), tw.SGD(lr=0.01, momentum=0.5), steps=500, every=3)
-    monkeypatch.setattr(descent, "_MOST_ROWS", 5)
+    monkeypatch.setattr(job, "_MOST_ROWS", 5)
     cut = tw.descend(line_problem(), tw.SGD(lr=0.01, momentum=0.5), steps=500, every=3)
     xr.testing.assert_equal(whole, cut)
 
@@ -269,7 +269,7 @@ def test_many_blocks_equal_one(monkeypatch):
 def test_states_of_observables_advance_once_a_row_whatever_the_blocks(monkeypatch):
     record = {"rows": (count_init, count_measure), "sum": (lambda at: 0.0, running_sum)}
     whole = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=500, every=3, record=record)
-    monkeypatch.setattr(descent, "_MOST_ROWS", 5)
+    monkeypatch.setattr(job, "_MOST_ROWS", 5)
     cut = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=500, every=3, record=record)
     np.testing.assert_array_equal(whole.rows, range(168))
     xr.testing.assert_equal(whole, cut)
@@ -446,22 +446,6 @@ def test_ctrl_c_returns_what_was_computed(monkeypatch):
 
 
 # Compilations ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def compilations():
-    """The number of programs XLA has compiled since the fixture was asked for."""
-    seen = []
-
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    from jax._src import monitoring
-
-    monitoring.unregister_event_duration_listener(listen)
 
 
 def test_other_numbers_compile_nothing(compilations):

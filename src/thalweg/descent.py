@@ -1,31 +1,21 @@
-"""`descend`: from its arguments to a labelled trajectory.
-
-The loop itself is in `loop.py` and runs in blocks, between which the host copies what was recorded.
-"""
+"""`descend`: from its arguments to a labelled trajectory."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, inputs, observables, results, sampling
-from thalweg.ensemble import Members, check_same_parameters, member_vectors, members
+from thalweg import inputs, observables, results, sampling, stopping
+from thalweg.ensemble import Members, check_same_parameters, members
 from thalweg.errors import InputError
-from thalweg.loop import Feed, Plan, Walk, begin, block, row_of
+from thalweg.job import Feeds, Job
+from thalweg.loop import Plan
 from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range
-from thalweg.params import Layout, Params
 from thalweg.problem import Problem
-from thalweg.record import Record, storable
-
-_MOST_ROWS = 1024  # recorded in a block
-_MOST_STEPS = 16384  # in a block: enough for the call to vanish beside the steps
-_BLOCK_BYTES = 8 * 2**20  # of recorded rows, or of tables, in a block: what the caches hold
 
 
 def descend(
@@ -45,6 +35,7 @@ def descend(
     resume: xr.Dataset | None = None,
     record: Any = None,
     every: int = 1,
+    stop: Any = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
     """Let an optimizer descend a problem's empirical risk, and record the way it takes.
@@ -74,13 +65,20 @@ def descend(
             or a mapping from names to True, False, functions of `at`, pairs (init, measure), or
             problems (the risk on them). {"params": False} leaves the iterates out.
         every: record steps 0, every, 2·every, … and the last.
+        stop: when a member has arrived: a mapping from names to thresholds, such as {"loss": 1e-20,
+            "grad_norm": 1e-10}, one of which must be reached from above; or a function of `at` that
+            returns a boolean. Names are "loss" (of the step's batch), "grad_norm", "risk",
+            "expected", "movement", "relative_movement", and what the optimizer records of an update.
+            A member that has arrived stays where it is, with status "converged", while others go
+            on; when none is left, the descent ends.
         progress: a progress bar: True, False, or None for one on a terminal after a second.
 
     Returns:
         A trajectory: an `xarray.Dataset` with `params` (step, param, run, …) and `loss` (step, run,
         …), both at steps 0 … T; see docs/results.md. The loss at a step is that of the batch the
         step used, before its update; at T, that of the next batch, not applied. A run that left the
-        finite numbers has status "diverged" and is NaN from `diverged_at` on; after Ctrl-C the
+        finite numbers has status "diverged" and is NaN from `diverged_at` on; one that met
+        `stop` has status "converged" and stays where it was at `stopped_at`; after Ctrl-C the
         trajectory holds what was computed and its runs have status "interrupted".
 
     Raises:
@@ -122,14 +120,15 @@ def descend(
         ),
         observed=observed,
         lane=who.lane if who.batched else who.lane[0],
+        stop=stopping.rule(stop, first),
         swept=who.swept,
         scheduled=tuple(schedules),
         batched=who.batched,
         lanes=order is not None and order.lanes > 1,
         kept=tuple(name for name in ("params", "loss", "grad") if built_in[name]),
     )
-    feeds = _Feeds(order, schedules, first)
-    job = _Job(plan, feeds, who, first, total, every, resume)
+    feeds = Feeds(order, schedules, first)
+    job = Job(plan, feeds, who, first, total, every, resume)
     done, interrupted = job.run(progress)
     settings = _settings(
         optimizer,
@@ -138,6 +137,7 @@ def descend(
         **batching,
         runs=runs,
         every=every,
+        stop=stopping.as_settings(stop),
         record=[
             *(name for name, on in built_in.items() if on),
             *(
@@ -189,6 +189,11 @@ def descend_again(path: xr.Dataset) -> xr.Dataset:
             f"this descent recorded functions of the user's ({', '.join(sorted(unnamed))}), which a "
             f"result cannot hold."
         )
+    if isinstance(settings.get("stop"), str):
+        raise InputError(
+            f"this descent stopped by a function of the user's ({settings['stop']}), which a result "
+            f"cannot hold."
+        )
     options = dict(settings["optimizer"])
     optimizer = by_name(options.pop("name"), **_with_schedules(options, path))
     problem = Problem.from_catalogue(source["catalogue"], dtype=source["dtype"])
@@ -202,10 +207,11 @@ def descend_again(path: xr.Dataset) -> xr.Dataset:
     return descend(
         problem,
         optimizer,
-        steps=path.attrs["last_step"],  # where an interrupted one ended
+        steps=path.attrs["last_step"] if path.attrs["interrupted"] else settings["steps"],
         starts=starts,
         seed=settings["seed"],
         every=settings["every"],
+        stop=settings.get("stop"),
         record={
             name: name in settings["record"]
             for name in (*observables.BUILT_IN, *settings["record"])
@@ -220,36 +226,6 @@ def _with_schedules(options: dict[str, Any], path: xr.Dataset) -> dict[str, Any]
             table = path[f"schedule_{name}"].values
             options[name] = lambda step, table=table: table[step]
     return options
-
-
-@dataclass(frozen=True)
-class _Feeds:
-    """Makes each block's tables."""
-
-    order: sampling.Batches | None
-    schedules: dict[str, np.ndarray]  # (total,), from the first step on
-    first: int
-
-    @property
-    def step_bytes(self) -> int:
-        """Bytes of table that a step needs."""
-        order = 0 if self.order is None else 4 * self.order.size * self.order.lanes
-        return max(1, order + 8 * len(self.schedules))
-
-    def feed(self, start: int, room: int) -> Feed:
-        """The tables of up to `room` steps from `start`, and of the step after them."""
-        index = used = None
-        if self.order is not None:
-            index, used = self.order.rows(start, room + 1)
-            used = used if self.order.ragged else None
-        offset = start - self.first
-        tables = {}
-        for name, table in self.schedules.items():
-            padded = np.zeros(room + 1)
-            part = table[offset : offset + room + 1]
-            padded[: len(part)] = part
-            tables[name] = padded
-        return Feed(np.int32(start), tables, index, used)
 
 
 def _schedule_tables(
@@ -269,197 +245,6 @@ def _schedule_tables(
         check_range(optimizer.name, f"{name} (its schedule)", table, *bounds[name])
         tables[name] = table
     return tables
-
-
-class _Job:
-    """One descent: its blocks, its record, and the trajectory it becomes."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        feeds: _Feeds,
-        who: Members,
-        first: int,
-        total: int,
-        every: int,
-        resume: xr.Dataset | None,
-    ) -> None:
-        self.plan, self.feeds, self.who = plan, feeds, who
-        self.first, self.total, self.every = first, total, every
-        self.layout = plan.problem.layout
-        self.started, state, diverged = self._start(resume)
-        feed = feeds.feed(first, 1)
-        arguments = (plan, feed, who.starts, self.started, state, diverged)
-        self._check_memory(begin.eval_shape(*arguments))
-        self.walk = begin(*arguments)
-        shapes = row_of.eval_shape(plan, feed, self.walk, np.int32(0), True)[0]
-        self.record = Record(shapes, self.layout, who, first, total, every)
-        rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(self.record.row_bytes, 1)))
-        steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
-        self.most = min(rows * every, steps)
-        self.room = -(-self.most // every) + 1
-
-    def _check_memory(self, walk: Walk) -> None:
-        """The members' states: on the device before and after a block, and on the host at the end."""
-
-        def size(tree: Any) -> int:
-            return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree_util.tree_leaves(tree))
-
-        numbers = sum(leaf.size for leaf in jax.tree_util.tree_leaves(walk.state))
-        blocks.check_memory(
-            2 * size(walk) + 8 * numbers,
-            f"the states of {self.who.count} runs of {self.layout.size} parameters under "
-            f"{self.plan.optimizer.name}",
-            "run fewer at once, or an optimizer with less state",
-        )
-
-    def _start(self, resume: xr.Dataset | None) -> tuple[Params, Any, np.ndarray]:
-        """Where step 0 was, the optimizer's state to go on with, and who has diverged already."""
-        lead = (self.who.count,) if self.who.batched else ()
-        if resume is None:
-            return self.who.starts, None, np.full(lead, -1, np.int32)
-        dims = self.who.dims
-        started = self.layout.unflatten(
-            member_vectors(resume["start"], "param", dims).reshape(*lead, -1)
-        )
-        flat = member_vectors(resume["optimizer_state"], "state", dims).reshape(*lead, -1)
-        init = self.plan.over_members(lambda optimizer, lane, params: optimizer.init(params), 0)
-        layout = Layout.of(self._one(jax.eval_shape(init, self.who.starts)))
-        if flat.shape[-1] != layout.size:
-            raise InputError(
-                f"resume= holds the state of another optimizer ({flat.shape[-1]} numbers, and "
-                f"{self.plan.optimizer.name} has {layout.size}); give the one it was made with."
-            )
-        diverged = resume["diverged_at"].transpose(*dims).values.reshape(lead).astype(np.int32)
-        return started, layout.unflatten(flat), diverged
-
-    def run(self, progress: bool | None) -> tuple[int, bool]:
-        """Do the steps; how many were done, and whether Ctrl-C stopped them."""
-        done, interrupted = blocks.run(
-            self.total,
-            self._launch,
-            self._collect,
-            most=self.most,
-            label="descend",
-            progress=progress,
-            finished=self._all_diverged,
-        )
-        if not interrupted:
-            done_or_dead = self.total
-        else:
-            done_or_dead = done
-            self.record.end_at(self.first + done)
-        # The last row is the first of a block more, whose step is not kept.
-        walk = self.walk
-        self._collect(done_or_dead, 1, self._launch(done_or_dead, 1))
-        self.walk = walk
-        return done, interrupted
-
-    def _launch(self, start: int, count: int) -> Any:
-        first = self.first + start
-        last = first + count
-        rows = 1 + (last - 1) // self.every - first // self.every
-        self.walk, record = block(
-            self.plan,
-            self.feeds.feed(first, self.most),
-            self.walk,
-            np.int32(first),
-            np.int32(last),
-            np.int32(self.every),
-            np.int32(rows),
-            room=self.room,
-            dense=self.every == 1,
-        )
-        return self.walk.diverged_at, record
-
-    def _collect(self, start: int, count: int, handle: Any) -> None:
-        diverged_at, record = handle
-        self.dead = bool((np.asarray(diverged_at) >= 0).all())
-        self.record.fill(self.first + start, self.first + start + count, record)
-
-    def _all_diverged(self) -> bool:
-        return self.dead
-
-    def trajectory(
-        self, done: int, interrupted: bool, settings: dict[str, Any], with_batches: bool
-    ) -> xr.Dataset:
-        """The labelled record."""
-        who, walk = self.who, self.walk
-        diverged_at = self._diverged_at(walk, done)
-        dims, shape = who.dims, who.shape
-        data: dict[str, Any] = {
-            name: (where, values, self._notes(name))
-            for name, where, values in self.record.variables(diverged_at)
-        }
-        kept = storable(self.layout.dtype)
-        start = self._vectors(self.layout, self.started, shape).astype(kept)
-        data["start"] = (("param", *dims), start)
-        final = self._vectors(self.layout, walk.params, shape).astype(kept)
-        final[..., (diverged_at >= 0).reshape(shape)] = np.nan
-        data["final"] = (("param", *dims), final)
-        state = self._vectors(Layout.of(self._one(walk.state)), walk.state, shape)
-        data["optimizer_state"] = (("state", *dims), state.astype(np.float64))
-        status = np.full(diverged_at.shape, "interrupted" if interrupted else "completed")
-        status = np.where(diverged_at >= 0, "diverged", status)
-        data["status"] = (dims, status.reshape(shape))
-        data["diverged_at"] = (dims, diverged_at.astype(np.int64).reshape(shape))
-        for name, table in self.feeds.schedules.items():
-            data[f"schedule_{name}"] = (("update",), table)
-        if with_batches:
-            data["batch"] = self._batches()
-        coords = {"step": self.record.steps, "param": np.array(self.layout.names), **who.coords}
-        attrs = results.provenance(
-            "trajectory",
-            settings,
-            seed=results.to_json(settings["seed"]),
-            dtype=str(self.layout.dtype),
-            device=backend.device_name(),
-            last_step=int(self.record.steps[-1]),
-            interrupted=int(interrupted),
-        )
-        return xr.Dataset(data, coords=coords, attrs=attrs)
-
-    def _notes(self, name: str) -> dict[str, str]:
-        """What a reader of the record must know: a relative movement from nowhere is absolute."""
-        seen = self.plan.observed.get(name)
-        if seen is None or not observables.is_relative_to_start(seen):
-            return {}
-        norms = np.linalg.norm(self._vectors(self.layout, self.started, self.who.shape), axis=0)
-        return {"note": observables.FROM_ZERO} if (norms == 0).any() else {}
-
-    def _diverged_at(self, walk: Walk, done: int) -> np.ndarray:
-        """When each member left the finite numbers; the loop has not tested the last iterate."""
-        diverged_at = np.array(walk.diverged_at).reshape(self.who.count)
-        lead = (self.who.count, -1)
-        finite = np.isfinite(np.asarray(walk.loss)).reshape(self.who.count)
-        for leaf in jax.tree_util.tree_leaves(walk.params):
-            finite = finite & np.isfinite(np.asarray(leaf)).reshape(lead).all(axis=1)
-        return np.where((diverged_at < 0) & ~finite, self.first + done, diverged_at)
-
-    def _one(self, tree: Any) -> Any:
-        """The shapes of one member's part of `tree`."""
-        lead = int(self.who.batched)
-        return jax.tree_util.tree_map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[lead:], leaf.dtype), tree
-        )
-
-    def _vectors(self, layout: Layout, tree: Any, shape: tuple[int, ...]) -> np.ndarray:
-        """`tree` as vectors (size, *members)."""
-        host = jax.tree_util.tree_map(np.asarray, tree)
-        vectors = layout.flatten(host, lead=int(self.who.batched))
-        return np.array(np.asarray(vectors).T).reshape(layout.size, *shape)
-
-    def _batches(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """The sample indices of the recorded steps' batches; −1 where a batch is smaller."""
-        order = self.feeds.order
-        assert order is not None
-        rows = [order.rows(int(step), 1) for step in self.record.steps]
-        index, used = (np.concatenate(parts) for parts in zip(*rows, strict=True))
-        index = np.where(np.arange(order.size) < used[:, None, None], index, -1)
-        index = index.swapaxes(1, 2)
-        if order.lanes > 1 and "seed" in self.who.dims:
-            return ("step", "in_batch", "seed"), index
-        return ("step", "in_batch"), index[:, :, 0]
 
 
 def _settings(optimizer: Optimizer, problem: Problem, **call: Any) -> dict[str, Any]:

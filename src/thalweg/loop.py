@@ -22,6 +22,7 @@ from thalweg.observables import At
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
+from thalweg.stopping import Stop
 
 
 @jax.tree_util.register_dataclass
@@ -33,6 +34,7 @@ class Plan:
     optimizer: Optimizer
     observed: dict[str, Any]
     lane: Any
+    stop: Stop | None
     swept: tuple[str, ...] = field(metadata={"static": True})
     scheduled: tuple[str, ...] = field(metadata={"static": True})
     batched: bool = field(metadata={"static": True})
@@ -92,6 +94,7 @@ class Walk:
     info: dict[str, Any]
     memory: dict[str, Any]  # the observables' states
     diverged_at: Any
+    stopped_at: Any  # None in a descent without a stopping rule
 
     def at(self, plan: Plan, feed: Feed, lane: Any, step: Any) -> At:
         batch = feed.batch(plan.problem, lane, step)
@@ -110,9 +113,12 @@ def begin(
         optimizer = feed.scheduled(optimizer, feed.start)
         loss, grad = value_and_gradient(feed.batch(plan.problem, lane, feed.start), params)
         state = optimizer.init(params) if state is None else state
-        walk = Walk(params, start, state, loss, grad, {}, {}, diverged_at)
+        stopped_at = None if plan.stop is None else jnp.int32(-1)
+        walk = Walk(params, start, state, loss, grad, {}, {}, diverged_at, stopped_at)
         at = walk.at(plan, feed, lane, feed.start)
         info = jax.eval_shape(optimizer.update, at, params, state, feed.start)[2]
+        if plan.stop is not None:
+            plan.stop.check(at, info)
         memory = {name: _first_state(name, seen, at) for name, seen in plan.observed.items()}
         return replace(walk, info=jax.tree_util.tree_map(_unknown, info), memory=memory)
 
@@ -208,7 +214,23 @@ def _advance(
     diverged_at = jnp.where((walk.diverged_at < 0) & ~finite, step, walk.diverged_at)
     params, state, info = feed.scheduled(optimizer, step).update(at, walk.params, walk.state, step)
     loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), params)
-    return Walk(params, walk.start, state, loss, grad, info, memory, diverged_at)
+    moved = Walk(params, walk.start, state, loss, grad, info, memory, diverged_at, walk.stopped_at)
+    return moved if plan.stop is None else _unless_stopped(plan.stop, at, walk, moved)
+
+
+def _unless_stopped(stop: Stop, at: At, walk: Walk, moved: Walk) -> Walk:
+    """`moved`, or `walk` as it was where the member had arrived. Observables go on seeing it there."""
+    arrives = stop.met(at, walk.info) & (walk.stopped_at < 0) & (moved.diverged_at < 0)
+    stopped_at = jnp.where(arrives, at.step, walk.stopped_at)
+    stays = stopped_at >= 0
+    kept = ("params", "state", "loss", "grad", "info")
+    chosen = {
+        name: jax.tree_util.tree_map(
+            lambda old, new: jnp.where(stays, old, new), getattr(walk, name), getattr(moved, name)
+        )
+        for name in kept
+    }
+    return replace(moved, stopped_at=stopped_at, **chosen)
 
 
 def _observe(

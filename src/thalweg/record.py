@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ class Column:
     shape: tuple[int, ...]
     dtype: np.dtype
     leaves: list[tuple[int, int]]  # (leaf, offset)
+    of_update: bool  # whether the optimizer recorded it, of the update that led to the iterate
     values: np.ndarray = field(init=False)  # (rows, size, members)
 
     @property
@@ -41,6 +42,7 @@ class Record:
     Args:
         shapes: by name, the shapes of what the device records in a row; with a leading axis over the
             members, if there is one.
+        updates: those of them that the optimizer records.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class Record:
         first: int,
         total: int,
         every: int,
+        updates: Collection[str],
     ) -> None:
         self.who, self.every = who, every
-        self.columns = list(_columns(shapes, layout, int(who.batched)))
+        self.columns = list(_columns(shapes, layout, int(who.batched), updates))
         self._check_names()
         rows = total // every + 2
         row_bytes = sum(c.size * c.dtype.itemsize for c in self.columns) * who.count
@@ -71,7 +74,7 @@ class Record:
 
     def _check_names(self) -> None:
         taken = {*results.RESERVED_DIMS, *self.who.dims, "start", "final", "optimizer_state"}
-        taken |= {"status", "diverged_at"}
+        taken |= {"status", "diverged_at", "stopped_at"}
         for column in self.columns:
             mine = column.name.startswith("schedule_")
             if column.name in taken or mine or "/" in column.name:
@@ -101,23 +104,28 @@ class Record:
                 target[:, offset : offset + values.shape[2]] = values.swapaxes(1, 2)
 
     def end_at(self, step: int) -> None:
-        """Cut the record where an interrupt ended it, with a row for the last iterate."""
+        """Cut the record where the descent ended before its time, with a row for the last iterate."""
         rows = int(np.searchsorted(self.steps, step))
         self.steps = np.append(self.steps[:rows], step)
         for column in self.columns:
             column.values = column.values[: rows + 1]
 
     def variables(
-        self, diverged_at: np.ndarray
+        self, diverged_at: np.ndarray, stopped_at: np.ndarray
     ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
-        """Name, dimensions and values of each variable; NaN or −1 where a member had diverged."""
+        """Name, dimensions and values of each variable; NaN or −1 where a member had diverged, and
+        in the record of updates where it had stopped and there was none."""
         for column in self.columns:
-            results.mask_diverged(column.values, self.steps, diverged_at)
+            results.mask_from(column.values, self.steps, diverged_at)
+            if column.of_update:
+                results.mask_from(column.values, self.steps, stopped_at, after=1)
             values = column.values.reshape(len(self.steps), *column.shape, *self.who.shape)
             yield column.name, ("step", *column.dims, *self.who.dims), values
 
 
-def _columns(shapes: dict[str, Any], layout: Layout, lead: int) -> Iterator[Column]:
+def _columns(
+    shapes: dict[str, Any], layout: Layout, lead: int, updates: Collection[str]
+) -> Iterator[Column]:
     """A column for what has the parameters' structure, and else one for every leaf."""
     leaf = 0
     for name, tree in shapes.items():
@@ -129,12 +137,15 @@ def _columns(shapes: dict[str, Any], layout: Layout, lead: int) -> Iterator[Colu
         if name in ("params", "grad") or (alike and not jax.tree_util.treedef_is_leaf(structure)):
             offsets = np.cumsum([0, *layout.sizes])
             parts = [(leaf + i, int(offsets[i])) for i in range(len(inner))]
-            yield Column(name, ("param",), (layout.size,), storable(*dtypes), parts)
+            yield Column(
+                name, ("param",), (layout.size,), storable(*dtypes), parts, name in updates
+            )
         else:
             for i, (path, _) in enumerate(paths):
                 full = "_".join([name, *(path_name((entry,)) for entry in path)])
                 dims = tuple(f"{full}_{axis}" for axis in range(len(inner[i])))
-                yield Column(full, dims, inner[i], storable(dtypes[i]), [(leaf + i, 0)])
+                part = [(leaf + i, 0)]
+                yield Column(full, dims, inner[i], storable(dtypes[i]), part, name in updates)
         leaf += len(paths)
 
 

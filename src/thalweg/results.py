@@ -285,11 +285,12 @@ def _points(plane: xr.Dataset, path: Any) -> xr.DataArray:
 # Building ------------------------------------------------------------------------------------
 
 
-def mask_diverged(values: np.ndarray, step: np.ndarray, diverged_at: np.ndarray) -> None:
-    """Overwrite, in place, what runs gave after they left the finite numbers.
+def mask_from(values: np.ndarray, step: np.ndarray, since: np.ndarray, after: int = 0) -> None:
+    """Overwrite, in place, what members gave from `after` steps after `since` (members,) on; a member
+    whose entry is −1 is left alone.
 
     `values` is (rows, size, members); NaN takes their place, −1 where integers.
     """
     filler = np.nan if values.dtype.kind in "fc" else (-1 if values.dtype.kind == "i" else 0)
-    for member in np.flatnonzero(diverged_at >= 0):
-        values[step >= diverged_at[member], :, member] = filler
+    for member in np.flatnonzero(since >= 0):
+        values[step >= since[member] + after, :, member] = filler

@@ -60,7 +60,8 @@ def _trajectory(path: xr.Dataset, rows: int) -> Iterator[str]:
         one = members.isel(member=index)
         label = ", ".join(f"{d} = {one[d].values.item():g}" for d in dims)
         status = str(one["status"].values)
-        at = f" at step {int(one['diverged_at'].values)}" if status == "diverged" else ""
+        event = {"diverged": "diverged_at", "converged": "stopped_at"}.get(status)
+        at = f" at step {int(one[event].values)}" if event in one else ""
         yield f"  {label + ': ' if label else ''}{status}{at}"
         final = one["final"].values
         if len(final) <= 20:

@@ -1,0 +1,98 @@
+"""When a member has arrived: thresholds, or a function of where it stands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from thalweg.errors import InputError, unknown
+from thalweg.inputs import written_in_jax
+from thalweg.observables import NAMED, At, Observable
+
+# Observables with a state have none to be asked for at an arbitrary step.
+_STATELESS = {name: seen for name, seen in NAMED.items() if not isinstance(seen, Observable)}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Stop:
+    """A stopping rule: met where any of its measures is at or below its limit.
+
+    `limits` are the thresholds by name; `function`, instead, is the user's own, of `at`. `first` is
+    the step a descent begins at: what an optimizer records of an update is not known there. All
+    numbers are traced.
+    """
+
+    limits: dict[str, Any]
+    function: Any
+    first: Any
+
+    def met(self, at: At, info: dict[str, Any]) -> Any:
+        """Whether the member that stands at `at`, where the update of `info` led, has arrived."""
+        if self.function is not None:
+            with written_in_jax("stop"):
+                return self.function(at)
+        met = jnp.zeros((), bool)
+        for name, limit in self.limits.items():
+            if name == "loss":
+                below = at.loss <= limit
+            elif name in _STATELESS:
+                below = _STATELESS[name](at) <= limit
+            else:
+                below = (info[name] <= limit) & (at.step > self.first)
+            met |= below
+        return met
+
+    def check(self, at: At, info: dict[str, Any]) -> None:
+        """An InputError where the rule does not fit what the descent knows. Costs no computing."""
+        numbers = [name for name, value in info.items() if getattr(value, "shape", None) == ()]
+        for name in self.limits:
+            if name not in ("loss", *_STATELESS, *numbers):
+                raise unknown("stop", name, ["loss", *_STATELESS, *numbers])
+        given = jax.eval_shape(self.met, at, info)
+        if getattr(given, "shape", None) != () or given.dtype != bool:
+            raise InputError(
+                "stop= as a function of `at` must return one boolean, such as at.loss < 1e-6."
+            )
+
+
+def rule(stop: Any, first: int) -> Stop | None:
+    """The stopping rule that `stop=` describes, for a descent that begins at step `first`.
+
+    Raises:
+        InputError: neither a mapping from names to numbers nor a function.
+    """
+    if stop is None:
+        return None
+    start = np.int32(first)
+    if callable(stop):
+        return Stop({}, stop if isinstance(stop, Partial) else Partial(stop), start)
+    if not isinstance(stop, Mapping) or not stop:
+        raise InputError(
+            'stop= must be a mapping from names to thresholds, such as {"loss": 1e-20}, or a function '
+            f"of `at`; {stop!r} given."
+        )
+    limits = {}
+    for name, limit in stop.items():
+        if name in NAMED and name not in _STATELESS:
+            raise InputError(
+                f"stop: {name!r} has a state of its own and cannot be asked for at any step; give a "
+                f"function of `at`, or one of {', '.join(_STATELESS)}."
+            )
+        number = isinstance(limit, (int, float, np.number)) and not isinstance(limit, bool)
+        if not number or math.isnan(limit):
+            raise InputError(f"stop: the threshold of {name!r} must be a number; {limit!r} given.")
+        limits[str(name)] = np.float64(limit)
+    return Stop(limits, None, start)
+
+
+def as_settings(stop: Any) -> Any:
+    """What `stop=` was, as JSON can hold it; a function stands by its name."""
+    return {k: float(v) for k, v in stop.items()} if isinstance(stop, Mapping) else stop

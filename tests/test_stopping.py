@@ -1,0 +1,261 @@
+"""`stop=`: where a member stops, against a loop in NumPy, and what goes on without it."""
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from problems import bowl_problem, line, line_problem
+
+import thalweg as tw
+from thalweg import job, results, show
+
+OPTIMAL = np.array([1.0, -2.0])  # of the bowl
+
+
+def bowl_by_hand(lr, steps):
+    """Plain descent on the bowl from the origin: iterates, losses and gradients' norms."""
+    w, rows = np.zeros(2), []
+    for _ in range(steps + 1):
+        d = w - OPTIMAL
+        grad = np.array([2 * d[0] + d[1], 6 * d[1] + d[0]])
+        rows.append((*w, d[0] ** 2 + 3 * d[1] ** 2 + d[0] * d[1], np.linalg.norm(grad)))
+        w = w - lr * grad
+    iterates, (losses, norms) = np.array(rows)[:, :2], np.array(rows)[:, 2:].T
+    return iterates, losses, norms
+
+
+def first_below(values, limit):
+    return int(np.argmax(values <= limit))
+
+
+@pytest.mark.parametrize("every", [1, 7, 1000])
+@pytest.mark.parametrize("most_rows", [1, 3, 1024])
+def test_one_run_ends_at_the_first_iterate_that_meets_the_threshold(every, most_rows, monkeypatch):
+    monkeypatch.setattr(job, "_MOST_ROWS", most_rows)
+    iterates, losses, _ = bowl_by_hand(0.1, 300)
+    end = first_below(losses, 1e-8)
+    path = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=300, stop={"loss": 1e-8}, every=every)
+    assert path.status == "converged"
+    assert path.stopped_at == end == path.attrs["last_step"] == path.step[-1]
+    assert path.diverged_at == -1
+    assert list(path.step.values) == sorted({*range(0, end, every), end})
+    np.testing.assert_allclose(path.params, iterates[path.step], rtol=1e-12)
+    np.testing.assert_allclose(path.loss, losses[path.step], rtol=1e-9)
+    np.testing.assert_array_equal(path.final, path.params[-1])
+
+
+def test_neighbours_go_on():
+    lr = [0.02, 0.1, 0.2]
+    path = tw.descend(
+        bowl_problem(), tw.SGD(lr=lr), steps=100, stop={"loss": 1e-8}, record=["grad", "movement"]
+    )
+    for i, rate in enumerate(lr):
+        iterates, losses, _ = bowl_by_hand(rate, 100)
+        one, end = path.isel(lr=i), 100
+        if (losses <= 1e-8).any():
+            end = first_below(losses, 1e-8)
+            assert one.status == "converged"
+            assert one.stopped_at == end
+        else:
+            assert one.status == "completed"
+            assert one.stopped_at == -1
+        np.testing.assert_allclose(one.params[: end + 1], iterates[: end + 1], rtol=1e-12)
+        for name in ("params", "loss", "grad", "movement"):
+            frozen = one[name][end:].values
+            np.testing.assert_array_equal(frozen, np.broadcast_to(frozen[0], frozen.shape))
+    assert set(path.status.values) == {"completed", "converged"}
+    assert path.sizes["step"] == 101
+
+
+def test_any_of_several_thresholds_suffices():
+    _, losses, norms = bowl_by_hand(0.1, 300)
+    ends = {first_below(losses, 1e-12), first_below(norms, 1e-3)}
+    path = tw.descend(
+        bowl_problem(), tw.SGD(lr=0.1), steps=300, stop={"loss": 1e-12, "grad_norm": 1e-3}
+    )
+    assert path.stopped_at == min(ends)
+    assert len(ends) == 2
+
+
+def close_enough(at):
+    return at.loss < 1e-4
+
+
+def test_a_function_of_at():
+    _, losses, _ = bowl_by_hand(0.1, 300)
+    path = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=300, stop=close_enough)
+    assert path.stopped_at == first_below(losses, 1e-4)
+    assert json.loads(path.attrs["settings"])["stop"] == "<close_enough>"
+    with pytest.raises(tw.InputError, match="one boolean"):
+        tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=3, stop=lambda at: at.loss)
+    with pytest.raises(tw.InputError, match="one boolean"):
+        tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=3, stop=lambda at: (at.loss < 1,))
+
+
+def test_the_last_iterate_may_be_the_one():
+    _, losses, _ = bowl_by_hand(0.1, 300)
+    end = first_below(losses, 1e-8)
+    for steps, status in [(end - 1, "completed"), (end, "converged")]:
+        path = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=steps, stop={"loss": 1e-8})
+        assert path.status == status
+        assert path.stopped_at == (end if status == "converged" else -1)
+        assert path.step[-1] == steps
+
+
+def test_a_start_that_has_arrived_takes_no_step():
+    there = bowl_problem().at({"x": 1.0, "y": -2.0})
+    path = tw.descend(there, tw.SGD(lr=0.1), steps=30, stop={"loss": 0.0})
+    assert list(path.step.values) == [0]
+    assert path.stopped_at == 0
+    np.testing.assert_array_equal(path.final, OPTIMAL)
+
+
+def test_thresholds_compile_nothing(compilations):
+    tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=30, stop={"loss": 1e-3, "movement": -1})
+    assert compilations, "the listener saw nothing: this test would pass in vain"
+    seen = len(compilations)
+    for limit in (1e-5, 1, np.float32(0.1)):
+        tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=30, stop={"loss": limit, "movement": -2})
+    assert len(compilations) == seen
+
+
+def test_without_a_rule_nothing_is_added_to_the_program():
+    from thalweg import loop
+
+    plain = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=20)
+    never = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=20, stop={"loss": -1.0})
+    xr.testing.assert_equal(plain, never)
+    assert loop.Walk(0, 0, 0, 0, 0, {}, {}, 0, None).stopped_at is None
+    assert plain.stopped_at == -1
+
+
+# Batches, schedules, divergence -------------------------------------------------------------
+
+
+def test_mini_batches_stop_by_their_own_loss_or_by_the_risk():
+    options = {"steps": 200, "batch_size": 7, "shuffle": True, "record": ["risk", "batch"]}
+    whole = tw.descend(line_problem(), tw.SGD(lr=0.02), **options)
+    for name, limit in [("loss", 0.05), ("risk", 0.12)]:
+        end = first_below(whole[name].values, limit)
+        path = tw.descend(line_problem(), tw.SGD(lr=0.02), stop={name: limit}, **options)
+        assert 0 < end == path.stopped_at
+        for recorded in ("params", "loss", "risk", "batch"):
+            np.testing.assert_allclose(path[recorded], whole[recorded][: end + 1], rtol=1e-12)
+
+
+def test_schedules_and_momentum_run_to_the_same_stop():
+    def optimizer():
+        return tw.SGD(lr=lambda t: 0.1 / (1 + 0.1 * t), momentum=[0.0, 0.5])
+
+    whole = tw.descend(bowl_problem(), optimizer(), steps=80)
+    path = tw.descend(bowl_problem(), optimizer(), steps=80, stop={"loss": 1e-3})
+    for i in range(2):
+        end = first_below(whole.loss[:, i].values, 1e-3)
+        assert path.stopped_at[i] == end
+        np.testing.assert_array_equal(path.params[: end + 1, :, i], whole.params[: end + 1, :, i])
+    assert path.step[-1] == path.stopped_at.max()
+
+
+def test_one_diverges_and_another_converges():
+    square = tw.Problem.from_function(lambda w: w["x"] ** 2, params={"x": 1.0})
+    path = tw.descend(square, tw.SGD(lr=[0.1, 5.0]), steps=5000, stop={"loss": 1e-6})
+    assert list(path.status.values) == ["converged", "diverged"]
+    # w_t = 0.8^t and (−9)^t: the square leaves float64 at the first t with 81^t > 1.8e308
+    assert path.stopped_at[0] == np.ceil(np.log(1e-6) / np.log(0.64))
+    assert path.diverged_at[1] == np.ceil(np.log(np.finfo(float).max) / np.log(81))
+    assert path.step[-1] == path.diverged_at[1]
+    assert np.isnan(path.loss[-1, 1])
+    # where none arrives, the trajectory has its full length, as without a rule
+    lost = tw.descend(square, tw.SGD(lr=[4.0, 5.0]), steps=5000, stop={"loss": 1e-6})
+    assert list(lost.status.values) == ["diverged", "diverged"]
+    assert lost.step[-1] == 5000
+
+
+def test_what_the_optimizer_records_can_be_asked_for_and_ends_with_the_steps():
+    optimizer = tw.LBFGS(max_iter=3)
+    starts = np.array([[0.0, 0.0], [5.0, 5.0], [1.0, -2.0]])
+    whole = tw.descend(bowl_problem(), optimizer, steps=12, starts=starts)
+    assert (whole.evaluations[0] == -1).all()
+    path = tw.descend(bowl_problem(), optimizer, steps=12, starts=starts, stop={"evaluations": 1})
+    for run in range(3):
+        end = 1 + first_below(whole.evaluations[1:, run].values, 1)  # −1 at the start is no record
+        assert path.stopped_at[run] == end
+        assert path.evaluations[end, run] == 1
+        assert (path.evaluations[end + 1 :, run] == -1).all()
+
+
+# Going on, doing again, showing --------------------------------------------------------------
+
+
+def test_a_converged_trajectory_goes_on_where_the_threshold_is_lower():
+    whole = tw.descend(bowl_problem(), tw.SGD(lr=0.1, momentum=0.5), steps=60)
+    first = tw.descend(bowl_problem(), tw.SGD(lr=0.1, momentum=0.5), steps=60, stop={"loss": 1e-3})
+    end = int(first.stopped_at)
+    assert 0 < end < 60
+    again = tw.descend(
+        bowl_problem(), tw.SGD(lr=0.1, momentum=0.5), steps=5, resume=first, stop={"loss": 1e-3}
+    )
+    assert list(again.step.values) == [end]
+    assert again.stopped_at == end
+    rest = tw.descend(bowl_problem(), tw.SGD(lr=0.1, momentum=0.5), steps=60 - end, resume=first)
+    assert rest.status == "completed"
+    assert rest.stopped_at == -1
+    np.testing.assert_array_equal(rest.params, whole.params[end:])
+
+
+def test_a_converged_descent_is_saved_and_done_again(tmp_path):
+    problem = tw.Problem.from_catalogue("beale")
+    optimizer = tw.SGD(lr=lambda t: 0.01 / (1 + 0.001 * t), momentum=[0.0, 0.9])
+    path = tw.descend(problem, optimizer, steps=4000, stop={"risk": 1e-3, "grad_norm": 1e-3})
+    assert (path.status == "converged").all()
+    assert path.step[-1] < 4000
+    tw.save(path, tmp_path / "path.nc")
+    loaded = tw.load(tmp_path / "path.nc")
+    assert loaded.identical(path)
+    assert tw.rerun(loaded).equals(path)
+    by_function = tw.descend(problem, tw.SGD(lr=0.01), steps=9, stop=close_enough)
+    with pytest.raises(tw.InputError, match=r"stopped by a function .* \(<close_enough>\)"):
+        tw.rerun(by_function)
+
+
+def test_show_and_plots_know_what_converged_means():
+    path = tw.descend(bowl_problem(), tw.SGD(lr=[0.05, 0.1]), steps=300, stop={"loss": 1e-8})
+    text = "\n".join(show.lines(path, rows=5))
+    for i in range(2):
+        assert f"converged at step {int(path.stopped_at[i])}" in text
+    ax = tw.plot.loss(path)
+    assert not any("diverged" in t.get_text() for t in ax.get_legend().get_texts())
+    plane = tw.coordinate_plane(bowl_problem(), {"x": (-1, 2), "y": (-3, 1)}, points=9)
+    tw.plot.contour(tw.landscape(bowl_problem(), plane), path)
+    assert results.settings_of(path)["stop"] == {"loss": 1e-8}
+
+
+@pytest.mark.parametrize(
+    ("stop", "message"),
+    [
+        ({}, "mapping from names"),
+        (1e-6, "mapping from names"),
+        ({"loss": "small"}, "must be a number"),
+        ({"loss": np.nan}, "must be a number"),
+        ({"loss": True}, "must be a number"),
+        ({"los": 1e-6}, "did you mean 'loss'"),
+        ({"evaluations": 1}, "unknown stop 'evaluations'"),
+        ({"successive_change": 1e-6}, "state of its own"),
+        ({"expected": 1e-6}, "no expected risk"),
+        (lambda at: bool(at.loss < 1), "jax.numpy"),
+    ],
+)
+def test_rules_that_cannot_be(stop, message):
+    with pytest.raises(tw.InputError, match=message):
+        tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=3, stop=stop)
+
+
+def test_thresholds_are_not_rounded_to_the_losses_precision():
+    x = np.linspace(-1, 1, 20, dtype=np.float32)
+    problem = tw.Problem(line, "mse", x, 2 * x, params={"weight": 0.0, "bias": 1.0})
+    whole = tw.descend(problem, tw.SGD(lr=0.1), steps=10)
+    assert whole.loss.dtype == np.float32
+    just_below = float(whole.loss[4]) * (1 - 1e-9)  # the same float32
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=10, stop={"loss": just_below})
+    assert path.stopped_at == 5
