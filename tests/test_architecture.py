@@ -20,7 +20,7 @@ FLOORS = [
     ["backend", "losses", "params", "results", "blocks", "tables", "catalogue"],
     ["inputs", "plots", "show"],
     ["problem"],
-    ["programs", "sampling", "optimizers", "ensemble", "observables"],
+    ["programs", "sampling", "optimizers", "ensemble", "observables", "lazy", "tangents"],
     ["stopping"],
     ["planes", "loop", "record"],
     ["job"],
@@ -34,6 +34,7 @@ SIBLINGS = {
     "losses": {"backend"},
     "params": {"backend"},
     "ensemble": {"optimizers"},
+    "tangents": {"observables"},
 }
 
 
@@ -129,7 +130,8 @@ def test_the_public_surface_is_what_it_is():
         "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "optax", "descend", "Observable",
         "empirical_risk", "expected_risk", "gradient_norm", "movement", "movement_by_parameter",
         "relative_movement", "risk_on", "successive_change", "Plane", "coordinate_plane", "line",
-        "landscape", "load", "project", "save", "rerun", "losses", "optimizers", "plot", "report",
+        "landscape", "jacobian", "kernel_drift", "linearize", "ntk", "scale_output",
+        "load", "project", "save", "rerun", "losses", "optimizers", "plot", "report",
         "studies",
     }  # fmt: skip
     assert set(thalweg.__all__) <= set(dir(thalweg))

@@ -31,6 +31,9 @@ _NAMES = {
         ),
         "observables",
     ),
+    # first order: tangents, and the problems that lazy training is about
+    **dict.fromkeys(("jacobian", "kernel_drift", "ntk"), "tangents"),
+    **dict.fromkeys(("linearize", "scale_output"), "lazy"),
     # where to look, and what is there
     **dict.fromkeys(("Plane", "coordinate_plane", "line"), "planes"),
     "landscape": "landscapes",

@@ -226,6 +226,10 @@ class Job:
     def _notes(self, name: str) -> dict[str, str]:
         """What a reader of the record must know: a relative movement from nowhere is absolute."""
         seen = self.plan.observed.get(name)
+        if seen is not None and seen.relative:
+            first = jax.tree_util.tree_leaves(self.walk.memory[name])
+            kept = [np.asarray(leaf).reshape(self.who.count, -1).any(axis=1) for leaf in first]
+            return {} if np.any(kept, axis=0).all() else {"note": observables.OF_ZERO}
         if seen is None or not observables.is_relative_to_start(seen):
             return {}
         norms = np.linalg.norm(self._vectors(self.layout, self.started, self.who.shape), axis=0)

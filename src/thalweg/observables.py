@@ -54,12 +54,14 @@ class Observable:
     """An observable with a state.
 
     `init(at)` gives the state at the first step and `measure(at, state)` a value and the next state. The
-    state advances at recorded steps, or with `every_step` at every one.
+    state advances at recorded steps, or with `every_step` at every one. `relative` says that a value
+    is divided by the norm of the first state, unless that is zero: the record then says so.
     """
 
     init: Any
     measure: Any
     every_step: bool = field(default=False, metadata={"static": True})
+    relative: bool = field(default=False, metadata={"static": True})
 
 
 def relative_movement(at: At) -> Any:
@@ -69,6 +71,7 @@ def relative_movement(at: At) -> Any:
 
 
 FROM_ZERO = "absolute for runs that start from norm zero, where a relative movement is undefined"
+OF_ZERO = "absolute for runs whose first value has norm zero, where a relative one is undefined"
 
 
 def is_relative_to_start(observable: Observable) -> bool:
