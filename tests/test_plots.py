@@ -149,13 +149,14 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "movement": (SWEEP,),
     "record": (SWEEP, "loss"),
     "histogram": (SWEEP,),
+    "curve": (SWEEP["loss"][-1],),
     "points": (fitted(),),
     "fit": (fitted(),),
     "residuals": (fitted(),),
     "residual_scatter": (fitted(),),
 }
 OPTIONS: dict[str, dict[str, Any]] = {"risks": {"sample": 1}}
-OTHERS = {"trace", "mark", "grid", "quantile_levels"}  # tested by themselves
+OTHERS = {"trace", "mark", "grid", "quantile_levels", "log_slope"}  # tested by themselves
 
 
 def test_every_public_function_is_in_these_tests() -> None:
@@ -164,13 +165,13 @@ def test_every_public_function_is_in_these_tests() -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_inputs_come_out_unchanged_and_every_axis_is_labelled(name: str) -> None:
-    before = [a.copy(deep=True) if isinstance(a, xr.Dataset) else a for a in CALLS[name]]
+    before = [a.copy(deep=True) if hasattr(a, "coords") else a for a in CALLS[name]]
     with plt.rc_context({"figure.max_open_warning": 1}):
         drawn = getattr(plots, name)(*CALLS[name], **OPTIONS.get(name, {}))
     figure = drawn if name in ("risks", "step_panels") else drawn.figure
     figure.canvas.draw()
     for old, new in zip(before, CALLS[name], strict=True):
-        if isinstance(old, xr.Dataset):
+        if hasattr(old, "coords"):
             xr.testing.assert_identical(old, new)
     panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
     for i, ax in enumerate(panels):

@@ -11,14 +11,17 @@ from thalweg.plots.fits import fit, points, residual_scatter, residuals
 from thalweg.plots.histograms import histogram
 from thalweg.plots.panels import grid, risks, step_panels
 from thalweg.plots.paths import mark, trace
+from thalweg.plots.quantities import curve, log_slope
 from thalweg.plots.surfaces import contour, heatmap, profile
 
 __all__ = [
     "contour",
+    "curve",
     "fit",
     "grid",
     "heatmap",
     "histogram",
+    "log_slope",
     "loss",
     "mark",
     "movement",
