@@ -127,6 +127,7 @@ def test_what_is_left_out_is_said():
 def test_one_point_is_seen():
     ax = plots.curve(power()[:1, 0])
     assert ax.lines[0].get_marker() == "o"
+    assert legend(ax) == ["drift"]  # a lone curve is named like any other
 
 
 @pytest.mark.parametrize(

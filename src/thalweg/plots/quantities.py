@@ -78,6 +78,7 @@ def curve(
     place = place[order]
     numbers = values.transpose(dim, *rest, *pooled).values.astype(float)[order]
     numbers = numbers.reshape(*numbers.shape[: 1 + len(rest)], -1)
+    text = curves.label_of(str(values.name)) if values.name is not None else "value"
     ax = style.new_axes(ax)
     ax.set_xscale(x)
     ax.set_yscale(y)
@@ -108,7 +109,7 @@ def curve(
             marker=look.marker if alone or points == 1 else None,
             markevery=max(1, len(place) // _MARKS) if points > 1 else None,
             ms=4.5,
-            label=(name or "_curve") if alone or i == 0 else "_curve",
+            label=(name or text) if alone or i == 0 else "_curve",
             gid=gid,
         )
         if alone and band is not None and numbers.shape[-1] > 1:
@@ -117,7 +118,6 @@ def curve(
             _draw_slope(ax, place, center, None if slope is True else slope, look, who)
     if low:
         style.note(ax, f"{style.count_of(low, 'value')} ≤ 0 not shown (log axis)")
-    text = curves.label_of(str(values.name)) if values.name is not None else "value"
     ax.set(
         xlabel=style.label_of(values[along], style.plain(along)),
         ylabel=style.label_of(values, text),
