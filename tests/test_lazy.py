@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import bowl_problem, data, line_problem
-from test_descent import compilations  # noqa: F401  (a fixture)
 
 import thalweg as tw
 from thalweg.catalogue.models import init_mlp, mlp
@@ -195,7 +194,7 @@ def as_double(tree):
 # Compilations --------------------------------------------------------------------------------------
 
 
-def test_a_sweep_over_alpha_compiles_once(compilations):  # noqa: F811
+def test_a_sweep_over_alpha_compiles_once(compilations):
     problem = network()
     for made in (problem.params, nearby(problem)):  # both kinds, everything compiled
         tw.descend(tw.scale_output(problem, made, 1.0), tw.SGD(lr=0.1), steps=50)
