@@ -1,0 +1,136 @@
+"""How long each study takes: `python -m benchmarks.studies [STUDY ...]`; without a name, all of them,
+and docs/timings.md is written.
+
+Each study is run by the command with nothing compiled and once more with what the first kept, and in
+one process twice without drawing. Beside it stands the same work as the PyTorch loop that a notebook
+has: its units (a step of one descent, a point of a grid) are timed on a part, and scaled.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import tools
+from benchmarks.harness import ratio, seconds
+from benchmarks.loops import LOOPS, Work
+
+PAGE = tools.ROOT / "docs" / "timings.md"
+_HEAD = (
+    "study",
+    "the command, first time",
+    "again",
+    "computing alone, first time",
+    "again",
+    "PyTorch loop, scaled",
+    "loop / ours, first time",
+    "again",
+    "what the loop does (measured part)",
+)
+
+
+def computing(name: str) -> list[float]:
+    """Seconds of the study's computation, twice in this process; called in a fresh one."""
+    import thalweg as tw
+
+    taken = []
+    for _ in range(2):
+        began = time.perf_counter()
+        tw.studies.run(name)
+        taken.append(time.perf_counter() - began)
+    return taken
+
+
+def commanding(name: str, cache: Path) -> float:
+    """Seconds of the whole command, drawing and report included."""
+    began = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "thalweg", "run", name, "--out", str(cache / name)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+    )
+    return time.perf_counter() - began
+
+
+def looping(name: str) -> tuple[float, str]:
+    """Seconds of the loop, scaled, and which part was measured; called in a fresh process."""
+    import torch
+
+    torch.manual_seed(0)
+    total, parts = 0.0, []
+    for work in LOOPS[name]():
+        total += work.count * _unit(work)
+        parts.append(f"{work.count:,} {work.what} ({min(work.measured, work.count):,})")
+    return total, "; ".join(parts)
+
+
+def _unit(work: Work) -> float:
+    """Seconds of one unit: the least of three measured parts, after one that warms up."""
+    many = min(work.measured, work.count)
+    work.run(max(1, many // 10))
+    taken = []
+    for _ in range(3):
+        began = time.perf_counter()
+        work.run(many)
+        taken.append((time.perf_counter() - began) / many)
+    return min(taken)
+
+
+def row(name: str) -> tuple[list[str], float, float]:
+    """A line of the table, and the seconds of the command, first time and again."""
+    cache = tools.scratch() / f"cache-{name}"
+    cache.mkdir()
+    first, again = commanding(name, cache), commanding(name, cache)
+    cold, warm = tools.fresh("studies", "computing", name)
+    loop, parts = tools.fresh("studies", "looping", name)
+    numbers = [first, again, cold, warm, loop]
+    cells = [f"`{name}`", *map(seconds, numbers), ratio(loop / cold), ratio(loop / warm), parts]
+    return cells, first, again
+
+
+def main(names: list[str]) -> int:
+    from thalweg.studies import STUDIES
+
+    rows, totals = [], [0.0, 0.0]
+    for name in names or STUDIES:
+        print(f"{name} …", file=sys.stderr)
+        cells, first, again = row(name)
+        print(" | ".join(cells), file=sys.stderr)
+        rows.append(cells)
+        totals[0] += first
+        totals[1] += again
+    page = "\n".join(
+        [
+            "# How long the studies take",
+            "",
+            "`python -m benchmarks.studies` writes this page: every study at its default settings. *The "
+            "command* is `thalweg run STUDY --out DIR` as a whole process, with its figures and its "
+            "report; *first time* with nothing compiled before, *again* with the compiled programs that "
+            "it keeps in the user's cache folder. *Computing alone* is `thalweg.studies.run` in a new "
+            "process, and once more in the same one. *PyTorch loop* is the same work as notebooks do it, "
+            "a Python loop over steps, runs and grid points that appends what it records; only a part "
+            "of it was run, and its time scaled up to the whole, as the last column says.",
+            "",
+            "| " + " | ".join(_HEAD) + " |",
+            "|" + "---|" * len(_HEAD),
+            *("| " + " | ".join(cells) + " |" for cells in rows),
+            "",
+            f"All commands one after the other: {seconds(totals[0])} the first time, "
+            f"{seconds(totals[1])} again.",
+            "",
+            *(f"- {line}" for line in tools.machine()),
+            "",
+        ]
+    )
+    print(page)
+    if not names:
+        PAGE.write_text(page, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
