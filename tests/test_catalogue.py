@@ -53,8 +53,10 @@ def test_regression_says_what_is_wrong():
         data.regression("midle", 5)
     with pytest.raises(tw.InputError, match="at least one sample"):
         data.regression("simple", 0)
-    with pytest.raises(tw.InputError, match="noise -1 given"):
+    with pytest.raises(tw.InputError, match="noise -1 and seed 0 given"):
         data.regression("simple", 3, noise=-1.0)
+    with pytest.raises(tw.InputError, match="seed -2 given"):
+        data.regression("simple", 3, seed=-2)
 
 
 # Models ------------------------------------------------------------------------------------------

@@ -69,7 +69,9 @@ def study(monkeypatch):
             (name.replace("_", "-"), Drawing.of(thing, f"the {name} & its caption"))
             for name, thing in things.items()
         )
-        module.findings = lambda tree, settings: Findings({"x": "1"}, ("See x.",))
+        module.findings = lambda tree, settings: Findings(
+            {"x": "1"}, ("See x.",), tables={"Parts & sizes": [("part", "size"), ("a < b", "2")]}
+        )
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(studies.STUDIES, "of-figures", ("of_figures", "its figures"))
         return studies.run("of-figures")
@@ -102,6 +104,13 @@ def test_a_library_that_lacks_its_own_is_not_called_missing(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="what_it_needs"):
         optional("half_there", "these figures need", "half")
+
+
+def test_a_table_is_in_the_page(study, tmp_path):
+    page = report.write(study(), tmp_path).read_text(encoding="utf-8")
+    assert "<h2>Parts &amp; sizes</h2>" in page
+    assert '<th scope="col">part</th><th scope="col">size</th>' in page
+    assert "<td>a &lt; b</td><td>2</td>" in page
 
 
 def test_every_kind_of_figure_has_a_file_and_is_in_the_page(study, tmp_path):

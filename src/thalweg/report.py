@@ -74,6 +74,7 @@ def _page(tree: xr.DataTree, figures: Path) -> str:
         warnings=found.warnings,
         sentences=found.sentences,
         numbers=found.numbers.items(),
+        tables=found.tables.items(),
         figures=drawn,
         plotly=plotly,
         settings=settings,

@@ -74,14 +74,14 @@ def regression(
     With the same seed the x are the same whatever the target and the noise.
 
     Raises:
-        InputError: a target that is not in `TARGETS`, less than one sample, a negative noise.
+        InputError: a target that is not in `TARGETS`, less than one sample, a negative noise or seed.
     """
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
-    if n < 1 or not noise >= 0:
+    if n < 1 or not 0 <= noise < np.inf or seed < 0:
         raise InputError(
-            f"regression data need at least one sample and a noise of at least 0; {n} samples and "
-            f"noise {noise:g} given."
+            "regression data need at least one sample, and a noise and a seed of at least 0; "
+            f"{n} samples, noise {noise:g} and seed {seed} given."
         )
     rng = np.random.default_rng(seed)
     x = rng.uniform(-1, 1, n)

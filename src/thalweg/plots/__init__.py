@@ -12,12 +12,14 @@ from thalweg.plots.histograms import histogram
 from thalweg.plots.panels import grid, risks, step_panels
 from thalweg.plots.paths import mark, trace
 from thalweg.plots.quantities import curve, log_slope
+from thalweg.plots.regression import functions, targets
 from thalweg.plots.surfaces import contour, heatmap, profile
 
 __all__ = [
     "contour",
     "curve",
     "fit",
+    "functions",
     "grid",
     "heatmap",
     "histogram",
@@ -33,5 +35,6 @@ __all__ = [
     "residuals",
     "risks",
     "step_panels",
+    "targets",
     "trace",
 ]

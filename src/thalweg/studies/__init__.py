@@ -16,7 +16,7 @@ import dataclasses
 import importlib
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +42,15 @@ _OWN = {"fit": ("fit", "columns of a table, a model, and the way an optimizer to
 
 @dataclass(frozen=True)
 class Findings:
-    """What a report says: the numbers that matter, in order, and a few sentences."""
+    """What a report says: the numbers that matter, in order, a few sentences, and tables by title.
+
+    A table's rows are texts; the first is its head.
+    """
 
     numbers: Mapping[str, str]
     sentences: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    tables: Mapping[str, Sequence[Sequence[str]]] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,181 @@
+"""Functions of one variable: what is to be learnt, and what models are before and after training.
+
+The data are a dataset with `x` and `y` on `sample`, and `y_grid` (target, grid) at `x_grid` (grid):
+functions by the names of the coordinate `target`, with the coordinate `formula`, of which the
+attribute `target` names the one that was sampled. The models' functions are a dataset with `x_grid`
+(grid) and `yhat_grid` (moment, grid, …members).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from thalweg.errors import InputError
+from thalweg.plots import fits, members, style
+
+_PANEL = (4.2, 3.6)  # inches
+_LEGEND = 0.6  # inches for the legend below
+
+
+def targets(data: xr.Dataset, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """The functions to be learnt, and the samples of one of them.
+
+    Args:
+        data: see the module.
+        ax: where to draw; a new figure without it.
+        title: a title; "Targets and data" without it.
+
+    Raises:
+        InputError: a variable that is missing.
+    """
+    _check(data, "x", "y", "x_grid", "y_grid")
+    sampled = data.attrs.get("target")
+    ax = style.new_axes(ax)
+    for i, name in enumerate(data["target"].values):
+        look = style.style(i)
+        text = style.plain(name)
+        if "formula" in data:
+            text += f": {style.plain(data['formula'].values[i])}"
+        ax.plot(
+            data["x_grid"],
+            data["y_grid"].isel(target=i),
+            color=look.color,
+            ls=look.dash,
+            lw=2.2 if name == sampled else 1.2,
+            label=text,
+            gid=f"{style.SERIES}-{i}",
+        )
+    title = "Targets and data" if title is None else title
+    return fits.points(data, ax=ax, title=title, label=style.joined("data", sampled, by=": "))
+
+
+def functions(
+    data: xr.Dataset,
+    models: xr.Dataset,
+    *,
+    figure: Figure | SubFigure | None = None,
+    title: str | None = None,
+    sharey: bool = True,
+) -> Figure | SubFigure:
+    """What models are as functions, a panel a moment, with the data and what was to be learnt.
+
+    Runs are thin lines, all of one style; each combination of the other dimensions has its own, up to
+    ten of them. Functions that are not finite are left out, and a note says how many.
+
+    Args:
+        data, models: see the module.
+        figure: where to draw, empty; a new one without it.
+        title: a title above the panels.
+        sharey: whether all panels have the same vertical axis.
+
+    Raises:
+        InputError: a variable or a dimension that is missing.
+    """
+    _check(data, "x", "y", "x_grid", "y_grid")
+    _check(models, "x_grid", "yhat_grid")
+    if not {"moment", "grid"} <= set(models["yhat_grid"].dims):
+        raise InputError(
+            f"'yhat_grid' needs the dimensions moment and grid; it has {models['yhat_grid'].dims}."
+        )
+    moments = [str(moment) for moment in models["moment"].values]
+    if figure is None:
+        figure = style.new_figure((_PANEL[0] * len(moments), _PANEL[1] + _LEGEND))
+    axes = figure.subplots(1, len(moments), sharex=True, sharey=sharey, squeeze=False)[0]
+    series = _series(models)
+    grid = models["x_grid"].values
+    for ax, moment in zip(axes, moments, strict=True):
+        yhat = models["yhat_grid"].sel(moment=moment).transpose("grid", ...).values.astype(float)
+        _target(ax, data, grid)
+        fits.points(data, ax=ax, title=style.plain(moment[:1].upper() + moment[1:]))
+        ax.get_legend().remove()  # one legend below serves all panels
+        ax.locator_params(axis="x", nbins=5)
+        lost = 0
+        for i, one in enumerate(series):
+            lost += _draw(ax, grid, yhat, one, i)
+        if lost:
+            every = sum(len(one.members) for one in series)
+            style.note(ax, f"{lost:,} of {style.count_of(every, 'model')} not finite (diverged)")
+        ax.label_outer()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(len(labels), 3 if len(moments) < 3 else 5),
+        fontsize="small",
+    )
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _series(models: xr.Dataset) -> list[members.Series]:
+    """A series a combination of the members' dimensions without the runs; one where they are many."""
+    values = models["yhat_grid"]
+    dims = [str(d) for d in values.dims if d not in ("moment", "grid")]
+    groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for index in np.ndindex(*(values.sizes[d] for d in dims)):
+        key = tuple(i for i, dim in zip(index, dims, strict=True) if dim != "run")
+        groups.setdefault(key, []).append(index)
+    every = sum(map(len, groups.values()))
+    if len(groups) > members.MOST:
+        indices = tuple(index for group in groups.values() for index in group)
+        return [members.Series(style.count_of(every, "model"), indices)]
+    named = []
+    for group in groups.values():
+        parts = [
+            f"{style.plain(dim)} {style.value_text(models[dim].values[i])}"
+            for dim, i in zip(dims, group[0], strict=True)
+            if dim != "run"
+        ]
+        runs = style.count_of(len(group), "run") if len(group) > 1 else None
+        text = style.joined(style.joined(*parts), runs, by=": ") or "model"
+        named.append(members.Series(text, tuple(group)))
+    return named
+
+
+def _target(ax: Axes, data: xr.Dataset, grid: np.ndarray) -> None:
+    """The function that was sampled, where the models are drawn."""
+    sampled = data.attrs.get("target")
+    if sampled is None:
+        return
+    x, y = data["x_grid"].values, data["y_grid"].sel(target=sampled).values
+    inside = (x >= grid.min()) & (x <= grid.max())
+    ax.plot(x[inside], y[inside], color="0.2", ls=(0, (1, 1.2)), lw=1.4, zorder=2, label="target")
+
+
+def _draw(ax: Axes, grid: np.ndarray, yhat: np.ndarray, series: members.Series, i: int) -> int:
+    """The members of a series that are finite, and how many are not."""
+    look, gid = style.style(i), f"{style.SERIES}-{i}"
+    many = len(series.members) > 1
+    curves = [yhat[(slice(None), *index)] for index in series.members]
+    kept = [curve for curve in curves if np.isfinite(curve).all()]
+    for curve in kept:
+        ax.plot(
+            grid,
+            curve,
+            color=look.color,
+            ls="-" if many else look.dash,
+            lw=0.9 if many else 1.8,
+            alpha=max(0.15, min(0.7, 20 / len(curves))) if many else 1,
+            marker="o" if len(grid) == 1 else None,
+            ms=3,
+            zorder=3,
+            label="_model",
+            gid=gid,
+        )
+    dash = "-" if many else look.dash
+    ax.plot([], [], color=look.color, ls=dash, lw=1.6, label=series.label, gid=gid)
+    return len(curves) - len(kept)
+
+
+def _check(dataset: object, *names: str) -> None:
+    if not isinstance(dataset, xr.Dataset):
+        raise InputError(f"a dataset was expected; {type(dataset).__name__} given.")
+    for name in names:
+        if name not in dataset.variables:
+            held = ", ".join(map(str, dataset.variables))
+            raise InputError(f"this dataset has no {name!r}; it has {held}.")

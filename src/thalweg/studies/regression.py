@@ -1,0 +1,158 @@
+"""What the studies of regression in one dimension share.
+
+The nodes: targets and data; the functions that models are, before and after training; the table of
+their parameters. JAX is needed to make them, and not to read them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from thalweg.studies import setting
+
+if TYPE_CHECKING:
+    from thalweg.problem import Problem
+
+GRID = 401  # points on [−1, 1]: every 0.005, the targets' kinks among them
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What can be changed about the data, and how they are walked through."""
+
+    target: str = setting("middle", "what is learnt: simple, middle or complex")
+    n_samples: int = setting(15, "number of samples")
+    noise: float = setting(0.0, "standard deviation of the noise")
+    batch_size: int | None = setting(
+        None, "samples a step, first in the data's order, then reshuffled; none for all of them"
+    )
+    seed: int = setting(0, "of the data, the initialisations and the batches")
+
+
+def batches(settings: DataSettings) -> dict[str, Any]:
+    """The arguments of `descend` that walk through the data as the settings say."""
+    if settings.batch_size is None:
+        return {}
+    return {"batch_size": settings.batch_size, "shuffle": "after_first"}
+
+
+def data(settings: DataSettings) -> xr.Dataset:
+    """The data `x`, `y` (sample), and all targets as `y_grid` (target, grid) at `x_grid` (grid).
+
+    The attribute `target` says which of them was sampled.
+    """
+    from thalweg.catalogue.data import TARGETS, regression
+
+    x, y = regression(settings.target, settings.n_samples, noise=settings.noise, seed=settings.seed)
+    grid = np.linspace(-1, 1, GRID)
+    return xr.Dataset(
+        {
+            "x": ("sample", x),
+            "y": ("sample", y),
+            "x_grid": ("grid", grid),
+            "y_grid": (("target", "grid"), np.stack([t(grid) for t in TARGETS.values()])),
+        },
+        coords={
+            "target": list(TARGETS),
+            "formula": ("target", [t.formula for t in TARGETS.values()]),
+        },
+        attrs={"target": settings.target},
+    )
+
+
+def functions(
+    problem: Problem, moments: Mapping[str, xr.DataArray], grid: np.ndarray, inputs: Any = None
+) -> xr.Dataset:
+    """The functions that a model is at some moments, for every member of a trajectory.
+
+    Args:
+        problem: whose model it is.
+        moments: name -> parameters (param, …members), such as a trajectory's `start` and `final`.
+        grid: where to evaluate, (grid,).
+        inputs: what the model is given there, where that is not `grid` itself: its features.
+
+    Returns:
+        `x_grid` (grid) and `yhat_grid` (moment, grid, …members), NaN where a member diverged.
+    """
+    import jax
+
+    predict = jax.jit(jax.vmap(problem.predict, (0, None)))
+    drawn = []
+    for vectors in moments.values():
+        sizes = {str(d): n for d, n in vectors.sizes.items() if d != "param"}
+        flat = vectors.transpose("param", *sizes).values.reshape(problem.size, -1)
+        yhat = np.asarray(predict(problem.unflatten(flat.T), grid if inputs is None else inputs))
+        members = {d: vectors[d] for d in sizes if d in vectors.coords}
+        shape = (len(grid), *sizes.values())
+        drawn.append(xr.DataArray(yhat.T.reshape(shape), members, ("grid", *sizes)))
+    together = xr.concat(drawn, xr.Variable("moment", list(moments)))
+    return xr.Dataset({"x_grid": ("grid", grid), "yhat_grid": together})
+
+
+def parameters(problem: Problem, path: xr.Dataset) -> xr.Dataset:
+    """A model's parameter tensors: `shape` and `size` (tensor), and `norm_start`, `norm_final` and
+    `moved` (tensor, …members), the norms ‖w_0‖, ‖w_T‖ and ‖w_T − w_0‖ of each."""
+    layout = problem.layout
+    first = np.cumsum((0, *layout.sizes))[:-1]
+    dims = ("tensor", *(str(d) for d in path["start"].dims if d != "param"))
+
+    def norms(vectors: xr.DataArray) -> tuple[tuple[str, ...], np.ndarray]:
+        squares = vectors.transpose("param", ...).values.astype(float) ** 2
+        return dims, np.sqrt(np.add.reduceat(squares, first, axis=0))
+
+    return xr.Dataset(
+        {
+            "shape": ("tensor", [" × ".join(map(str, s)) or "scalar" for s in layout.shapes]),
+            "size": ("tensor", list(layout.sizes)),
+            "norm_start": norms(path["start"]),
+            "norm_final": norms(path["final"]),
+            "moved": norms(path["final"] - path["start"]),
+        },
+        coords={"tensor": list(layout.leaf_names)},
+    )
+
+
+# From the saved tree: no JAX from here on ---------------------------------------------------------
+
+
+def count(table: xr.Dataset) -> int:
+    """The number of parameters of a model, from its table."""
+    return int(table["size"].sum())
+
+
+def rows(tables: Mapping[str, xr.Dataset]) -> list[tuple[str, ...]]:
+    """The parameter tables of some models as the rows of one, for a report; the first is its head.
+
+    Of several members the median is given, diverged ones left out.
+    """
+    out = [("model", "parameter", "shape", "number", "‖w₀‖", "‖w_T‖", "‖w_T − w₀‖ / ‖w₀‖")]
+    for model, table in tables.items():
+        norms = {k: table[k].transpose("tensor", ...).values for k in _NORMS}
+        for i, tensor in enumerate(table["tensor"].values):
+            shape, size = (table[k].values[i] for k in ("shape", "size"))
+            out.append((model, str(tensor), str(shape), f"{size:,}", *_texts(norms, i)))
+            model = ""
+        whole = {k: np.sqrt((v**2).sum(axis=0, keepdims=True)) for k, v in norms.items()}
+        out.append(("", "all", "", f"{count(table):,}", *_texts(whole, 0)))
+    return out
+
+
+_NORMS = ("norm_start", "norm_final", "moved")
+
+
+def _texts(norms: Mapping[str, np.ndarray], i: int) -> tuple[str, str, str]:
+    """Both norms and the movement of tensor i; the movement is absolute where it starts at zero."""
+    start, final, moved = (norms[k][i].ravel() for k in _NORMS)
+    zero = start == 0
+    relative = moved / np.where(zero, 1, start)
+    return _median(start), _median(final), _median(relative) + (" (absolute)" * bool(zero.any()))
+
+
+def _median(values: np.ndarray) -> str:
+    values = values[np.isfinite(values)]
+    return f"{np.median(values):.4g}" if values.size else "not finite"
