@@ -150,6 +150,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "record": (SWEEP, "loss"),
     "histogram": (SWEEP,),
     "curve": (SWEEP["loss"][-1],),
+    "matrix": (SWEEP["relative_movement"][:, :, 0],),
+    "spectrum": (np.arange(9.0),),
     "points": (fitted(),),
     "fit": (fitted(),),
     "residuals": (fitted(),),
@@ -180,7 +182,7 @@ def test_inputs_come_out_unchanged_and_every_axis_is_labelled(name: str) -> None
         assert ax.get_ylabel() or i  # panels in a row share the label of the first
     for ax in figure.axes:
         if ax.get_label() == "<colorbar>":
-            assert "risk" in ax.get_ylabel()
+            assert ("movement" if name == "matrix" else "risk") in ax.get_ylabel()
     if "figure" in inspect.signature(getattr(plots, name)).parameters:
         given = plt.figure(layout="constrained")
         assert getattr(plots, name)(*CALLS[name], **OPTIONS.get(name, {}), figure=given) is given

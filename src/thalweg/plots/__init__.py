@@ -9,6 +9,7 @@ from thalweg.plots.bands import quantile_levels
 from thalweg.plots.curves import loss, movement, record
 from thalweg.plots.fits import fit, points, residual_scatter, residuals
 from thalweg.plots.histograms import histogram
+from thalweg.plots.matrices import matrix, spectrum
 from thalweg.plots.panels import grid, risks, step_panels
 from thalweg.plots.paths import mark, trace
 from thalweg.plots.quantities import curve, log_slope
@@ -26,6 +27,7 @@ __all__ = [
     "log_slope",
     "loss",
     "mark",
+    "matrix",
     "movement",
     "points",
     "profile",
@@ -34,6 +36,7 @@ __all__ = [
     "residual_scatter",
     "residuals",
     "risks",
+    "spectrum",
     "step_panels",
     "targets",
     "trace",
