@@ -31,6 +31,7 @@ FLOORS = [
     ["cli"],
 ]
 SIBLINGS = {
+    "catalogue": {"backend"},
     "losses": {"backend"},
     "params": {"backend"},
     "ensemble": {"optimizers"},

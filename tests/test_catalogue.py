@@ -1,5 +1,8 @@
 """Data and models of the catalogue, against torch.nn and against the formulas by hand."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -143,3 +146,11 @@ def test_fourier_features_nest_and_start_where_told():
 def test_fourier_features_say_what_is_wrong(dimension, first):
     with pytest.raises(tw.InputError, match="come in pairs"):
         models.fourier_features(np.zeros(3), dimension, first=first)
+
+
+def test_features_are_float64_whatever_was_imported_before():
+    code = (
+        "import numpy; from thalweg.catalogue import models;"
+        "assert models.fourier_features(numpy.ones(1), 2).dtype == 'float64'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from thalweg import backend as _backend  # noqa: F401
+
 
 @dataclass(frozen=True)
 class TestFunction:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from thalweg import backend as _backend  # noqa: F401
 from thalweg.errors import InputError, unknown
 
 Params = Any
