@@ -3,4 +3,5 @@
 SMALL = {
     "minimal-mlp": {"n_samples": 20, "points": 21},
     "losses-and-momentum": {"points": 21, "steps": 20},
+    "eigenbasis": {"p": 20, "n": 200, "steps": 50, "wide_p": 20, "wide_n": 10, "wide_steps": 50},
 }

@@ -130,6 +130,19 @@ def test_one_point_is_seen():
     assert legend(ax) == ["drift"]  # a lone curve is named like any other
 
 
+def test_points_and_lines():
+    many = xr.DataArray(np.arange(60.0), {"p": np.arange(60)}, name="risk")
+    for options, every, marker, dash in [
+        ({}, 5, "o", "-"),
+        ({"points": True}, 1, "o", "-"),
+        ({"points": False}, 1, "", "-"),
+        ({"line": False}, 1, "o", "None"),
+    ]:
+        (drawn,) = plots.curve(many, **options).lines
+        looks = (drawn.get_markevery(), drawn.get_marker(), drawn.get_linestyle())
+        assert looks == (every, marker, dash), options
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

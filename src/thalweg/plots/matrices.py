@@ -102,7 +102,7 @@ def spectrum(
     *,
     density: xr.DataArray | None = None,
     edges: tuple[float, ...] = (),
-    bins: Any = 25,
+    bins: Any = 20,
     ax: Axes | None = None,
     title: str | None = None,
     label: str | None = None,
@@ -155,7 +155,7 @@ def spectrum(
         gid = f"{style.SERIES}-{style.styles_taken(ax)}"
         other = style.style(style.styles_taken(ax))
         at = density[density.dims[0]].values
-        ax.plot(at, density.values, color=other.color, lw=1.8, label=name, gid=gid)
+        ax.plot(at, density.values, color=other.color, ls=other.dash, lw=1.8, label=name, gid=gid)
     for i, edge in enumerate(edges):
         text = "edges " + ", ".join(f"{e:.4g}" for e in edges)
         ax.axvline(edge, color="0.3", lw=1, ls=style.DASHES[1], label="_edge" if i else text)

@@ -25,6 +25,8 @@ def curve(
     middle: str = "median",
     band: tuple[float, float] | str | None = (0.1, 0.9),
     slope: bool | tuple[float, float] = False,
+    points: bool | None = None,
+    line: bool = True,
     x: str = "linear",
     y: str = "linear",
     ax: Axes | None = None,
@@ -47,6 +49,8 @@ def curve(
             either side; or None.
         slope: fit a straight line to the logarithms, and name its slope in the legend: True for all
             points, or the window of the coordinate to fit on. Needs x="log" and y="log".
+        points: a marker at each point; without it at about a dozen of them; False for none.
+        line: a line through them.
         x, y: "linear" or "log". On a log axis values at or below zero are left out, and counted.
         ax: where to draw; a new figure without it.
         title: a title; the names of both axes without it.
@@ -98,16 +102,19 @@ def curve(
         center = _middle(column, middle)
         shown = np.where(center > 0, center, np.nan) if y == "log" else center
         low += int((center <= 0).sum()) if y == "log" else 0
-        points = np.isfinite(shown).sum()
+        alone_there = np.isfinite(shown).sum() == 1  # a line through one point is nothing to see
+        marked = alone_there or not line or (alone if points is None else points)
+        every = max(1, len(place) // _MARKS) if points is None and line and not alone_there else 1
         ax.plot(
             place,
             shown,
             color=look.color,
-            ls=look.dash,
+            ls=look.dash if line else "",
             lw=1.6 if alone else 0.8,
             alpha=1 if alone else max(0.15, min(0.6, 20 / len(indices))),
-            marker=look.marker if alone or points == 1 else None,
-            markevery=max(1, len(place) // _MARKS) if points > 1 else None,
+            marker=look.marker if marked else "",
+            markevery=every,
+            mfc=None if line else "none",
             ms=4.5,
             label=(name or text) if alone or i == 0 else "_curve",
             gid=gid,

@@ -35,6 +35,10 @@ STUDIES = {
         "losses_and_momentum",
         "one line, four losses, and what momentum, Nesterov, weight decay and dampening do",
     ),
+    "eigenbasis": (
+        "eigenbasis",
+        "gradient descent on least squares, coordinate by coordinate, in the basis of eigenvectors",
+    ),
 }
 # the command's `descend` is a study of the user's own data
 _OWN = {"fit": ("fit", "columns of a table, a model, and the way an optimizer took to fit it")}
