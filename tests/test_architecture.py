@@ -133,6 +133,6 @@ def test_the_public_surface_is_what_it_is():
         "relative_movement", "risk_on", "successive_change", "Plane", "coordinate_plane", "line",
         "landscape", "jacobian", "kernel_drift", "linearize", "ntk", "scale_output",
         "load", "project", "save", "rerun", "losses", "optimizers", "plot", "report",
-        "studies",
+        "studies", "animate",
     }  # fmt: skip
     assert set(thalweg.__all__) <= set(dir(thalweg))

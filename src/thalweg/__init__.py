@@ -43,6 +43,7 @@ _NAMES = {
 }  # fmt: skip
 # public name of a module -> the module
 _MODULES = {
+    "animate": "plots.animations",
     "losses": "losses",
     "optimizers": "optimizers",
     "plot": "plots",

@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -107,30 +107,45 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
     Raises:
         InputError: where the folder does not exist, or a name or attribute cannot be stored.
     """
+    with replacing(path) as scratch:
+        if not isinstance(result, (xr.Dataset, xr.DataTree)):
+            raise InputError(
+                f"a Dataset or a DataTree can be saved; {type(result).__name__} given."
+            )
+        _check_names(result)
+        try:
+            result.to_netcdf(scratch, engine="h5netcdf")
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"this result cannot be stored as netCDF: {_first_line(error)}."
+            ) from error
+    return Path(path)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A scratch file to write to, which takes the place of `path` once all is written.
+
+    Raises:
+        InputError: where the folder does not exist, or `path` is one.
+    """
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"cannot save to {path}: the folder {path.parent} does not exist.")
     if path.is_dir():
         raise InputError(f"cannot save to {path}: it is a folder; give a file in it.")
-    if not isinstance(result, (xr.Dataset, xr.DataTree)):
-        raise InputError(f"a Dataset or a DataTree can be saved; {type(result).__name__} given.")
-    _check_names(result)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
+    scratch = Path(name)
     try:
-        result.to_netcdf(scratch, engine="h5netcdf")
+        yield scratch
         # mkstemp makes private files; a result has the permissions any new file would have
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(scratch, 0o666 & ~umask)
+        scratch.chmod(0o666 & ~umask)
         os.replace(scratch, path)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"this result cannot be stored as netCDF: {_first_line(error)}."
-        ) from error
     finally:
-        Path(scratch).unlink(missing_ok=True)
-    return path
+        scratch.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:

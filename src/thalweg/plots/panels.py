@@ -8,12 +8,15 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.quiver import Quiver
 
 from thalweg import results
 from thalweg.errors import InputError
 from thalweg.plots import bands, members, paths, style, surfaces
 from thalweg.plots.bands import Bands
 
+SO_FAR = "trajectory so far"
+LOOK = style.Style("black", "-", "o")
 _PANEL = (4.4, 3.8)  # inches, colour bar included
 
 
@@ -105,24 +108,12 @@ def step_panels(
         InputError: several members, a step or a record that the path does not hold, and what
             `contour` raises.
     """
-    members.check_trajectory(path)
-    if path["status"].size != 1:
-        raise InputError(
-            f"step_panels draws one member; this trajectory has {dict(path['status'].sizes)}. "
-            "Select one, as in path.isel(run=0)."
-        )
-    path = path.isel(dict.fromkeys(results.member_dims(path), 0))
+    path = one_member(path, "step_panels", arrow)
     if step not in path["step"].values:
         raise InputError(f"step {step!r} is not among the recorded steps of this trajectory.")
     now = path.sel(step=[step])
-    if arrow is not None and "grad" not in path:
-        raise InputError(
-            "the arrow needs the gradient: descend with record=['grad'], or give arrow=None."
-        )
-    sample = _sample(now) if sample is None else sample
-    if center is None:
-        expected = surfaces.risk_values(surface, "expected", None)
-        center = float(expected[tuple(n // 2 for n in expected.shape)])
+    sample = sample_of(now) if sample is None else sample
+    center = middle_risk(surface) if center is None else center
     figure, axes = _three(surface, sample, levels, n_levels, center, figure)
     left, middle, right = axes
     for ax in (left, right):
@@ -130,12 +121,59 @@ def step_panels(
     if arrow is not None:
         _arrow(left, surface, now, arrow)
     so_far = path.sel(step=path["step"].values <= step)
-    look = style.Style("black", "-", "o")
-    paths.draw(surface, so_far, middle, "trajectory so far", end=f"iterate {step}", look=look)
+    paths.draw(surface, so_far, middle, SO_FAR, end=f"iterate {step}", look=LOOK)
     for ax in (left, right):
         style.legend(ax)
     figure.suptitle(f"Step {step}, sample {sample}")
     return figure
+
+
+def one_member(path: xr.Dataset, who: str, arrow: float | None) -> xr.Dataset:
+    """The trajectory of the only member, which has gradients where an arrow is to be drawn."""
+    members.check_trajectory(path)
+    if path["status"].size != 1:
+        raise InputError(
+            f"{who} draws one member; this trajectory has {dict(path['status'].sizes)}. "
+            "Select one, as in path.isel(run=0)."
+        )
+    if arrow is not None and "grad" not in path:
+        raise InputError(
+            "the arrow needs the gradient: descend with record=['grad'], or give arrow=None."
+        )
+    return path.isel(dict.fromkeys(results.member_dims(path), 0))
+
+
+def middle_risk(surface: xr.Dataset) -> float:
+    """The expected risk at the middle of the grid, the point with index n // 2 on each axis."""
+    expected = surfaces.risk_values(surface, "expected", None)
+    return float(expected[tuple(n // 2 for n in expected.shape)])
+
+
+def shared_bands(
+    surface: xr.Dataset, levels: Any, n_levels: int, center: float | None
+) -> Bands | None:
+    """The bands of the empirical and the expected risk together."""
+    together = [surfaces.risk_values(surface, name, None) for name in ("empirical", "expected")]
+    return bands.choose(np.stack(together), levels, n_levels, center)
+
+
+def draw_pointwise(
+    ax: Axes, surface: xr.Dataset, sample: int, shared: Bands | None, levels: Any
+) -> None:
+    """The pointwise risk in the shared colours, the end bands reaching out to its own range."""
+    values = surfaces.risk_values(surface, "pointwise", sample)
+    own = None
+    if shared is not None:
+        own = shared.stretched(values)
+        _say_stretched(ax, shared, own)
+    surfaces.draw_contours(ax, surface, values, own, log=surfaces.is_log(levels))
+
+
+def shared_colorbar(axes: Axes | list[Axes], shared: Bands | None) -> None:
+    """The one colour bar of panels with shared bands."""
+    if shared is not None:
+        words = style.joined(shared.words, "of empirical and expected risk", by=",\n")
+        shared.colorbar(axes, f"risk ({words})")
 
 
 def _three(
@@ -146,28 +184,20 @@ def _three(
     center: float | None,
     figure: Figure | SubFigure | None,
 ) -> tuple[Figure | SubFigure, list[Axes]]:
-    names = ("pointwise", "empirical", "expected")
-    values = {
-        name: surfaces.risk_values(surface, name, sample if name == "pointwise" else None)
-        for name in names
-    }
-    together = np.concatenate([values["empirical"].ravel(), values["expected"].ravel()])
-    chosen = bands.choose(together, levels, n_levels, center)
+    surfaces.risk_values(surface, "pointwise", sample)  # raises before anything is drawn
+    shared = shared_bands(surface, levels, n_levels, center)
     figure = figure or style.new_figure((12.6, 4.3))
     axes = list(figure.subplots(1, 3, sharex=True, sharey=True))
-    log = isinstance(levels, str) and levels == "log"
-    for ax, name in zip(axes, names, strict=True):
-        used = chosen
-        if chosen is not None and name == "pointwise":
-            used = chosen.stretched(values[name])
-            _say_stretched(ax, chosen, used)
-        surfaces.draw_contours(ax, surface, values[name], used, log=log)
+    for ax, name in zip(axes, ("pointwise", "empirical", "expected"), strict=True):
+        if name == "pointwise":
+            draw_pointwise(ax, surface, sample, shared, levels)
+        else:
+            values = surfaces.risk_values(surface, name, None)
+            surfaces.draw_contours(ax, surface, values, shared, log=surfaces.is_log(levels))
         one = sample if name == "pointwise" else None
         style.titled(ax, None, surfaces.risk_name(surface, name, one))
         ax.label_outer()
-    if chosen is not None:
-        words = style.joined(chosen.words, "of empirical and expected risk", by=",\n")
-        chosen.colorbar(axes, f"risk ({words})")
+    shared_colorbar(axes, shared)
     return figure, axes
 
 
@@ -178,7 +208,8 @@ def _say_stretched(ax: Axes, shared: Bands, own: Bands) -> None:
         style.note(ax, f"end {'bands reach' if len(ends) > 1 else 'band reaches'} to {reach} here")
 
 
-def _sample(now: xr.Dataset) -> int:
+def sample_of(now: xr.Dataset) -> int:
+    """The one sample that a step used."""
     if "batch" not in now:
         raise InputError(
             "this trajectory does not say which sample a step used: descend with record=['batch'], or "
@@ -207,24 +238,42 @@ def _iterate(ax: Axes, surface: xr.Dataset, now: xr.Dataset) -> None:
 
 
 def _arrow(ax: Axes, surface: xr.Dataset, now: xr.Dataset, scale: float) -> None:
-    """An arrow along −scale × gradient; along its part in the plane where there are more parameters."""
-    gradient = now["grad"].values[0]
-    where = f"−{scale:g} × stochastic gradient"
-    if not np.isfinite(gradient).all():
-        return
-    if not gradient.any():
+    """An arrow along −scale × gradient, or a word that there is none."""
+    ends = arrow_ends(surface, now, scale)
+    if ends is not None:
+        draw_arrow(ax, ends)
+        ax.plot([], [], label=arrow_name(surface, scale), **ARROW)
+    elif not now["grad"].values.any():
         ax.plot([], [], ls="", label="stochastic gradient is zero")
-        return
+
+
+ARROW = {"ls": "", "marker": r"$\rightarrow$", "color": "black", "ms": 12}  # in a legend
+
+
+def arrow_name(surface: xr.Dataset, scale: float) -> str:
+    """What a legend calls the arrow; it is a part of the gradient where there are more parameters."""
+    name = f"−{scale:g} × stochastic gradient"
+    return f"{name}, its part in the plane" if surface.sizes["param"] > 2 else name
+
+
+def arrow_ends(surface: xr.Dataset, now: xr.Dataset, scale: float) -> np.ndarray | None:
+    """(2, 2) where the arrow along −scale × gradient begins and ends, across and up, on the plane.
+
+    None where the gradient is zero or not finite.
+    """
+    gradient = now["grad"].values[0].astype(float)
+    if not (gradient.any() and np.isfinite(gradient).all()):
+        return None
     params = now["params"].values[0].astype(float)
     ends = results.project(surface, np.stack([params, params - scale * gradient]))
-    (x0, x1), (y0, y1) = (ends[a].values for a in results.plane_axes(surface))
-    if len(params) > 2:
-        where += ", its part in the plane"
-    ax.quiver(
-        [x0],
-        [y0],
-        [x1 - x0],
-        [y1 - y0],
+    return np.stack([ends[axis].values for axis in results.plane_axes(surface)], axis=1)
+
+
+def draw_arrow(ax: Axes, ends: np.ndarray) -> Quiver:
+    """An arrow between two points (2, 2) of the axes."""
+    return ax.quiver(
+        *ends[0],
+        *(ends[1] - ends[0]),
         angles="xy",
         scale_units="xy",
         scale=1,
@@ -234,4 +283,3 @@ def _arrow(ax: Axes, surface: xr.Dataset, now: xr.Dataset, scale: float) -> None
         linewidth=0.6,
         zorder=3,
     )
-    ax.plot([], [], ls="", marker=r"$\rightarrow$", color="black", ms=12, label=where)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from thalweg import results
 from thalweg.errors import InputError
@@ -34,7 +36,50 @@ def trace(surface: xr.Dataset, path: xr.Dataset, *, ax: Axes, label: str | None 
     Raises:
         InputError: a path of other parameters, or without recorded ones.
     """
-    return draw(surface, path, ax, label)
+    draw(surface, path, ax, label)
+    return ax
+
+
+@dataclass(frozen=True, eq=False)
+class Trail:
+    """A series as drawn, which can be cut off after any of its recorded steps.
+
+    Args:
+        x, y: (recorded steps, members) coordinates, NaN where they are not finite.
+        lost: (members) which of them diverge.
+        lines: one a member, in this order.
+        marks: the iterates that bear a marker, of each member.
+        rim: the white under all of them.
+        start, end, cross: where members start, where they are, and where they were lost.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    lost: np.ndarray
+    lines: tuple[Line2D, ...]
+    marks: tuple[list[int], ...]
+    rim: Line2D
+    start: Line2D
+    end: Line2D
+    cross: Line2D
+
+    @property
+    def artists(self) -> tuple[Line2D, ...]:
+        """All of it, from the bottom to the top."""
+        return self.rim, *self.lines, self.start, self.end, self.cross
+
+    def until(self, row: int) -> None:
+        """Show the iterates up to and with this recorded step."""
+        x, y = self.x[: row + 1], self.y[: row + 1]
+        first, last = _ends(x, y)
+        gone = self.lost & _is_gone(x, y)
+        for line, marks, across, up in zip(self.lines, self.marks, x.T, y.T, strict=True):
+            line.set_data(across, up)
+            line.set_markevery([mark for mark in marks if mark <= row])
+        self.rim.set_data(_in_a_row(x), _in_a_row(y))
+        self.start.set_data(*first)
+        self.end.set_data(*last[:, ~gone])
+        self.cross.set_data(*last[:, gone])
 
 
 def draw(
@@ -45,44 +90,53 @@ def draw(
     *,
     end: str = "end",
     look: style.Style | None = None,
-) -> Axes:
-    """`trace`, with another word for the last iterate and one given style."""
+) -> list[Trail]:
+    """`trace`, with another word for the last iterate and one given style; returns what it drew."""
     _framed(ax, surface)
     x, y = coordinates(ax, surface, path)
-    first, last = _ends(x, y)
     lost = members.diverged(path)
     groups = members.each(path)
     many = any(len(g.members) > 1 for g in groups)
     alone = len(groups) == 1 and not many
     taken = style.styles_taken(ax)
+    trails = []
     for i, group in enumerate(groups):
         own = look or style.style(taken + i)
         name = style.joined(label and style.plain(label), group.label, by=": ") or "path"
-        gone = [m for m in group.members if lost[m]]
-        kept = [m for m in group.members if not lost[m]]
         gid = f"{style.SERIES}-{taken + i}"
-        _rim(ax, x, y, group, wide=1.7 if many else 3.2)
-        for member in (*kept, *gone):
-            line = (slice(None), *member)
+        # Those that diverged lie above the others.
+        order = sorted(group.members, key=lambda m: bool(lost[m]))
+        gone = np.array([bool(lost[m]) for m in order])
+        across, up = (np.stack([c[(slice(None), *m)] for m in order], axis=1) for c in (x, y))
+        marks = [
+            [] if many or alone else _marks(ax, *column)
+            for column in zip(across.T, up.T, strict=True)
+        ]
+        rim = _rim(ax, across, up, wide=1.7 if many else 3.2)
+        lines = [
             ax.plot(
-                x[line],
-                y[line],
+                *column,
                 color=own.color,
-                ls=_dash(own, many, lost[member]),
+                ls=_dash(own, many, left),
                 lw=0.8 if many else 1.6,
-                alpha=_alpha(len(group.members)),
+                alpha=_alpha(len(order)),
                 marker=None if many or alone else own.marker,
-                markevery=[] if many or alone else _marks(ax, x[line], y[line]),
+                markevery=marked,
                 ms=4.5,
                 zorder=3,
                 label=f"_{name}",
                 gid=gid,
-            )
-        _legend_entries(ax, group, name, own, len(kept), len(gone), gid, marked=not alone)
-        _draw_ends(ax, first, last, kept, gone, own.color, small=many)
-    _legend_of_ends(ax, path, first, last, lost, end)
+            )[0]
+            for *column, marked, left in zip(across.T, up.T, marks, gone, strict=True)
+        ]
+        kept = len(order) - int(gone.sum())
+        _legend_entries(ax, group, name, own, kept, len(order) - kept, gid, marked=not alone)
+        ends = _draw_ends(ax, own.color, small=many)
+        trails.append(Trail(across, up, gone, tuple(lines), tuple(marks), rim, *ends))
+        trails[-1].until(len(across) - 1)
+    _legend_of_ends(ax, path, *_ends(x, y), lost & _is_gone(x, y), end)
     style.legend(ax)
-    return ax
+    return trails
 
 
 def mark(
@@ -194,17 +248,23 @@ def _inside(ax: Axes, x: Any, y: Any) -> np.ndarray:
     return np.asarray(inside)
 
 
-def _rim(ax: Axes, x: np.ndarray, y: np.ndarray, group: Series, wide: float) -> None:
+def _rim(ax: Axes, x: np.ndarray, y: np.ndarray, wide: float) -> Line2D:
     """White under a series' lines, which keeps them apart from whatever colour lies there.
 
     One artist beneath all of them: were each line to bring its own, it would hide the others.
     """
-    gap = np.full(1, np.nan)
-    columns = [
-        np.concatenate([part for m in group.members for part in (c[(slice(None), *m)], gap)])
-        for c in (x, y)
-    ]
-    ax.plot(*columns, color="white", lw=wide, zorder=2.5, label="_rim", gid=style.RIM)
+    row = _in_a_row(x), _in_a_row(y)
+    return ax.plot(*row, color="white", lw=wide, zorder=2.5, label="_rim", gid=style.RIM)[0]
+
+
+def _in_a_row(columns: np.ndarray) -> np.ndarray:
+    """Columns (steps, members) one after the other, a gap after each."""
+    return np.pad(columns, ((0, 1), (0, 0)), constant_values=np.nan).ravel(order="F")
+
+
+def _is_gone(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whose last coordinates are not finite."""
+    return ~(np.isfinite(x[-1]) & np.isfinite(y[-1]))
 
 
 def _dash(look: style.Style, many: bool, lost: bool) -> Any:
@@ -266,35 +326,27 @@ def _ends(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )  # pyright: ignore[reportReturnType]
 
 
-def _draw_ends(
-    ax: Axes,
-    first: np.ndarray,
-    last: np.ndarray,
-    kept: list[tuple[int, ...]],
-    gone: list[tuple[int, ...]],
-    color: str,
-    small: bool,
-) -> None:
-    """Circles where members start, stars where they end, crosses where they were lost."""
-    for points, chosen, marker, size, face, rim in (
-        (first, kept + gone, "o", 3 if small else 8, "white", "black" if small else color),
-        (last, kept, "*", 5 if small else 13, color, "white"),
-        (last, gone, "X", 4 if small else 9, color, "white"),
-    ):
-        if chosen:
-            across, up = (np.array([c[m] for m in chosen]) for c in points)
-            ax.plot(
-                across,
-                up,
-                ls="",
-                marker=marker,
-                ms=size,
-                mfc=face,
-                mec=rim,
-                mew=0.3 if small and rim == "white" else 0.8,
-                zorder=4,
-                label=f"_{marker}",
-            )
+def _draw_ends(ax: Axes, color: str, small: bool) -> list[Line2D]:
+    """Circles where members start, stars where they end, crosses where they were lost: none as yet."""
+    return [
+        ax.plot(
+            [],
+            [],
+            ls="",
+            marker=marker,
+            ms=size,
+            mfc=face,
+            mec=rim,
+            mew=0.3 if small and rim == "white" else 0.8,
+            zorder=4,
+            label=f"_{marker}",
+        )[0]
+        for marker, size, face, rim in (
+            ("o", 3 if small else 8, "white", "black" if small else color),
+            ("*", 5 if small else 13, color, "white"),
+            ("X", 4 if small else 9, color, "white"),
+        )
+    ]
 
 
 def _legend_of_ends(

@@ -152,6 +152,13 @@ def notes(ax: Axes) -> list[str]:
     return [line for t in ax.texts if t.get_gid() == _NOTE for line in t.get_text().split("\n")]
 
 
+def drop_notes(ax: Axes) -> None:
+    """Take back what has been said below the axes."""
+    for artist in list(ax.texts):
+        if artist.get_gid() == _NOTE:
+            artist.remove()
+
+
 def legend(ax: Axes) -> None:
     """A legend of all that has a label, where the fewest points lie.
 

@@ -69,7 +69,7 @@ def contour(
         )
     chosen = bands.choose(values, levels, n_levels, center)
     ax = style.new_axes(ax)
-    lines = draw_contours(ax, surface, values, chosen, filled=filled, log=_is_log(levels))
+    lines = draw_contours(ax, surface, values, chosen, filled=filled, log=is_log(levels))
     colorbar = colorbar if filled or lines is not None else False
     _finish(ax, surface, path, chosen, risk, sample, colorbar, title, label, lines)
     return ax
@@ -96,7 +96,7 @@ def heatmap(
     values = risk_values(surface, risk, sample)
     chosen = bands.choose(values, levels, n_levels, center)
     ax = style.new_axes(ax)
-    _draw_cells(ax, surface, values, chosen, log=_is_log(levels))
+    _draw_cells(ax, surface, values, chosen, log=is_log(levels))
     _finish(ax, surface, path, chosen, risk, sample, colorbar, title, label)
     return ax
 
@@ -211,7 +211,8 @@ def risk_name(surface: xr.Dataset, risk: str, sample: int | None) -> str:
     return style.joined(name, None if sample is None else f"sample {sample}")
 
 
-def _is_log(levels: Any) -> bool:
+def is_log(levels: Any) -> bool:
+    """Whether the levels are spaced by their logarithms, so that risks ≤ 0 cannot be drawn."""
     return isinstance(levels, str) and levels == "log"
 
 
