@@ -17,12 +17,12 @@ ROOT = Path(thalweg.__file__).parent
 # docs/architecture.md says what each is for.
 FLOORS = [
     ["errors"],
-    ["backend", "losses", "params", "results", "blocks", "tables", "catalogue"],
+    ["backend", "losses", "params", "results", "blocks", "tables", "catalogue", "operations"],
     ["inputs", "plots", "show"],
     ["problem"],
     ["programs", "sampling", "optimizers", "ensemble", "observables", "lazy", "tangents"],
     ["stopping"],
-    ["planes", "loop", "record"],
+    ["planes", "loop", "record", "graphs"],
     ["job"],
     ["descent", "landscapes"],
     ["studies"],
@@ -134,5 +134,6 @@ def test_the_public_surface_is_what_it_is():
         "landscape", "jacobian", "kernel_drift", "linearize", "ntk", "scale_output",
         "load", "project", "save", "rerun", "losses", "optimizers", "plot", "report",
         "studies", "animate",
+        "computation_graph",
     }  # fmt: skip
     assert set(thalweg.__all__) <= set(dir(thalweg))

@@ -37,6 +37,8 @@ _NAMES = {
     # where to look, and what is there
     **dict.fromkeys(("Plane", "coordinate_plane", "line"), "planes"),
     "landscape": "landscapes",
+    # what a function computes
+    "computation_graph": "graphs",
     # results
     **dict.fromkeys(("load", "project", "save"), "results"),
     "rerun": "studies",

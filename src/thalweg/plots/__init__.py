@@ -8,6 +8,7 @@ picture says. Results are read through their schema alone, so that a saved file 
 from thalweg.plots.bands import quantile_levels
 from thalweg.plots.curves import loss, movement, record
 from thalweg.plots.fits import fit, points, residual_scatter, residuals
+from thalweg.plots.graphs import graph
 from thalweg.plots.histograms import histogram
 from thalweg.plots.matrices import matrix, spectrum
 from thalweg.plots.panels import grid, risks, step_panels
@@ -21,6 +22,7 @@ __all__ = [
     "curve",
     "fit",
     "functions",
+    "graph",
     "grid",
     "heatmap",
     "histogram",
