@@ -22,9 +22,9 @@ FLOORS = [
     ["problem"],
     ["programs", "sampling", "optimizers", "ensemble", "observables", "lazy", "tangents"],
     ["stopping"],
-    ["planes", "loop", "record", "graphs"],
+    ["planes", "loop", "integrator", "record", "graphs"],
     ["job"],
-    ["descent", "landscapes"],
+    ["descent", "flows", "landscapes"],
     ["studies"],
     ["report"],
     ["gallery"],
@@ -133,7 +133,6 @@ def test_the_public_surface_is_what_it_is():
         "relative_movement", "risk_on", "successive_change", "Plane", "coordinate_plane", "line",
         "landscape", "jacobian", "kernel_drift", "linearize", "ntk", "scale_output",
         "load", "project", "save", "rerun", "losses", "optimizers", "plot", "report",
-        "studies", "animate",
-        "computation_graph",
+        "studies", "animate", "computation_graph", "gradient_flow",
     }  # fmt: skip
     assert set(thalweg.__all__) <= set(dir(thalweg))

@@ -158,7 +158,8 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "residual_scatter": (fitted(),),
 }
 OPTIONS: dict[str, dict[str, Any]] = {"risks": {"sample": 1}}
-OTHERS = {"trace", "mark", "grid", "quantile_levels", "log_slope"}  # tested by themselves
+# tested by themselves, here or in a file of their own
+OTHERS = {"trace", "mark", "grid", "quantile_levels", "log_slope", "functions", "targets", "graph"}
 
 
 def test_every_public_function_is_in_these_tests() -> None:

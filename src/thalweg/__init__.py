@@ -24,6 +24,7 @@ _NAMES = {
     ),
     # descents, and what is measured along them
     "descend": "descent",
+    "gradient_flow": "flows",
     **dict.fromkeys(
         (
             "Observable", "empirical_risk", "expected_risk", "gradient_norm", "movement",

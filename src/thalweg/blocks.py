@@ -128,6 +128,31 @@ def run(
         return done, bool(interrupt) and done < total
 
 
+def until(
+    total: int,
+    advance: Callable[[int, int], int],
+    *,
+    most: int,
+    label: str,
+    unit: str,
+    progress: bool | None = None,
+) -> tuple[int, bool]:
+    """Reach units 0 … total − 1, where it is not known how much work each of them takes.
+
+    `advance(done, size)` does at most `size` pieces of work, `most` or fewer, from unit `done` on and
+    returns how many units are done then. Progress, Ctrl-C and what is returned are as for `run`.
+    """
+    done, size = 0, min(_FIRST, most)
+    with interruptible() as interrupt, bar(total, label, unit, progress) as shown:
+        while done < total and not interrupt:
+            start = time.perf_counter()
+            reached = advance(done, size)
+            shown.update(reached - done)
+            done = reached
+            size = _next_size(size, size, time.perf_counter() - start, most)
+        return done, done < total
+
+
 def _next_size(size: int, count: int, seconds: float, most: int) -> int:
     """A block length that would take `_AIM`; growing at most eightfold, since a first call compiles."""
     if seconds <= 0:

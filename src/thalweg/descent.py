@@ -15,7 +15,8 @@ from thalweg.job import Feeds, Job
 from thalweg.loop import Plan
 from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range
-from thalweg.problem import Problem
+from thalweg.problem import Problem, described
+from thalweg.record import source_of
 
 
 def descend(
@@ -138,13 +139,7 @@ def descend(
         runs=runs,
         every=every,
         stop=stopping.as_settings(stop),
-        record=[
-            *(name for name, on in built_in.items() if on),
-            *(
-                name if observables.is_named(name, seen) else f"<{name}>"
-                for name, seen in observed.items()
-            ),
-        ],
+        record=observables.names(built_in, observed),
         first_step=first,
         seed=list(who.seeds) if np.ndim(seed) else who.seeds[0],
     )
@@ -174,21 +169,10 @@ def descend_again(path: xr.Dataset) -> xr.Dataset:
     Raises:
         InputError: where the result does not hold all that is needed.
     """
+    problem, starts, recorded = source_of(path)
     settings = results.settings_of(path)
-    source = settings["problem"]["source"]
-    if not source or "catalogue" not in source:
-        raise InputError(
-            "this descent's problem was made of Python functions, which a result cannot hold; "
-            "descents on Problem.from_catalogue(...), studies and the command's runs can be done again."
-        )
     if settings["first_step"]:
         raise InputError("this descent went on from another; do the first one again and resume it.")
-    unnamed = set(settings["record"]) - {*observables.NAMED, *observables.BUILT_IN}
-    if unnamed:
-        raise InputError(
-            f"this descent recorded functions of the user's ({', '.join(sorted(unnamed))}), which a "
-            f"result cannot hold."
-        )
     if isinstance(settings.get("stop"), str):
         raise InputError(
             f"this descent stopped by a function of the user's ({settings['stop']}), which a result "
@@ -196,14 +180,6 @@ def descend_again(path: xr.Dataset) -> xr.Dataset:
         )
     options = dict(settings["optimizer"])
     optimizer = by_name(options.pop("name"), **_with_schedules(options, path))
-    problem = Problem.from_catalogue(source["catalogue"], dtype=source["dtype"])
-    others = {d: 0 for d in results.member_dims(path) if d != "run"}
-    start = path["start"].isel(others)
-    starts = None
-    if "run" in path.dims:
-        starts = start.transpose("run", "param").values
-    else:
-        problem = problem.at(problem.unflatten(start.values))
     return descend(
         problem,
         optimizer,
@@ -212,10 +188,7 @@ def descend_again(path: xr.Dataset) -> xr.Dataset:
         seed=settings["seed"],
         every=settings["every"],
         stop=settings.get("stop"),
-        record={
-            name: name in settings["record"]
-            for name in (*observables.BUILT_IN, *settings["record"])
-        },
+        record=recorded,
     )
 
 
@@ -255,16 +228,6 @@ def _settings(optimizer: Optimizer, problem: Problem, **call: Any) -> dict[str, 
             **optimizer.hyperparameters(),
             **optimizer.switches(),
         },
-        "problem": {
-            "source": problem.source,
-            "loss": _loss_name(problem),
-            "reduction": problem.reduction,
-            "n_samples": problem.n_samples,
-            "n_parameters": problem.size,
-        },
+        "problem": described(problem),
         **call,
     }
-
-
-def _loss_name(problem: Problem) -> str:
-    return getattr(getattr(problem.loss, "func", problem.loss), "__name__", "loss").lstrip("_")

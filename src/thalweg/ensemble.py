@@ -55,14 +55,14 @@ class Members:
 
 def members(
     problem: Problem,
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
     *,
     starts: Any = None,
     runs: int | None = None,
     seed: Any = 0,
     resume: xr.Dataset | None = None,
 ) -> Members:
-    """The members that `starts` or `runs`, the seeds and the optimizer's sweeps span.
+    """The members that `starts` or `runs`, the seeds and the optimizer's sweeps, if any, span.
 
     Raises:
         InputError: where they contradict each other or the problem.
@@ -76,20 +76,20 @@ def members(
         dims["run"] = np.arange(n_runs)
     fixed: dict[str, np.ndarray] = {}
     schedules: dict[str, Any] = {}
-    for name, value in optimizer.hyperparameters().items():
+    title = "" if optimizer is None else optimizer.name
+    given = {} if optimizer is None else optimizer.hyperparameters()
+    for name, value in given.items():
         if callable(value):
             schedules[name] = value
             continue
         number = np.asarray(value, np.float64)
         if number.ndim > 1 or number.size == 0:
             raise InputError(
-                f"{optimizer.name}: {name} must be a number or a list of numbers; an array of shape "
+                f"{title}: {name} must be a number or a list of numbers; an array of shape "
                 f"{number.shape} given."
             )
         if len(np.unique(number)) < number.size:
-            raise InputError(
-                f"{optimizer.name}: {name} is swept over the same value twice: {value!r}."
-            )
+            raise InputError(f"{title}: {name} is swept over the same value twice: {value!r}.")
         fixed[name] = number
         if number.ndim:
             dims[name] = number

@@ -182,6 +182,17 @@ def chosen(record: Any) -> tuple[dict[str, bool], dict[str, Any]]:
     return built_in, observables
 
 
+def names(built_in: dict[str, bool], observables: dict[str, Any]) -> list[str]:
+    """What `chosen` found, as a result's settings hold it: the user's own functions in brackets."""
+    own = [name if is_named(name, seen) else f"<{name}>" for name, seen in observables.items()]
+    return [*(name for name, on in built_in.items() if on), *own]
+
+
+def has_state(observable: Observable) -> bool:
+    """Whether an observable carries a state from step to step."""
+    return getattr(observable.init, "func", None) is not _no_state
+
+
 def _as_observable(name: str, what: Any) -> Observable:
     if isinstance(what, Observable):
         return what

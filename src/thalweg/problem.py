@@ -387,3 +387,15 @@ _gradient = jax.jit(_gradient_now)
 def value_and_gradient(problem: Problem, params: Params) -> tuple[Any, Params]:
     """The empirical risk with the penalty, and its gradient; for use inside a trace."""
     return jax.value_and_grad(lambda w: _risk_now(problem, w, True))(params)
+
+
+def described(problem: Problem) -> dict[str, Any]:
+    """What a result's settings say of a problem."""
+    loss = getattr(problem.loss, "func", problem.loss)
+    return {
+        "source": problem.source,
+        "loss": getattr(loss, "__name__", "loss").lstrip("_"),
+        "reduction": problem.reduction,
+        "n_samples": problem.n_samples,
+        "n_parameters": problem.size,
+    }

@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import xarray as xr
 
-from thalweg import blocks, results
+from thalweg import blocks, observables, results
 from thalweg.ensemble import Members
 from thalweg.errors import InputError
 from thalweg.params import Layout, path_name
+from thalweg.problem import Problem
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Record:
         first: int,
         total: int,
         every: int,
-        updates: Collection[str],
+        updates: Collection[str] = (),
     ) -> None:
         self.who, self.every = who, every
         self.columns = list(_columns(shapes, layout, int(who.batched), updates))
@@ -111,13 +113,13 @@ class Record:
             column.values = column.values[: rows + 1]
 
     def variables(
-        self, diverged_at: np.ndarray, stopped_at: np.ndarray
+        self, diverged_at: np.ndarray, stopped_at: np.ndarray | None = None
     ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
         """Name, dimensions and values of each variable; NaN or −1 where a member had diverged, and
         in the record of updates where it had stopped and there was none."""
         for column in self.columns:
             results.mask_from(column.values, self.steps, diverged_at)
-            if column.of_update:
+            if column.of_update and stopped_at is not None:
                 results.mask_from(column.values, self.steps, stopped_at, after=1)
             values = column.values.reshape(len(self.steps), *column.shape, *self.who.shape)
             yield column.name, ("step", *column.dims, *self.who.dims), values
@@ -153,3 +155,33 @@ def storable(*dtypes: Any) -> np.dtype:
     """What dtypes promote to; netCDF has no half precision, and float32 holds every such number."""
     dtype = np.dtype(jax.numpy.result_type(*dtypes))
     return np.dtype(np.float32) if dtype.itemsize == 2 and dtype.kind not in "iu" else dtype
+
+
+def source_of(path: xr.Dataset) -> tuple[Problem, np.ndarray | None, dict[str, bool]]:
+    """What a saved trajectory on a catalogue problem was made from: the problem, with its starting
+    point; the starts (runs, p), if there were several; and what was recorded.
+
+    Raises:
+        InputError: where the result does not hold all that is needed.
+    """
+    settings = results.settings_of(path)
+    source = settings["problem"]["source"]
+    if not source or "catalogue" not in source:
+        raise InputError(
+            "this trajectory's problem was made of Python functions, which a result cannot hold; those "
+            "on Problem.from_catalogue(...), studies and the command's runs can be done again."
+        )
+    unnamed = set(settings["record"]) - {*observables.NAMED, *observables.BUILT_IN}
+    if unnamed:
+        raise InputError(
+            f"this trajectory recorded functions of the user's ({', '.join(sorted(unnamed))}), which a "
+            f"result cannot hold."
+        )
+    recorded = {
+        name: name in settings["record"] for name in (*observables.BUILT_IN, *settings["record"])
+    }
+    problem = Problem.from_catalogue(source["catalogue"], dtype=source["dtype"])
+    start = path["start"].isel({d: 0 for d in results.member_dims(path) if d != "run"})
+    if "run" in path.dims:
+        return problem, start.transpose("run", "param").values, recorded
+    return problem.at(problem.unflatten(start.values)), None, recorded

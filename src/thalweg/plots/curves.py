@@ -40,7 +40,7 @@ def record(
     title: str | None = None,
     label: str | None = None,
 ) -> Axes:
-    """A scalar record against the step.
+    """A scalar record against the step, or against time where the trajectory has a coordinate `time`.
 
     Each combination of swept values is a line of its own. Several runs are drawn as their median and
     a band between two quantiles, over the runs that did not diverge; the diverged ones are dotted
@@ -50,8 +50,8 @@ def record(
         path: a trajectory.
         name: one of its records with one number a step and member.
         ax: where to draw; a new figure without it.
-        x, y: "linear" or "log". On a log axis step 0, and values at or below zero, are left out; a
-            note below the axes says so.
+        x, y: "linear" or "log". On a log axis step (or time) 0, and values at or below zero, are
+            left out; a note below the axes says so.
         band: the band's two quantiles; None draws each run.
         title: a title; the record's name without it.
         label: the trajectory's name in the legend.
@@ -67,16 +67,17 @@ def record(
     style.one_of("y", y, _SCALES)
     if band is not None and not (len(band) == 2 and 0 <= band[0] < band[1] <= 1):
         raise InputError(f"band must be two increasing quantiles from 0 to 1; {band!r} given.")
-    steps, values = _read(path, name)
+    along = clock(path)
+    steps, values = path[along].values, _read(path, name)
     ax = style.new_axes(ax)
     ax.set_xscale(x)
     ax.set_yscale(y)
     locator = ax.xaxis.get_major_locator()
-    if isinstance(locator, MaxNLocator):
+    if isinstance(locator, MaxNLocator) and along == "step":
         locator.set_params(integer=True)  # there is no half of a step
-    if x == "log" and (steps < 1).any():
-        steps, values = steps[steps >= 1], values[steps >= 1]
-        style.note(ax, "step 0 not shown (log axis)")
+    if x == "log" and (steps <= 0).any():
+        steps, values = steps[steps > 0], values[steps > 0]
+        style.note(ax, f"{along} 0 not shown (log axis)")
     if not np.isfinite(values).any():
         style.note(ax, "no finite values")
     low = int((values <= 0).sum())
@@ -93,7 +94,7 @@ def record(
             curves.series(group, prefix, band)
     curves.show_diverged()
     text = LABELS.get(name, style.plain(name))
-    ax.set(xlabel=style.label_of(path["step"], "step"), ylabel=style.label_of(path[name], text))
+    ax.set(xlabel=style.label_of(path[along], along), ylabel=style.label_of(path[name], text))
     style.titled(ax, title, words)
     style.legend(ax)
     return ax
@@ -167,8 +168,14 @@ def label_of(name: str) -> str:
     return LABELS.get(name, style.plain(name).replace("_", " "))
 
 
-def _read(path: xr.Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, and the record (step, …members) with NaN for what is not finite."""
+def clock(path: xr.Dataset) -> str:
+    """What a trajectory is drawn against: "time" where it has that coordinate, else "step"."""
+    has_time = "time" in path.coords and path["time"].dims == ("step",)
+    return "time" if has_time else "step"
+
+
+def _read(path: xr.Dataset, name: str) -> np.ndarray:
+    """The record (step, …members) with NaN for what is not finite."""
     dims = {"step", *results.member_dims(path)}
     if name not in path.data_vars:
         scalars = [str(n) for n, v in path.data_vars.items() if set(v.dims) == dims]
@@ -181,12 +188,12 @@ def _read(path: xr.Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
         )
     values = path[name].transpose("step", *results.member_dims(path)).values.astype(float)
     values[~np.isfinite(values)] = np.nan
-    return path["step"].values, values
+    return values
 
 
 def final(path: xr.Dataset, name: str) -> np.ndarray:
     """A scalar record at the last recorded step, on the member dimensions."""
-    return _read(path, name)[1][-1]
+    return _read(path, name)[-1]
 
 
 class _Curves:

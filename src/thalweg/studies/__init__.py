@@ -167,18 +167,18 @@ def name_of(tree: xr.DataTree | xr.Dataset) -> str:
 
 
 def rerun(result: xr.DataTree | xr.Dataset) -> xr.DataTree | xr.Dataset:
-    """Do again, from a saved result alone, what made it: a study, a command's run or a descent on a
-    catalogue problem. The same versions on the same kind of machine give the same numbers.
+    """Do again, from a saved result alone, what made it: a study, a command's run, or a descent or
+    flow on a catalogue problem. The same versions on the same kind of machine give the same numbers.
 
     Raises:
         InputError: a result that does not hold all it was made from.
     """
     import xarray as xr
 
+    from thalweg import results
+
     kind = getattr(result, "attrs", {}).get("kind")
     if kind == "study" and isinstance(result, xr.DataTree):
-        from thalweg import results
-
         name = name_of(result)
         data = None
         if name in _OWN:
@@ -186,10 +186,12 @@ def rerun(result: xr.DataTree | xr.Dataset) -> xr.DataTree | xr.Dataset:
         return run(name, data, **results.settings_of(result))
     if kind == "trajectory" and isinstance(result, xr.Dataset):
         from thalweg.descent import descend_again
+        from thalweg.flows import flow_again
 
-        return descend_again(result)
+        is_flow = "flow" in results.settings_of(result)
+        return flow_again(result) if is_flow else descend_again(result)
     raise InputError(
-        f"a {kind or 'file of another kind'} cannot be run again; studies and descents can."
+        f"a {kind or 'file of another kind'} cannot be run again; studies, descents and flows can."
     )
 
 

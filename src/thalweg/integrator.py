@@ -1,0 +1,242 @@
+"""The gradient flow dw/dt = −∇L, integrated under error control by diffrax's solvers.
+
+A solver and its step-size controller know one step; what stands here is the loop around them, for all
+members at once, in one compiled program. A member waits where it has reached the next saved time,
+diverged or given up, and its neighbours go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from thalweg.inputs import written_in_jax
+from thalweg.observables import At
+from thalweg.params import Params
+from thalweg.problem import Problem, value_and_gradient
+
+GOING, DIVERGED, GAVE_UP = 0, 1, 2
+
+EXPLICIT, STIFF = "explicit", "stiff"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Flow:
+    """What does not change along a flow. Arrays are traced; the rest decides the program."""
+
+    problem: Problem
+    observed: dict[str, Any]
+    rtol: Any
+    atol: Any
+    max_steps: Any
+    solver: str = field(metadata={"static": True})
+    batched: bool = field(metadata={"static": True})
+    kept: tuple[str, ...] = field(metadata={"static": True})
+
+    def over_members(self, function: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
+        """`function(flow, member, *rest)` over the members, if there is an axis of them; they have
+        the `shared` arguments of the rest in common."""
+        function = partial(function, self)
+        return jax.vmap(function, (0, *[None] * shared)) if self.batched else function
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Walk:
+    """One member between two steps of the solver."""
+
+    start: Params
+    params: Params
+    time: Any
+    dt: Any  # the step that the controller proposes next
+    solver_state: Any
+    controller_state: Any
+    accepted: Any
+    rejected: Any
+    fate: Any  # GOING, DIVERGED or GAVE_UP
+    lost_at: Any  # the first row that it did not reach, −1 while it goes on
+
+
+def _method(flow: Flow) -> tuple[Any, Any, Any]:
+    """diffrax's terms, solver and controller."""
+    import diffrax
+
+    def downhill(t: Any, params: Params, args: Any) -> Params:
+        return jax.tree_util.tree_map(jnp.negative, value_and_gradient(flow.problem, params)[1])
+
+    if flow.solver == EXPLICIT:
+        solver: Any = diffrax.Tsit5()
+    else:
+        # A Newton that factors the Jacobian anew takes an eighth of the steps, on Rosenbrock's
+        # valley, that diffrax's default takes, whose Jacobian is the one at the step's start.
+        import optimistix
+
+        solver = diffrax.Kvaerno5(root_finder=optimistix.Newton(rtol=flow.rtol, atol=flow.atol))
+    return diffrax.ODETerm(downhill), solver, diffrax.PIDController(rtol=flow.rtol, atol=flow.atol)
+
+
+@jax.jit
+def begin(flow: Flow, starts: Params) -> Walk:
+    """The members at time 0, with a first step that the solver thinks fit."""
+
+    def one(flow: Flow, start: Params) -> Walk:
+        terms, solver, controller = _method(flow)
+        time = jnp.zeros(())
+        next_time, controller_state = controller.init(
+            terms, time, time + 1, start, None, None, solver.func, solver.error_order(terms)
+        )
+        solver_state = solver.init(terms, time, next_time, start, None)
+        zero = jnp.int32(0)
+        return Walk(
+            start=start,
+            params=start,
+            time=time,
+            dt=next_time - time,
+            solver_state=jax.tree_util.tree_map(jnp.asarray, solver_state),
+            controller_state=jax.tree_util.tree_map(jnp.asarray, controller_state),
+            accepted=zero,
+            rejected=zero,
+            fate=jnp.int32(GOING),
+            lost_at=jnp.int32(-1),
+        )
+
+    return flow.over_members(one)(starts)
+
+
+@partial(jax.jit, static_argnames="room")
+def block(
+    flow: Flow, walk: Walk, times: Any, first: Any, rows: Any, attempts: Any, room: int
+) -> tuple[Walk, Any, Any]:
+    """Advance by at most `attempts` steps of the solver, recording the members at saved times.
+
+    Args:
+        times: (room,) the saved times that come next; `rows` of them count, and `first` is the
+            number of the first one.
+
+    Returns:
+        The members, how many rows were completed, and the record, with room for `room` rows.
+    """
+    attempt = flow.over_members(_attempt, 2)
+
+    def one_row(carry: Any) -> Any:
+        row, left, walk, record = carry
+        target = times[row]
+
+        def once(inner: Any) -> Any:
+            left, walk = inner
+            return left - 1, attempt(walk, target, first + row)
+
+        left, walk = jax.lax.while_loop(
+            lambda inner: (inner[0] > 0) & ~_there(inner[1], target).all(), once, (left, walk)
+        )
+        # A row for which the attempts did not suffice is written again by the next block.
+        walk, values = observe(flow, walk, first + row)
+        record = jax.tree_util.tree_map(
+            lambda rows, value: jax.lax.dynamic_update_index_in_dim(rows, value, row, 0),
+            record,
+            values,
+        )
+        return row + _there(walk, target).all(), left, walk, record
+
+    shapes = observe.eval_shape(flow, walk, first)[1]
+    record = jax.tree_util.tree_map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shapes)
+    done, _, walk, record = jax.lax.while_loop(
+        lambda carry: (carry[0] < rows) & (carry[1] > 0),
+        one_row,
+        (jnp.int32(0), attempts, walk, record),
+    )
+    return walk, done, record
+
+
+@jax.jit
+def observe(flow: Flow, walk: Walk, row: Any) -> tuple[Walk, dict[str, Any]]:
+    """One row of the record, of all members; one whose loss is not finite has diverged."""
+    return flow.over_members(_observe, 1)(walk, row)
+
+
+def _there(walk: Walk, target: Any) -> Any:
+    """Whether a member need not go on towards the time `target`."""
+    return (walk.time >= target) | (walk.fate != GOING)
+
+
+def _attempt(flow: Flow, walk: Walk, target: Any, row: Any) -> Walk:
+    """One step of the solver towards the time `target`, kept if its error is small enough.
+
+    A step that would pass `target` ends on it, so that what is recorded is the solver's own and not
+    interpolated; the step after it is as long as it would have been.
+    """
+    import diffrax
+
+    terms, solver, controller = _method(flow)
+    tired = walk.accepted + walk.rejected >= flow.max_steps
+    going = ~_there(walk, target) & ~tired
+    ahead = jnp.minimum(walk.time + walk.dt, target)
+    ahead = jnp.where(going, ahead, walk.time)
+    params, error, _, solver_state, outcome = solver.step(
+        terms, walk.time, ahead, walk.params, None, walk.solver_state, jnp.bool_(False)
+    )
+    # An implicit equation that was not solved, or a step out of the finite numbers, is an infinite
+    # error: the controller then tries a much shorter step.
+    solved = outcome == diffrax.RESULTS.successful
+    error = jax.tree_util.tree_map(
+        lambda e: jnp.where(solved & jnp.isfinite(e), jnp.abs(e), jnp.inf), error
+    )
+    keep, time, next_time, _, controller_state, _ = controller.adapt_step_size(
+        walk.time,
+        ahead,
+        walk.params,
+        params,
+        None,
+        error,
+        solver.error_order(terms),
+        walk.controller_state,
+    )
+    dt = next_time - time
+    dt = jnp.where(keep & (ahead == target), jnp.maximum(dt, walk.dt), dt)
+    # Where steps of some roundings of the time still fail, the solution ends: it blows up in finite
+    # time. Or else it is the implicit equation that has no solution near by, as at a kink.
+    shortest = 16 * jnp.finfo(time.dtype).eps * time
+    stuck = going & ~keep & ~(dt > shortest)
+    fate = jnp.where(tired & ~_there(walk, target), GAVE_UP, walk.fate)
+    fate = jnp.where(stuck, jnp.where(solved, DIVERGED, GAVE_UP), fate).astype(jnp.int32)
+    after = replace(
+        walk,
+        params=params,
+        time=time,
+        solver_state=solver_state,
+        controller_state=controller_state,
+    )
+    kept = jax.tree_util.tree_map(partial(jnp.where, going & keep), after, walk)
+    return replace(
+        kept,
+        dt=jnp.where(going, dt, walk.dt),
+        controller_state=jax.tree_util.tree_map(
+            partial(jnp.where, going), controller_state, walk.controller_state
+        ),
+        accepted=walk.accepted + (going & keep),
+        rejected=walk.rejected + (going & ~keep),
+        fate=fate,
+        lost_at=jnp.where((fate != GOING) & (walk.lost_at < 0), row, walk.lost_at),
+    )
+
+
+def _observe(flow: Flow, walk: Walk, row: Any) -> tuple[Walk, dict[str, Any]]:
+    loss, grad = value_and_gradient(flow.problem, walk.params)
+    at = At(flow.problem, flow.problem, walk.params, walk.start, loss, grad, row)
+    own = {"params": walk.params, "loss": loss, "grad": grad}
+    values = {name: own[name] for name in flow.kept}
+    for name, seen in flow.observed.items():
+        with written_in_jax(f"the observable {name!r}"):
+            values[name] = seen.measure(at, ())[0]
+    lost = (walk.fate == GOING) & ~jnp.isfinite(loss)
+    return replace(
+        walk,
+        fate=jnp.where(lost, DIVERGED, walk.fate).astype(jnp.int32),
+        lost_at=jnp.where(lost, row, walk.lost_at),
+    ), values
