@@ -20,6 +20,7 @@ FLOORS = [
     ["backend", "losses", "params", "results", "blocks", "tables", "catalogue", "operations"],
     ["inputs", "plots", "show"],
     ["problem"],
+    ["linear"],
     ["programs", "sampling", "optimizers", "ensemble", "observables", "lazy", "tangents"],
     ["stopping"],
     ["planes", "loop", "integrator", "record", "graphs"],
@@ -134,5 +135,6 @@ def test_the_public_surface_is_what_it_is():
         "landscape", "jacobian", "kernel_drift", "linearize", "ntk", "scale_output",
         "load", "project", "save", "rerun", "losses", "optimizers", "plot", "report",
         "studies", "animate", "computation_graph", "gradient_flow",
+        "GaussNewton", "LevenbergMarquardt", "least_squares",
     }  # fmt: skip
     assert set(thalweg.__all__) <= set(dir(thalweg))

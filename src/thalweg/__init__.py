@@ -19,9 +19,11 @@ _NAMES = {
         (
             "ASGD", "LBFGS", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam",
             "RAdam", "RMSprop", "Rprop", "optax",
+            "GaussNewton", "LevenbergMarquardt",
         ),
         "optimizers",
     ),
+    "least_squares": "linear",
     # descents, and what is measured along them
     "descend": "descent",
     "gradient_flow": "flows",

@@ -87,7 +87,7 @@ def descend(
     """
     if not isinstance(problem, Problem):
         raise InputError(f"a thalweg.Problem was expected, {type(problem).__name__} given.")
-    check(optimizer)
+    check(optimizer).check_problem(problem)
     every = inputs.whole_number("every", every, 1)
     if resume is not None:
         _check_resumable(resume, problem, optimizer)

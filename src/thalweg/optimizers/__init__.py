@@ -1,10 +1,12 @@
-"""Update rules: `torch.optim`'s, with its fields, defaults and arithmetic, and any from optax."""
+"""Update rules: `torch.optim`'s, with its fields, defaults and arithmetic; two for least squares; and
+any from optax."""
 
 from thalweg.optimizers.adam import Adam, Adamax, AdamW, NAdam, RAdam
 from thalweg.optimizers.adaptive import Adadelta, Adagrad, RMSprop, Rprop
 from thalweg.optimizers.base import Optimizer
 from thalweg.optimizers.external import Optax, optax
 from thalweg.optimizers.lbfgs import LBFGS
+from thalweg.optimizers.least_squares import GaussNewton, LevenbergMarquardt
 from thalweg.optimizers.names import by_name
 from thalweg.optimizers.sgd import ASGD, SGD
 
@@ -17,6 +19,8 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "GaussNewton",
+    "LevenbergMarquardt",
     "NAdam",
     "Optax",
     "Optimizer",

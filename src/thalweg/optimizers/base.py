@@ -14,6 +14,7 @@ import numpy as np
 from thalweg import backend as _backend  # noqa: F401
 from thalweg.errors import InputError
 from thalweg.params import Params
+from thalweg.problem import Problem
 
 State = Any
 
@@ -110,6 +111,9 @@ class Optimizer:
 
     def check_together(self) -> None:
         """An InputError where values, each in its range, do not go together; `check` calls it."""
+
+    def check_problem(self, problem: Problem) -> None:
+        """An InputError where the rule cannot descend this problem; `descend` calls it."""
 
     def hyperparameters(self) -> dict[str, Any]:
         """Every hyperparameter by the name it is swept under, pairs entry by entry."""

@@ -10,12 +10,14 @@ from thalweg.optimizers.adam import Adam, Adamax, AdamW, NAdam, RAdam
 from thalweg.optimizers.adaptive import Adadelta, Adagrad, RMSprop, Rprop
 from thalweg.optimizers.base import Optimizer
 from thalweg.optimizers.lbfgs import LBFGS
+from thalweg.optimizers.least_squares import GaussNewton, LevenbergMarquardt
 from thalweg.optimizers.sgd import ASGD, SGD
 
 _CLASSES: dict[str, type[Optimizer]] = {
     cls.__name__: cls
     for cls in (
-        SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam, RAdam, Rprop, ASGD, LBFGS
+        SGD, Adam, AdamW, RMSprop, Adagrad, Adadelta, Adamax, NAdam, RAdam, Rprop, ASGD, LBFGS,
+        GaussNewton, LevenbergMarquardt,
     )
 }  # fmt: skip
 
