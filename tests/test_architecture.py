@@ -136,5 +136,6 @@ def test_the_public_surface_is_what_it_is():
         "load", "project", "save", "rerun", "losses", "optimizers", "plot", "report",
         "studies", "animate", "computation_graph", "gradient_flow",
         "GaussNewton", "LevenbergMarquardt", "least_squares",
+        "plotly",
     }  # fmt: skip
     assert set(thalweg.__all__) <= set(dir(thalweg))

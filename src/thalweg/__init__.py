@@ -52,6 +52,7 @@ _MODULES = {
     "losses": "losses",
     "optimizers": "optimizers",
     "plot": "plots",
+    "plotly": "plots.interactive",
     "report": "report",
     "studies": "studies",
 }

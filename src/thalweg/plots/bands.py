@@ -127,7 +127,7 @@ class Bands:
         With `lines` it shows these contour lines.
         """
         first = ax[0] if isinstance(ax, list) else ax
-        ticks = self._ticks()
+        ticks, texts = self.ticks_and_texts()
         bar = style.root_figure(first).colorbar(
             lines or ScalarMappable(self.norm, self.cmap),
             ax=ax,
@@ -136,9 +136,14 @@ class Bands:
             ticks=ticks,
             label=label,
         )
-        bar.ax.set_yticklabels(_texts(ticks))
+        bar.ax.set_yticklabels(texts)
         bar.ax.minorticks_off()
         return bar
+
+    def ticks_and_texts(self) -> tuple[np.ndarray, list[str]]:
+        """The levels that a colour bar names, and how it writes them."""
+        ticks = self._ticks()
+        return ticks, _texts(ticks)
 
     def _ticks(self) -> np.ndarray:
         if self.ticks is not None:

@@ -164,7 +164,7 @@ def mark(
     where = results.project(surface, point)
     if where["residual"].ndim:
         raise InputError(f"mark draws one point; {dict(where['residual'].sizes)} given.")
-    off = _off_plane(surface, point, where)
+    off = off_plane(surface, point, where)
     across, up = (where[a].values for a in _two_axes(surface))
     text = style.joined(style.plain(label), f"{style.number(off)} off the plane" if off else None)
     ax.plot(
@@ -186,7 +186,7 @@ def coordinates(ax: Axes, surface: xr.Dataset, path: xr.Dataset) -> tuple[np.nda
     dims = ("step", *results.member_dims(path))
     with np.errstate(all="ignore"):  # a run on its way to infinity
         where = results.project(surface, path).transpose(*dims)
-        off = _off_plane(surface, path["params"], where)
+        off = off_plane(surface, path["params"], where)
     x, y = (np.where(np.isfinite(where[a]), where[a], np.nan) for a in (across, up))
     outside = np.isfinite(x) & np.isfinite(y) & ~_inside(ax, x, y)
     leaving, total = int(outside.any(axis=0).sum()), int(np.prod(x.shape[1:]))
@@ -229,7 +229,7 @@ def _two_axes(surface: xr.Dataset) -> tuple[str, str]:
     return axes[0], axes[1]
 
 
-def _off_plane(surface: xr.Dataset, points: Any, where: xr.Dataset) -> float:
+def off_plane(surface: xr.Dataset, points: Any, where: xr.Dataset) -> float:
     """The largest distance from the plane, 0 where rounding explains it."""
     residual = where["residual"].values
     values = np.asarray(points)

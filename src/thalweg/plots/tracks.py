@@ -1,0 +1,247 @@
+"""A trajectory as an interactive picture shows it: some of its steps, its members side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from thalweg import results
+from thalweg.errors import InputError
+from thalweg.plots import members, style
+from thalweg.plots.canvas import Canvas, plain
+
+_ITERATES = 2_500  # of all members together
+_FEWEST = 20  # of each member, however many there are
+_FRAMES = 60
+_POSITIONS = 30_000  # of all members in all frames
+_IN_HOVER = 12  # parameters that a hover names one by one
+_DASHES = ("solid", "dash", "dashdot", "dot", "longdash")  # those that lines in 3-D have
+_BESIDE = ("top center", "bottom center", "middle right", "middle left")
+
+Panel = Sequence[np.ndarray]  # (x, y) or (x, y, z), each (steps, members), NaN where not drawn
+
+
+@dataclass(frozen=True)
+class Series:
+    """Members that are drawn alike."""
+
+    name: str
+    columns: list[int]
+    color: str
+    dash: str
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """Iterates of a trajectory.
+
+    Args:
+        step: (n,) the steps.
+        params: (n, members, p) the iterates.
+        loss: (n, members) the recorded losses.
+        lost: (members,) which of them diverged.
+        series: the members, by how they are drawn.
+        names: the p parameters' names.
+        note: what is left out, or "".
+    """
+
+    step: np.ndarray
+    params: np.ndarray
+    loss: np.ndarray
+    lost: np.ndarray
+    series: list[Series]
+    names: list[str]
+    note: str
+
+    @classmethod
+    def of(cls, path: xr.Dataset, label: str | None = None) -> Track:
+        """All recorded steps; of a long path evenly chosen ones, the first and the last among them.
+
+        Raises:
+            InputError: no trajectory, or one without recorded parameters.
+        """
+        members.check_trajectory(path)
+        if "params" not in path:
+            raise InputError(
+                "this trajectory has no recorded params; descend with record={'params': True}."
+            )
+        dims = results.member_dims(path)
+        total, count = path.sizes["step"], int(path["status"].size)
+        rows = _evenly(total, max(_FEWEST, _ITERATES // max(count, 1)))
+        chosen = path.isel(step=rows)
+        n, p = len(rows), path.sizes["param"]
+        lost = members.diverged(path).reshape(count)
+        return cls(
+            step=chosen["step"].values,
+            params=chosen["params"].transpose("step", *dims, "param").values.reshape(n, count, p),
+            loss=chosen["loss"].transpose("step", *dims).values.reshape(n, count),
+            lost=lost,
+            series=_series(path, label, lost),
+            names=[str(name) for name in path["param"].values],
+            note=f"{n:,} of {total:,} recorded steps are drawn" if n < total else "",
+        )
+
+    def frames(self) -> list[int]:
+        """The slider's rows, the first and the last among them."""
+        most = int(np.clip(_POSITIONS // max(len(self.lost), 1), 10, _FRAMES))
+        return _evenly(len(self.step), most).tolist()
+
+    def hover(self, series: Series, more: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+        """What a series' iterates say, a gap after each member: step, loss, `more`, the parameters.
+
+        `more` are arrays (n, members) by name.
+        """
+        chosen = self.names[:_IN_HOVER]
+        told = {
+            "loss": self.loss,
+            **(more or {}),
+            **{name: self.params[..., i] for i, name in enumerate(chosen)},
+        }
+        step = np.broadcast_to(self.step[:, None], self.loss.shape)
+        columns = [in_a_row(values[:, series.columns]) for values in (step, *told.values())]
+        lines = [
+            f"<b>{plain(series.name)}</b>",
+            "step %{customdata[0]:.0f}",
+            *(f"{plain(name)} = %{{customdata[{i}]:.5g}}" for i, name in enumerate(told, 1)),
+        ]
+        if len(self.names) > len(chosen):
+            lines.append(f"… ({len(self.names):,} parameters)")
+        return {
+            "customdata": np.stack(columns, axis=1),
+            "hovertemplate": "<br>".join(lines) + "<extra></extra>",
+        }
+
+    def mark_iterates(
+        self,
+        canvas: Canvas,
+        series: Series,
+        panels: Sequence[Panel],
+        more: Mapping[str, np.ndarray],
+    ) -> None:
+        """A dot for each iterate, which says on hover what it is."""
+        size = 5 if len(self.step) * len(series.columns) <= 300 else 3
+        for panel in panels:
+            canvas.place(
+                [in_a_row(values[:, series.columns]) for values in panel],
+                mode="markers",
+                marker={"size": size * (0.7 if len(panel) == 3 else 1), "color": series.color},
+                legendgroup=series.name,
+                name=plain(series.name),
+                showlegend=False,
+                **self.hover(series, more),
+            )
+
+    def mark_ends(
+        self,
+        canvas: Canvas,
+        panels: Sequence[Panel],
+        there: np.ndarray | None = None,
+        named: bool = False,
+    ) -> None:
+        """Circles where members start, diamonds where they end, crosses where they were lost.
+
+        `there` (n, members) says where iterates are finite, drawn or not; without it, those drawn.
+        With `named` the members' names stand at their ends.
+        """
+        there = np.isfinite(panels[0][0]) if there is None else there
+        first = there.argmax(axis=0)
+        last = len(there) - 1 - there[::-1].argmax(axis=0)
+        names = {k: plain(series.name) for series in self.series for k in series.columns}
+        start = "start" if self.step[0] == 0 else f"step {self.step[0]}"
+        for text, row, who, symbol, color in (
+            (start, first, there.any(axis=0), "circle", "white"),
+            ("end", last, ~self.lost, "diamond", "white"),
+            ("last finite iterate", last, self.lost, "x", "black"),
+        ):
+            column = np.flatnonzero(who)
+            column = column[np.isfinite(panels[0][0][row[column], column])]
+            if not len(column):
+                continue
+            size = 9 if len(self.lost) <= 20 else 5
+            for i, panel in enumerate(panels):
+                small = 0.6 if len(panel) == 3 else 1
+                canvas.place(
+                    [values[row[column], column] for values in panel],
+                    mode="markers+text" if named and text != start else "markers",
+                    text=[names[k] for k in column] if named else None,
+                    textposition=[_BESIDE[k % len(_BESIDE)] for k in column] if named else None,
+                    marker={
+                        "symbol": symbol,
+                        "size": size * small,
+                        "color": color,
+                        "line": {"color": "black", "width": 1.5},
+                    },
+                    name=text,
+                    legendgroup=text,
+                    showlegend=i == 0,
+                    hoverinfo="skip",
+                )
+
+    def mark_now(
+        self, canvas: Canvas, panels: Sequence[Panel], row: int, floor: float | None = None
+    ) -> None:
+        """The marker that the slider moves; in 3-D, with a floor, a line from it down to the floor."""
+        color = np.empty(len(self.lost), object)
+        for series in self.series:
+            color[series.columns] = series.color
+        size, rim = (14, 2) if len(self.lost) <= 20 else (7, 1)
+        for i, panel in enumerate(panels):
+            canvas.moving(
+                lambda row, panel=panel: [values[row] for values in panel],
+                row,
+                mode="markers",
+                marker={
+                    "size": size * (0.6 if len(panel) == 3 else 1),
+                    "color": color.tolist(),
+                    "line": {"color": "white", "width": rim},
+                },
+                name="the slider's step",
+                legendgroup="now",
+                showlegend=i == 0,
+                hoverinfo="skip",
+            )
+            if len(panel) == 3 and floor is not None:
+                canvas.moving(
+                    lambda row, panel=panel: _plumb([values[row] for values in panel], floor),
+                    row,
+                    mode="lines",
+                    line={"color": "black", "width": 2},
+                    legendgroup="now",
+                    showlegend=False,
+                    hoverinfo="skip",
+                )
+
+
+def in_a_row(columns: np.ndarray) -> np.ndarray:
+    """Columns (steps, members) one after the other, a gap after each."""
+    columns = np.asarray(columns, float)
+    return np.pad(columns, ((0, 1), (0, 0)), constant_values=np.nan).ravel(order="F")
+
+
+def _plumb(point: list[np.ndarray], floor: float) -> list[np.ndarray]:
+    """Lines straight down from points to the floor."""
+    x, y, z = point
+    low = np.where(np.isfinite(z), floor, np.nan)
+    return [in_a_row(np.stack(two)) for two in ((x, x), (y, y), (z, low))]
+
+
+def _evenly(total: int, most: int) -> np.ndarray:
+    return np.unique(np.round(np.linspace(0, total - 1, min(total, most))).astype(int))
+
+
+def _series(path: xr.Dataset, label: str | None, lost: np.ndarray) -> list[Series]:
+    shape = path["status"].shape
+    found = []
+    for i, group in enumerate(members.each(path)):
+        columns = [int(np.ravel_multi_index(m, shape)) if shape else 0 for m in group.members]
+        # what matplotlib must be told of a dollar sign, plotly must not
+        name = style.joined(label, group.label.replace(r"\$", "$"), by=": ") or "path"
+        gone = int(lost[columns].sum())
+        if gone:
+            name += " (diverged)" if len(columns) == 1 else f" ({gone:,} diverged)"
+        found.append(Series(name, columns, style.style(i).color, _DASHES[i % len(_DASHES)]))
+    return found
