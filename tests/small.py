@@ -3,5 +3,15 @@
 SMALL = {
     "minimal-mlp": {"n_samples": 20, "points": 21},
     "losses-and-momentum": {"points": 21, "steps": 20},
+    "regression-tour": {
+        "n_samples": 40,
+        "points": 15,
+        "line_steps": 10,
+        "quadratic_steps": 20,
+        "sgd_epochs": 3,
+        "adam_epochs": 5,
+        "degree": 4,
+        "polynomial_epochs": 5,
+    },
     "eigenbasis": {"p": 20, "n": 200, "steps": 50, "wide_p": 20, "wide_n": 10, "wide_steps": 50},
 }

@@ -31,6 +31,25 @@ def curved_line(n: int = 50, *, seed: int = 20240215) -> tuple[np.ndarray, np.nd
     return x, y.astype(np.float32)
 
 
+def parabola_with_outlier(
+    n: int = 100,
+    *,
+    noise: float = 0.7,
+    outlier: tuple[float, float] | None = (-1.5, 10.0),
+    seed: int = 42,
+) -> tuple[np.ndarray, np.ndarray]:
+    """x ~ U(−1, 1), sorted, and y = 1 + 3x − 4x² + noise·N(0, 1), both (n,); the first is the outlier.
+
+    Drawn from NumPy's legacy generator, whose stream is fixed for all time: all x, then all noise.
+    """
+    rng = np.random.RandomState(seed)
+    x = np.sort(2 * rng.rand(n) - 1)
+    y = 1 + 3 * x - 4 * x**2 + noise * rng.randn(n)
+    if outlier is not None:
+        x[0], y[0] = outlier
+    return x, y
+
+
 @dataclass(frozen=True)
 class Target:
     """A function on [−1, 1] to be learnt: y = target(x), entry by entry, in float64.

@@ -7,7 +7,7 @@ picture says. Results are read through their schema alone, so that a saved file 
 
 from thalweg.plots.bands import quantile_levels
 from thalweg.plots.curves import loss, movement, record
-from thalweg.plots.fits import fit, points, residual_scatter, residuals
+from thalweg.plots.fits import batches, fit, fit_and_residuals, points, residual_scatter, residuals
 from thalweg.plots.graphs import graph
 from thalweg.plots.histograms import histogram
 from thalweg.plots.matrices import matrix, spectrum
@@ -18,9 +18,11 @@ from thalweg.plots.regression import functions, targets
 from thalweg.plots.surfaces import contour, heatmap, profile
 
 __all__ = [
+    "batches",
     "contour",
     "curve",
     "fit",
+    "fit_and_residuals",
     "functions",
     "graph",
     "grid",

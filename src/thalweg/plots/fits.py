@@ -7,11 +7,13 @@ attributes `long_name` and `units` of `x` and `y` become axis labels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 
 from thalweg.errors import InputError
 from thalweg.plots import style
@@ -141,6 +143,79 @@ def residuals(data: xr.Dataset, *, ax: Axes | None = None, title: str | None = N
     return ax
 
 
+def fit_and_residuals(
+    data: xr.Dataset, *, figure: Figure | SubFigure | None = None, title: str | None = None
+) -> Figure | SubFigure:
+    """A fit twice: residuals as segments on the data, and against x about a line at zero.
+
+    Args:
+        data: as for `residuals`.
+        figure: where to draw, empty; a new one without it.
+        title: a title above both panels.
+
+    Raises:
+        InputError: a variable that is missing or has other dimensions.
+    """
+    figure = style.new_figure((9.6, 4.0)) if figure is None else figure
+    left, right = figure.subplots(1, 2)
+    residuals(data, ax=left, title="Data, fit and residuals")
+    residual_scatter(data, ax=right)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def batches(
+    data: xr.Dataset,
+    index: Any,
+    *,
+    titles: Sequence[str] | None = None,
+    figure: Figure | SubFigure | None = None,
+    title: str | None = None,
+) -> Figure | SubFigure:
+    """What mini-batches hold: a panel a batch, its samples among all the others.
+
+    Args:
+        data: `x` and `y` on `sample`.
+        index: (batches, batch size), the samples of each; −1 where a batch is smaller.
+        titles: of the panels; "Batch 1", … without them.
+        figure: where to draw, empty; a new one without it.
+        title: a title above all panels.
+
+    Raises:
+        InputError: a variable that is missing, or samples that are not among the data.
+    """
+    x, y = _columns(data, "x", "y")
+    index = np.atleast_2d(np.asarray(index, int))
+    if index.max(initial=0) >= len(x):
+        raise InputError(f"sample {index.max()} is not among the {len(x)} of the data.")
+    columns = min(len(index), 3)
+    rows = -(-len(index) // columns)
+    figure = style.new_figure((3.3 * columns, 2.9 * rows + 0.6)) if figure is None else figure
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    every = {"ls": "", "marker": "o", "ms": 4, "mfc": "white", "mec": "0.6", "mew": 0.8}
+    own = {"ls": "", "marker": "o", "ms": 5, "color": style.COLORS[0], "mec": "white", "mew": 0.5}
+    for n, ax in enumerate(axes.flat):
+        if n >= len(index):
+            ax.set_visible(False)
+            continue
+        inside = index[n][index[n] >= 0]
+        ax.plot(x, y, label="data", zorder=2, **every)
+        ax.plot(x[inside], y[inside], label="in the batch", zorder=3, **own)
+        ax.set(xlabel=style.label_of(data["x"], "x"), ylabel=style.label_of(data["y"], "y"))
+        style.titled(ax, titles[n] if titles else None, f"Batch {n + 1}")
+        # ax.label_outer would leave those above an empty place without an axis
+        lowest, leftmost = n + columns >= len(index), n % columns == 0
+        ax.tick_params(labelbottom=lowest, labelleft=leftmost)
+        ax.xaxis.label.set_visible(lowest)
+        ax.yaxis.label.set_visible(leftmost)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
 def residual_scatter(data: xr.Dataset, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Residuals y − ŷ against x, about a line at zero.
 
@@ -156,7 +231,9 @@ def residual_scatter(data: xr.Dataset, *, ax: Axes | None = None, title: str | N
     ax = style.new_axes(ax)
     _say_missing(ax, x, y, yhat)
     ax.axhline(0, color="0.3", lw=1, label="zero")
-    ax.vlines(x, 0, y - yhat, colors=style.COLORS[1], lw=1, alpha=0.5, zorder=1.5)
+    ax.vlines(
+        x, 0, y - yhat, colors=style.COLORS[1], lw=1, alpha=0.5, zorder=1.5, label="_residual"
+    )
     ax.plot(
         x,
         y - yhat,

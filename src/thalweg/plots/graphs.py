@@ -30,6 +30,7 @@ _ROW_GAP = 30.0
 _STUB = 8.0
 _BLOCK_GAP = 44.0
 _RIM = 8.0
+_TITLE = 1.25  # a title's size, against _FONT
 _LEGEND_FONT = 8.5
 _LEGEND_SPACE = 44.0  # a handle, and the room about an entry
 _LANE = 5.0  # between two dashed edges side by side
@@ -72,8 +73,10 @@ def graph(dataset: xr.Dataset, *, ax: Axes | None = None, title: str | None = No
     picture = _Picture.of(dataset)
     handles = _legend_entries(dataset)
     each = _LEGEND_SPACE + _LEGEND_FONT / _FONT * max(_text_width(h.get_label()) for h in handles)
-    columns = max(2, min(len(handles), int(picture.width // each)))
-    width = max(picture.width, columns * each) + 2 * _RIM
+    words = _title(dataset) if title is None else title
+    widest = max(picture.width, *(_TITLE * _text_width(line) for line in words.split("\n")))
+    columns = max(2, min(len(handles), int(widest // each)))
+    width = max(widest, columns * each) + 2 * _RIM
     below = (-(-len(handles) // columns) + 1) * _LINE
     height = picture.height + below + 2 * _RIM
     if ax is None:
@@ -81,7 +84,7 @@ def graph(dataset: xr.Dataset, *, ax: Axes | None = None, title: str | None = No
     left = (picture.width - width) / 2
     ax.set(xlim=(left, left + width), ylim=(height - _RIM, -_RIM), aspect="equal")
     ax.axis("off")
-    style.titled(ax, title, _title(dataset))
+    ax.set_title(words)
     scale = _points_per_unit(ax)
     ax.legend(
         handles=handles,
@@ -225,6 +228,7 @@ class _Picture:
                 shrinkB=0,
                 joinstyle="round",
                 zorder=1,
+                label=f"_{role}",
                 gid=f"edge-{source}-{target}",
             )
             ax.add_patch(arrow)
@@ -378,7 +382,7 @@ def _title(dataset: xr.Dataset) -> str:
     outputs = dataset["name"].values[dataset["kind"].values == "output"]
     name = style.joined(*map(str, outputs))
     reverse = (dataset["kind"].values == "gradient").any()
-    return f"computation of {name}" + (", and its reverse pass" if reverse else "")
+    return f"Computation of {name}" + (", and its reverse pass" if reverse else "")
 
 
 # Boxes ---------------------------------------------------------------------------------------
@@ -412,6 +416,7 @@ def _draw_box(ax: Axes, box: _Box, scale: float, i: int) -> None:
         lw=width * scale,
         ls=dash,
         zorder=2,
+        label=f"_{box.kind}",
         gid=f"node-{i}",
     )
     ax.add_patch(patch)

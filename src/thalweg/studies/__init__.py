@@ -35,6 +35,10 @@ STUDIES = {
         "losses_and_momentum",
         "one line, four losses, and what momentum, Nesterov, weight decay and dampening do",
     ),
+    "regression-tour": (
+        "regression_tour",
+        "a line, an outlier, derivatives drawn as a graph, and polynomials fitted four ways",
+    ),
     "eigenbasis": (
         "eigenbasis",
         "gradient descent on least squares, coordinate by coordinate, in the basis of eigenvectors",

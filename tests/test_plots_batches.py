@@ -1,0 +1,50 @@
+"""A fit beside its residuals, and what mini-batches hold."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import thalweg as tw
+
+
+@pytest.fixture
+def fitted():
+    x = np.linspace(-1, 1, 8)
+    columns = {"x": x, "y": 2 * x + x**2, "yhat": 2 * x}
+    return xr.Dataset({name: ("sample", values) for name, values in columns.items()})
+
+
+def test_a_fit_stands_beside_its_residuals(fitted):
+    figure = tw.plot.fit_and_residuals(fitted, title="a fit")
+    left, right = figure.axes
+    (segments,) = left.collections
+    ends = np.stack(segments.get_segments())
+    np.testing.assert_allclose(ends[:, 0], fitted[["x", "yhat"]].to_array().T)
+    np.testing.assert_allclose(ends[:, 1], fitted[["x", "y"]].to_array().T)
+    (points,) = [line for line in right.lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(points.get_ydata(), fitted.y - fitted.yhat)
+    assert figure.get_suptitle() == "a fit"
+
+
+def test_each_panel_shows_one_batch_among_all_samples(fitted):
+    index = [[0, 3, 5], [1, 2, 7], [6, 4, -1], [0, 1, 2]]
+    figure = tw.plot.batches(fitted, index)
+    panels = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title() for ax in panels] == ["Batch 1", "Batch 2", "Batch 3", "Batch 4"]
+    for ax, rows in zip(panels, index, strict=True):
+        every, own = ax.lines
+        np.testing.assert_array_equal(every.get_xdata(), fitted.x)
+        held = [k for k in rows if k >= 0]
+        np.testing.assert_array_equal(own.get_xdata(), fitted.x.values[held])
+        np.testing.assert_array_equal(own.get_ydata(), fitted.y.values[held])
+    figure.draw_without_rendering()
+    # the panels above the two empty places keep their axis
+    for ax in panels[1:]:
+        assert any(label.get_visible() for label in ax.get_xticklabels())
+        assert ax.xaxis.label.get_visible()
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["data", "in the batch"]
+
+
+def test_samples_that_are_not_there_are_refused(fitted):
+    with pytest.raises(tw.InputError, match="sample 8 is not among the 8"):
+        tw.plot.batches(fitted, [[8]])
