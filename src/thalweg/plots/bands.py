@@ -127,10 +127,13 @@ class Bands:
         With `lines` it shows these contour lines.
         """
         first = ax[0] if isinstance(ax, list) else ax
+        # matplotlib measures the gap in widths of all the axes together.
+        pad = 0.05 / len(ax) if isinstance(ax, list) else 0.05
         ticks, texts = self.ticks_and_texts()
         bar = style.root_figure(first).colorbar(
             lines or ScalarMappable(self.norm, self.cmap),
             ax=ax,
+            pad=pad,
             extend="neither" if lines else self.extend,
             spacing="uniform",
             ticks=ticks,

@@ -62,11 +62,6 @@ def contour(
             without recorded ones.
     """
     values = risk_values(surface, risk, sample)
-    if min(values.shape) < 2:
-        raise InputError(
-            f"contours need at least 2 × 2 points; this landscape has {' × '.join(map(str, values.shape))}. "
-            "Use heatmap."
-        )
     chosen = bands.choose(values, levels, n_levels, center)
     ax = style.new_axes(ax)
     lines = draw_contours(ax, surface, values, chosen, filled=filled, log=is_log(levels))
@@ -229,6 +224,11 @@ def draw_contours(
     log: bool = False,
 ) -> ContourSet | None:
     """Contours, limits, axis labels, and notes on what they leave out; returns lines, if any."""
+    if min(values.shape) < 2:
+        raise InputError(
+            f"contours need at least 2 × 2 points; this landscape has {' × '.join(map(str, values.shape))}. "
+            "Use heatmap."
+        )
     across, up = results.plane_axes(surface)
     x, y = surface[across].values, surface[up].values
     shown = _masked(ax, values, log, "grey: " if filled else "")

@@ -16,6 +16,7 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError, unknown
 from thalweg.studies import Drawing, Findings, setting
+from thalweg.studies.texts import assignments, options_of
 
 TITLE = "A model fitted to a table"
 
@@ -187,16 +188,8 @@ def _scales(x: np.ndarray, y: np.ndarray, settings: Settings) -> dict[str, Any]:
 
 def _options(settings: Settings) -> dict[str, Any]:
     """The optimizer's options: the learning rate, and what `options` says."""
-    options: dict[str, Any] = {} if settings.lr is None else {"lr": settings.lr}
-    for name, text in _assignments("options", settings.options):
-        if text.lower() in ("true", "false"):
-            options[name] = text.lower() == "true"
-            continue
-        try:
-            options[name] = float(text)
-        except ValueError:
-            options[name] = text
-    return options
+    learning_rate = {} if settings.lr is None else {"lr": settings.lr}
+    return learning_rate | options_of(settings.options)
 
 
 def _start(problem: Any, settings: Settings) -> np.ndarray | None:
@@ -207,7 +200,7 @@ def _start(problem: Any, settings: Settings) -> np.ndarray | None:
             f"model {settings.model!r} starts at random, from the seed; start= is for named parameters."
         )
     point = np.array(problem.flatten(problem.params), float)
-    for name, text in _assignments("start", settings.start):
+    for name, text in assignments("start", settings.start):
         try:
             point[problem.layout.index(name)] = float(text)
         except ValueError as error:
@@ -215,16 +208,6 @@ def _start(problem: Any, settings: Settings) -> np.ndarray | None:
                 raise
             raise InputError(f"start: {name} needs a number; {text!r} given.") from None
     return point[None]
-
-
-def _assignments(what: str, text: str) -> list[tuple[str, str]]:
-    pairs = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals or not value:
-            raise InputError(f"{what}: name=value was expected; {part!r} given.")
-        pairs.append((name.strip(), value.strip()))
-    return pairs
 
 
 def _every(settings: Settings, n_samples: int) -> int:

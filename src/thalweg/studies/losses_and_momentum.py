@@ -71,6 +71,8 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
 
     if len(settings.start) != 2 or len(settings.window) != 2:
         raise InputError("settings 'start' and 'window' are two numbers each, as in 6,-3.")
+    if settings.points < 2:
+        raise InputError(f"setting 'points' must be at least 2; {settings.points} given.")
     x, y = data.curved_line(settings.n_samples, seed=settings.data_seed)
     start = {"weight": settings.start[0], "bias": settings.start[1]}
     specs = {
@@ -181,8 +183,16 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
             state = (
                 "" if str(path["status"].values) == "completed" else f" ({path['status'].values})"
             )
+            loss_text = f"loss {path['loss'].values[-1]:.5g}"
+            if name == "weight_decay":
+                penalty = 0.5 * settings.weight_decay * (bias**2 + weight**2)
+                lowest = float(results.part(tree, f"penalised/{loss}")["empirical"].min())
+                loss_text += (
+                    f", {path['loss'].values[-1] + penalty:.5g} with the penalty "
+                    f"(lowest on the grid: {lowest:.5g})"
+                )
             numbers[f"{label}, {title}"] = (
-                f"loss {path['loss'].values[-1]:.5g} at bias {bias:.4f}, weight {weight:.4f}{state}"
+                f"{loss_text} at bias {bias:.4f}, weight {weight:.4f}{state}"
             )
     same = np.array_equal(
         results.part(tree, "path/huber/plain")["params"],

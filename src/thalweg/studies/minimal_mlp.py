@@ -6,6 +6,9 @@ distribution, the expected risk.
 
 For x ~ U(−1, 1) and either sign of w2 the unit is active on half of the inputs, so that with a slope
 a and noise σ the expected risk is ½(⅓(w1w2)² − ⅔a·w1w2 + ⅔a²) + σ².
+
+A step of SGD is w1 ← w1 − s·w2, w2 ← w2 − s·w1 with s = 2η(f(x) − y)x where the unit is on, else 0, so
+that it multiplies w1² − w2² by 1 − s²: paths stay close to a hyperbola, and on a diagonal for good.
 """
 
 from __future__ import annotations
@@ -19,9 +22,13 @@ import xarray as xr
 
 from thalweg import plots, results
 from thalweg.errors import InputError
+from thalweg.plots import animations, panels
 from thalweg.studies import Drawing, Findings, setting
+from thalweg.studies.texts import options_of
 
 TITLE = "The stochastic landscape of a two-parameter network"
+
+_MOST = 50  # steps with a figure of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +42,15 @@ class Settings:
     model: str = setting("relu", "relu: w1·relu(w2·x); linear: w1·w2·x")
     optimizer: str = setting("SGD", "an optimizer of thalweg, by name")
     lr: float = setting(0.01, "learning rate")
+    options: str = setting("", "further options of the optimizer, as in momentum=0.9,nesterov=true")
     batch_size: int = setting(1, "samples a step")
     epochs: int = setting(1, "passes through the data")
     shuffle: bool = setting(False, "a new order each epoch; otherwise the data's own")
     start: tuple[float, ...] | str = setting((3.0, -4.0), "w1,w2; or random, from U(−0.1, 0.1)")
     window: tuple[float, ...] = setting((-5.0, 5.0), "the landscape's range, in both weights")
     points: int = setting(100, "grid points along each axis")
-    every: int = setting(10, "a figure for every so many steps")
+    every: int = setting(10, "a figure for every so many steps, for at most fifty of them")
+    at: tuple[int, ...] = setting((), "the steps to draw, in place of every so many")
 
 
 def run(settings: Settings) -> dict[str, xr.Dataset]:
@@ -52,6 +61,8 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
 
     if settings.model not in ("relu", "linear"):
         raise InputError(f"setting 'model' must be relu or linear; {settings.model!r} given.")
+    if settings.points < 2:
+        raise InputError(f"setting 'points' must be at least 2; {settings.points} given.")
     x, y = data.noisy_line(
         settings.n_samples, slope=settings.slope, noise=settings.noise, seed=settings.seed
     )
@@ -70,13 +81,19 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
     surface = tw.landscape(problem, plane, risks=("empirical", "expected", "pointwise"))
     path = tw.descend(
         problem,
-        by_name(settings.optimizer, lr=settings.lr),
+        by_name(settings.optimizer, lr=settings.lr, **options_of(settings.options)),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         shuffle=settings.shuffle,
         seed=settings.seed,
         record=["grad", "risk", "expected"] + (["batch"] if settings.batch_size < len(x) else []),
     )
+    outside = [step for step in settings.at if not 0 <= step < path.sizes["step"] - 1]
+    if outside:
+        raise InputError(
+            f"setting 'at': step {outside[0]} was not taken; give steps from 0 to "
+            f"{path.sizes['step'] - 2}."
+        )
     table = xr.Dataset({"x": ("sample", x), "y": ("sample", y)})
     return {"data": table, "landscape": surface, "path": path}
 
@@ -116,33 +133,89 @@ def _pair(values: tuple[float, ...]) -> tuple[float, float]:
 
 
 def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
-    """Three panels for every so many steps, and the empirical landscape with the whole path."""
+    """Three panels for chosen steps, the empirical landscape with the whole path, the animation."""
     surface, path = results.part(tree, "landscape"), results.part(tree, "path")
-    last = path.sizes["step"] - 1
-    if "batch" in path and settings.batch_size == 1:
-        for step in range(0, last, max(settings.every, 1)):
-            sample = int(path["batch"].values[step, 0])
-            yield (
-                f"step-{step:03d}",
-                Drawing.of(
-                    plots.step_panels(surface, path, step, sample=sample),
-                    f"Step {step}, which descends the pointwise risk of sample {sample}. The arrow is "
-                    "−0.1 times the stochastic gradient; where there is none, it is zero.",
-                ),
-            )
+    samples = _samples(path, settings)
+    for step in _chosen(samples, settings):
+        sample = int(samples[step])
+        zero = not path["grad"].values[step].any()
+        yield (
+            f"step-{step:03d}",
+            Drawing.of(
+                plots.step_panels(surface, path, step, sample=sample),
+                f"What does step {step} see? It descends the pointwise risk of sample {sample} (left), "
+                + (
+                    "whose gradient is zero at the iterate: it stays where it is."
+                    if zero
+                    else "along the arrow, −0.1 times the stochastic gradient."
+                )
+                + " Levels and colours are the same in all three panels.",
+            ),
+        )
     ax = plots.contour(
-        surface, path, center=_middle(surface), title="Empirical risk and the whole trajectory"
+        surface,
+        path,
+        center=panels.middle_risk(surface),
+        title="Empirical risk and the whole trajectory",
     )
-    yield "path", Drawing.of(ax, "The empirical risk with every iterate of the descent.")
-    ax = plots.loss(path, x="linear")
-    ax.set_title("Loss of each step's batch")
-    yield "loss", Drawing.of(ax, "The loss each step saw, before its update.")
+    yield (
+        "path",
+        Drawing.of(
+            ax,
+            "Where does a descent on single samples lead? The empirical risk, which no step saw, with "
+            "every iterate.",
+        ),
+    )
+    if len(samples):
+        yield (
+            "animation",
+            Drawing.of(
+                lambda: animations.pointwise(
+                    surface, path, sample=None if "batch" in path else int(samples[0])
+                ),
+                "The landscape under the iterate changes with every step, for each sample has its own: "
+                "the pointwise risk of the step's sample, the arrow of its gradient, and the "
+                "trajectory so far.",
+            ),
+        )
+    ax = plots.loss(path, x="linear", title="Loss of each step's batch")
+    yield (
+        "loss",
+        Drawing.of(
+            ax,
+            "The loss each step saw, before its update. It jumps from sample to sample, and says "
+            "little about progress.",
+        ),
+    )
+    ax = plots.record(path, "risk", y="linear", label="empirical", title="Risks along the path")
+    plots.record(path, "expected", y="linear", label="expected", ax=ax)
+    ax.set(title="Risks along the path", ylabel="risk")
+    yield (
+        "risks",
+        Drawing.of(
+            ax,
+            "Does it get better? The empirical and the expected risk along the path: flat where the "
+            "unit was off, and up now and then.",
+        ),
+    )
 
 
-def _middle(surface: xr.Dataset) -> float:
-    """The expected risk at the grid's middle, the centre of the study's colours."""
-    expected = surface["expected"].values
-    return float(expected[expected.shape[0] // 2, expected.shape[1] // 2])
+def _samples(path: xr.Dataset, settings: Settings) -> np.ndarray:
+    """The sample of each step until the path diverged; none where a step uses several."""
+    if settings.batch_size != 1:
+        return np.empty(0, int)
+    lost = int(path["diverged_at"])
+    steps = path.sizes["step"] - 1 if lost < 0 else min(lost, path.sizes["step"] - 1)
+    if "batch" not in path:
+        return np.zeros(steps, int)  # there is but one
+    return path["batch"].values[:steps, 0]
+
+
+def _chosen(samples: np.ndarray, settings: Settings) -> list[int]:
+    """The steps that have a figure of their own."""
+    if settings.at:
+        return [step for step in settings.at if step < len(samples)]
+    return list(range(0, len(samples), max(settings.every, -(-len(samples) // _MOST), 1)))
 
 
 def _derivation(settings: Settings) -> str:
@@ -165,20 +238,21 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
     empirical = surface["empirical"]
     w1, w2 = (float(v) for v in path["final"].sel(param=["w1", "w2"]).values)
     lowest = empirical.argmin(dim=["w1", "w2"])
-    gradients = np.abs(path["grad"].values[:-1]).max(axis=1)
-    still = float((gradients == 0).sum()) / max(len(gradients), 1)
+    taken = path["grad"].values[:-1]
+    taken = np.abs(taken[np.isfinite(taken).all(axis=1)]).max(axis=1)
+    still = f"{int((taken == 0).sum())} of {len(taken)}"
+    squares = path["params"].sel(param="w1") ** 2 - path["params"].sel(param="w2") ** 2
     numbers = {
         "last iterate": f"w1 = {w1:.6g}, w2 = {w2:.6g}",
-        "status": str(path["status"].values),
-        "empirical risk, first to last": f"{path['risk'].values[0]:.6g} → {path['risk'].values[-1]:.6g}",
-        "expected risk, first to last": (
-            f"{path['expected'].values[0]:.6g} → {path['expected'].values[-1]:.6g}"
-        ),
+        "status": _status(path),
+        "empirical risk, first to last": _first_to_last(path["risk"]),
+        "expected risk, first to last": _first_to_last(path["expected"]),
         "lowest empirical risk on the grid": (
             f"{float(empirical.min()):.6g} at w1 = {float(empirical.w1[lowest['w1']]):.3g}, "
             f"w2 = {float(empirical.w2[lowest['w2']]):.3g}"
         ),
-        "steps with no gradient": f"{100 * still:.0f} %",
+        "steps with no gradient": still,
+        "w1² − w2², first to last": _first_to_last(squares),
     }
     return Findings(
         numbers,
@@ -189,7 +263,34 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
             "empirical risk. Hence the hyperbolas: a whole curve of minima where the product is right, "
             "and a saddle at the origin.",
             _derivation(settings),
-            "Where w2·x ≤ 0 for a step's sample, the unit is off, the gradient is zero and the path "
-            "stands still for that step.",
+            _standing_still(settings),
+            "A step multiplies w1² − w2² by 1 − s², with s = 2η(f(x) − y)x and the learning rate η: plain "
+            "SGD follows the hyperbola of its start closely, and from w1 = ±w2 it never leaves the "
+            "diagonal.",
         ),
+    )
+
+
+def _status(path: xr.Dataset) -> str:
+    lost = int(path["diverged_at"])
+    return str(path["status"].values) + (f" at step {lost}" if lost >= 0 else "")
+
+
+def _first_to_last(record: xr.DataArray) -> str:
+    """The first and the last finite value."""
+    values = record.values[np.isfinite(record.values)]
+    return f"{values[0]:.6g} → {values[-1]:.6g}" if values.size else "never finite"
+
+
+def _standing_still(settings: Settings) -> str:
+    """What a gradient of zero does to the path."""
+    if settings.model == "linear":
+        return (
+            "Both partial derivatives vanish at the origin, whatever the sample: a descent that starts "
+            "there stays there, though it is a saddle."
+        )
+    return (
+        "Where w2·x ≤ 0 for a step's sample, the unit is off, the gradient is zero and the path "
+        "stands still for that step. Only the samples on one side of x = 0 are ever learnt from as "
+        "long as w2 keeps its sign; at w2 = 0 none is, and the path stays there for good."
     )
