@@ -18,7 +18,8 @@ import numpy as np
 import xarray as xr
 
 from thalweg import plots, results
-from thalweg.errors import InputError, optional
+from thalweg.errors import InputError
+from thalweg.plots import interactive
 from thalweg.studies import Drawing, Findings, setting
 
 TITLE = "A line, an outlier, and on to polynomials"
@@ -96,7 +97,8 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
     mse, mae = (tw.Problem(line, loss, x, y, params=start) for loss in ("mse", "l1"))
     quadratic = tw.Problem(models.polynomial, "l1", x, y, params=_zeros(2))
     polynomial = tw.Problem(models.polynomial, "l1", x, y, params=_zeros(settings.degree))
-    least = least_squares(x, y)
+    exact = tw.Problem(line, "mse", x, y, params={"intercept": 0.0, "slope": 0.0})  # in float64
+    least = np.asarray(exact.flatten(tw.least_squares(exact)))
 
     around = {
         name: (value - settings.around, value + settings.around)
@@ -211,11 +213,6 @@ def _batches(problem: Any, settings: Settings) -> xr.Dataset:
     )
 
 
-def least_squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(intercept, slope) of the line with the least MSE: w = (XᵀX)⁻¹Xᵀy, by an SVD of X."""
-    return np.linalg.lstsq(np.vander(x, 2, increasing=True), y, rcond=None)[0]
-
-
 def least_absolute(x: np.ndarray, y: np.ndarray, degree: int) -> np.ndarray:
     """(c0, …) of the polynomial with the least MAE, by a linear program.
 
@@ -316,7 +313,7 @@ def _landscapes(tree: xr.DataTree) -> Iterator[tuple[str, Drawing]]:
         yield (
             f"surface-{loss}",
             Drawing.of(
-                lambda surface=surface, name=name: _interactive().surface(
+                lambda surface=surface, name=name: interactive.surface(
                     surface,
                     points={"least squares": least.values},
                     title=f"{name} about the least-squares line",
@@ -324,10 +321,6 @@ def _landscapes(tree: xr.DataTree) -> Iterator[tuple[str, Drawing]]:
                 f"The same {name} as contours and as a surface that can be turned.",
             ),
         )
-
-
-def _interactive() -> Any:
-    return optional("thalweg.plots.interactive", "interactive figures need", extra="plotly")
 
 
 def _graphs(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
@@ -398,7 +391,7 @@ def _quadratics(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Dr
         yield (
             f"path-{name}",
             Drawing.of(
-                lambda path=path, title=title, least=least: _interactive().path3d(
+                lambda path=path, title=title, least=least: interactive.path3d(
                     path, points=least, title=f"The way of the {title}"
                 ),
                 f"Which way do the three coefficients go ({title})? The colour is the time.",
