@@ -14,4 +14,14 @@ SMALL = {
         "polynomial_epochs": 5,
     },
     "eigenbasis": {"p": 20, "n": 200, "steps": 50, "wide_p": 20, "wide_n": 10, "wide_steps": 50},
+    "lazy-linear": {"narrow_steps": 50, "wide_steps": 20, "many_steps": 50, "runs": 3},
+    "lazy-mlp": {
+        "deep_steps": 50,
+        "shallow_steps": 50,
+        "runs": 3,
+        "widths": (3, 20),
+        "widths_steps": 50,
+        "bad_width": 20,
+        "bad_steps": 30,
+    },
 }

@@ -16,6 +16,7 @@ from thalweg.plots.paths import mark, trace
 from thalweg.plots.quantities import curve, log_slope
 from thalweg.plots.regression import functions, targets
 from thalweg.plots.surfaces import contour, heatmap, profile
+from thalweg.plots.tensors import movement_by_parameter
 
 __all__ = [
     "batches",
@@ -33,6 +34,7 @@ __all__ = [
     "mark",
     "matrix",
     "movement",
+    "movement_by_parameter",
     "points",
     "profile",
     "quantile_levels",

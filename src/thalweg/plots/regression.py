@@ -91,6 +91,7 @@ def functions(
         _target(ax, data, grid)
         fits.points(data, ax=ax, title=style.plain(moment[:1].upper() + moment[1:]))
         ax.get_legend().remove()  # one legend below serves all panels
+        ax.lines[-1].set(zorder=5, mfc="white", mec="black", mew=1)  # seen above many models
         ax.locator_params(axis="x", nbins=5)
         lost = 0
         for i, one in enumerate(series):
@@ -98,7 +99,8 @@ def functions(
         if lost:
             every = sum(len(one.members) for one in series)
             style.note(ax, f"{lost:,} of {style.count_of(every, 'model')} not finite (diverged)")
-        ax.label_outer()
+        if sharey:
+            ax.label_outer()
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -144,7 +146,7 @@ def _target(ax: Axes, data: xr.Dataset, grid: np.ndarray) -> None:
         return
     x, y = data["x_grid"].values, data["y_grid"].sel(target=sampled).values
     inside = (x >= grid.min()) & (x <= grid.max())
-    ax.plot(x[inside], y[inside], color="0.2", ls=(0, (1, 1.2)), lw=1.4, zorder=2, label="target")
+    ax.plot(x[inside], y[inside], color="0.2", ls=(0, (1, 1.2)), lw=1.4, zorder=4, label="target")
 
 
 def _draw(ax: Axes, grid: np.ndarray, yhat: np.ndarray, series: members.Series, i: int) -> int:
@@ -159,8 +161,8 @@ def _draw(ax: Axes, grid: np.ndarray, yhat: np.ndarray, series: members.Series, 
             curve,
             color=look.color,
             ls="-" if many else look.dash,
-            lw=0.9 if many else 1.8,
-            alpha=max(0.15, min(0.7, 20 / len(curves))) if many else 1,
+            lw=0.8 if many else 1.3,
+            alpha=max(0.15, min(0.6, 20 / len(curves))) if many else 1,
             marker="o" if len(grid) == 1 else None,
             ms=3,
             zorder=3,

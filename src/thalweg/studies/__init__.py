@@ -43,6 +43,14 @@ STUDIES = {
         "eigenbasis",
         "gradient descent on least squares, coordinate by coordinate, in the basis of eigenvectors",
     ),
+    "lazy-linear": (
+        "lazy_linear",
+        "linear models on few and many sinusoidal features: wide ones fit fast and move little",
+    ),
+    "lazy-mlp": (
+        "lazy_mlp",
+        "ReLU networks deep and shallow, narrow and wide, well and badly started: who moves, and how far",
+    ),
 }
 # the command's `descend` is a study of the user's own data
 _OWN = {"fit": ("fit", "columns of a table, a model, and the way an optimizer took to fit it")}

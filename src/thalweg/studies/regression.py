@@ -120,6 +120,50 @@ def parameters(problem: Problem, path: xr.Dataset) -> xr.Dataset:
 # From the saved tree: no JAX from here on ---------------------------------------------------------
 
 
+def values(path: xr.Dataset, name: str, step: int = -1) -> np.ndarray:
+    """A scalar record at a recorded step, of the members that are finite there."""
+    found = path[name].isel(step=step).values.ravel()
+    return found[np.isfinite(found)]
+
+
+def spread(values: np.ndarray) -> str:
+    """ "0.21", or "0.21 (0.12 to 0.35)": the median of some values, and their range."""
+    if not values.size:
+        return "not finite"
+    text = f"{np.median(values):.3g}"
+    if values.size > 1:
+        text += f" ({values.min():.3g} to {values.max():.3g})"
+    return text
+
+
+def course(path: xr.Dataset) -> str:
+    """A descent in a line: the loss over all samples before and after, and the movement."""
+    ends = [spread(values(path, "risk", step)) for step in (0, -1)]
+    text = f"loss {ends[0]} → {ends[1]}, movement {spread(values(path, 'relative_movement'))}"
+    lost = path["status"].values.ravel() != "completed"
+    if lost.any():
+        names = "/".join(sorted({str(s) for s in path["status"].values.ravel()[lost]}))
+        text += f"; {lost.sum()} of {lost.size} {names}" if lost.size > 1 else f"; {names}"
+    return text
+
+
+def steps_to(path: xr.Dataset, share: float) -> np.ndarray:
+    """The first recorded step where the loss is at most `share` of that at step 0 (members,); NaN
+    where there is none."""
+    risk = path["risk"].transpose("step", ...).values.reshape(path.sizes["step"], -1)
+    there = risk <= share * risk[0]
+    first = path["step"].values[there.argmax(axis=0)]
+    return np.where(there.any(axis=0), first, np.nan)
+
+
+def distances(data: xr.Dataset, models: xr.Dataset) -> xr.DataArray:
+    """The root mean square distance (moment, …members) of functions from their target, on the grid."""
+    target = data["y_grid"].sel(target=data.attrs["target"]).values
+    there = np.interp(models["x_grid"].values, data["x_grid"].values, target)
+    error = models["yhat_grid"] - xr.DataArray(there, dims="grid")
+    return (error**2).mean("grid") ** 0.5
+
+
 def count(table: xr.Dataset) -> int:
     """The number of parameters of a model, from its table."""
     return int(table["size"].sum())

@@ -1,0 +1,107 @@
+"""How far each parameter tensor moved: weights and biases, layer by layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from thalweg import results
+from thalweg.errors import InputError
+from thalweg.plots import curves, members, style
+
+_INSIDE = 6  # legend entries that have room beside the curves
+
+
+def movement_by_parameter(
+    path: xr.Dataset,
+    name: str = "moved",
+    *,
+    ax: Axes | None = None,
+    x: str = "linear",
+    y: str = "linear",
+    title: str | None = None,
+) -> Axes:
+    """The movement of each parameter tensor against the step.
+
+    A layer has a colour, and its weights, biases and what else it holds a dash each. Of several
+    members the median is drawn, diverged ones left out; a note below the axes says so.
+
+    Args:
+        path: a trajectory with a record {name: thalweg.movement_by_parameter}.
+        name: the record's name.
+        ax: where to draw; a new figure without it.
+        x, y: "linear" or "log". On a log axis step 0, and values at zero, are left out.
+        title: a title; "Movement by parameter" without it.
+
+    Raises:
+        InputError: a record that is not there, an unknown scale.
+    """
+    members.check_trajectory(path)
+    style.one_of("x", x, ("linear", "log"))
+    style.one_of("y", y, ("linear", "log"))
+    prefix = f"{name}_"
+    tensors = [str(v).removeprefix(prefix) for v in path.data_vars if str(v).startswith(prefix)]
+    if not tensors:
+        raise InputError(
+            f"this trajectory has no record {name!r} of its tensors' movements: descend with "
+            f"record={{{name!r}: thalweg.movement_by_parameter}}."
+        )
+    ax = style.new_axes(ax)
+    ax.set(xscale=x, yscale=y)
+    kept = ~members.diverged(path)
+    steps = path["step"].values
+    shown = steps >= 1 if x == "log" else steps >= 0
+    if not shown.all():
+        style.note(ax, "step 0 not shown (log axis)")
+    if kept.size > 1 or not kept.all():
+        gone = f"{(~kept).sum():,} diverged" if not kept.all() else None
+        style.note(ax, style.joined(f"median of {style.count_of(int(kept.sum()), 'run')}", gone))
+    layers = list(dict.fromkeys(_split(tensor)[0] for tensor in tensors))
+    kinds = list(dict.fromkeys(_split(tensor)[1] for tensor in tensors))
+    zero = [tensor for tensor in tensors if _starts_at_zero(path, tensor)]
+    # Weights come first to the eye: their dash is the solid one.
+    kinds.sort(key=lambda kind: kind != "weight")
+    for i, tensor in enumerate(tensors):
+        layer, kind = _split(tensor)
+        moved = path[f"{prefix}{tensor}"].transpose("step", *results.member_dims(path)).values
+        middle = _median(moved.reshape(len(steps), -1)[:, kept.ravel()])
+        if y == "log":
+            middle = np.where(middle > 0, middle, np.nan)
+        ax.plot(
+            steps[shown],
+            middle[shown],
+            color=style.COLORS[layers.index(layer) % len(style.COLORS)],
+            ls=style.DASHES[kinds.index(kind) % len(style.DASHES)],
+            lw=1.6 if kind == "weight" else 1.2,
+            marker="o" if shown.sum() == 1 else None,
+            label=style.plain(tensor),
+            gid=f"{style.SERIES}-{i}",
+        )
+    if zero:
+        style.note(ax, f"absolute for {', '.join(map(style.plain, zero))}: the start is zero")
+    ax.set(xlabel=style.label_of(path["step"], "step"), ylabel=curves.LABELS["relative_movement"])
+    style.titled(ax, title, "movement by parameter")
+    if len(tensors) <= _INSIDE:
+        style.legend(ax)
+    else:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="x-small")
+    return ax
+
+
+def _split(tensor: str) -> tuple[str, str]:
+    """A tensor's layer and what it is in it: "l1.weight" → ("l1", "weight")."""
+    layer, _, kind = tensor.rpartition(".")
+    return layer, kind
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Over members (step, members): NaN where there are none."""
+    return np.median(values, axis=1) if values.shape[1] else np.full(len(values), np.nan)
+
+
+def _starts_at_zero(path: xr.Dataset, tensor: str) -> bool:
+    """Whether a tensor is zero at some member's start."""
+    own = [name == tensor or name.startswith(f"{tensor}[") for name in path["param"].values]
+    start = path["start"].transpose("param", ...).values[own]
+    return not start.any(axis=0).all()
