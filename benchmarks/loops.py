@@ -150,3 +150,179 @@ def _losses_and_momentum() -> Iterable[Work]:
     yield Work(4 * 5 * s.steps, "steps", run)
     risk = grid(lambda a, b: ((a * x + b - y) ** 2).mean())
     yield Work(8 * s.points**2, "grid points", risk, 1000)
+
+
+class Polynomial(nn.Module):
+    """c0 + c1 x + c2 x² + …."""
+
+    def __init__(self, degree: int) -> None:
+        super().__init__()
+        self.c = nn.Parameter(torch.zeros(degree + 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return sum(c * x**power for power, c in enumerate(self.c))  # type: ignore[return-value]
+
+
+def _fully_connected(n: int, *widths: int, lr: float = 0.01) -> Callable[[int], Any]:
+    """Full-batch steps of an MLP on n samples."""
+    torch.manual_seed(0)
+    x = torch.rand(n, widths[0]) * 2 - 1
+    return training(mlp(*widths), torch.optim.SGD, x, torch.rand(n, 1), lr=lr)
+
+
+@loop("regression-tour")
+def _regression_tour() -> Iterable[Work]:
+    s = make_settings("regression-tour", {})
+    x, y = pairs(s.n_samples, torch.float64)
+    mae = nn.functional.l1_loss
+    full = training(Polynomial(2), torch.optim.SGD, x, y, mae, lr=0.01)
+    yield Work(s.line_steps + s.quadratic_steps, "full-batch steps", full)
+    batch = {"loss": mae, "batch": s.batch_size, "lr": 0.01}
+    per_epoch = -(-s.n_samples // s.batch_size)
+    quadratic = training(Polynomial(2), torch.optim.Adam, x, y, **batch)
+    yield Work((s.sgd_epochs + s.adam_epochs) * per_epoch, "steps of the quadratic", quadratic)
+    high = training(Polynomial(s.degree), torch.optim.Adam, x, y, **batch)
+    yield Work(s.polynomial_epochs * per_epoch, f"steps of degree {s.degree}", high)
+    yield Work(
+        3 * s.points**2, "grid points", grid(lambda a, b: (a * x + b - y).abs().mean()), 1000
+    )
+
+
+@loop("two-layer-linear")
+def _two_layer_linear() -> Iterable[Work]:
+    s = make_settings("two-layer-linear", {})
+    torch.set_default_dtype(torch.float64)
+    x, target = torch.randn(s.n_samples, s.d_in), torch.randn(s.n_samples, s.d_out)
+    model = nn.Sequential(
+        nn.Linear(s.d_in, s.width, bias=False), nn.Linear(s.width, s.d_out, bias=False)
+    )
+    runs = len(s.lrs) + len(s.adam_lrs) + 2
+    first = training(model, torch.optim.Adam, x, target, nn.MSELoss(reduction="sum"), lr=1e-5)
+    yield Work(runs * s.steps, "first-order steps", first)
+
+    def newton(k: int) -> None:
+        w2, w1 = (p.detach().clone() for p in model.parameters())
+        for _ in range(k):
+            j2, j1 = torch.autograd.functional.jacobian(
+                lambda b, a: (x @ b.T @ a.T - target).reshape(-1), (w2, w1), vectorize=True
+            )
+            rows = torch.cat([j2.flatten(1), j1.flatten(1)], dim=1)
+            r = (x @ w2.T @ w1.T - target).reshape(-1, 1)
+            step = 0.1 * torch.linalg.lstsq(rows, r, driver="gelsd").solution[:, 0]
+            w2 = w2 - step[: w2.numel()].reshape(w2.shape)
+            w1 = w1 - step[w2.numel() :].reshape(w1.shape)
+
+    yield Work(len(s.newton_lrs) * s.newton_steps + 15, "second-order steps", newton, 4)
+
+
+@loop("lazy-linear")
+def _lazy_linear() -> Iterable[Work]:
+    s = make_settings("lazy-linear", {})
+    narrow = _fully_connected(s.n_samples, s.narrow_dimension, 1)
+    yield Work(s.narrow_steps, f"steps of dimension {s.narrow_dimension}", narrow)
+    wide = _fully_connected(s.n_samples, s.wide_dimension, 1)
+    yield Work(s.wide_steps, f"steps of dimension {s.wide_dimension}", wide)
+    many = _fully_connected(s.n_samples, s.many_dimension, 1)
+    yield Work(s.runs * s.many_steps, f"steps of dimension {s.many_dimension}", many)
+
+
+@loop("lazy-mlp")
+def _lazy_mlp() -> Iterable[Work]:
+    s = make_settings("lazy-mlp", {})
+    deep = _fully_connected(s.n_samples, 1, *[s.deep_width] * s.deep_layers, 1)
+    yield Work(s.deep_steps, "steps of the deep network", deep)
+    shallow = _fully_connected(s.n_samples, 1, s.shallow_width, 1)
+    yield Work(s.runs * s.shallow_steps, f"steps of width {s.shallow_width}", shallow)
+    for width in s.widths:
+        one = _fully_connected(s.n_samples, 1, width, 1)
+        yield Work(s.widths_steps, f"steps of width {width}", one)
+    bad = _fully_connected(s.n_samples, 1, s.bad_width, 1)
+    yield Work(s.runs * (s.shocks + s.bad_steps), f"steps of width {s.bad_width}", bad)
+
+
+@loop("lazy-scaling")
+def _lazy_scaling() -> Iterable[Work]:
+    s = make_settings("lazy-scaling", {})
+    deep = _fully_connected(s.n_samples, 1, *[s.width] * s.depth, 1)
+    # each descent with its linearised twin, which costs about as much
+    yield Work(2 * (len(s.alphas) + 1) * s.steps, "steps of the deep network", deep)
+    smooth = _fully_connected(s.n_samples, 1, *[s.smooth_width] * s.smooth_depth, 1)
+    yield Work(2 * 2 * len(s.sweep) * s.steps, "steps of the sweep over α", smooth)
+
+
+@loop("lazy-1d")
+def _lazy_1d() -> Iterable[Work]:
+    s = make_settings("lazy-1d", {})
+
+    def f(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return w * x / 2 + torch.log(1 + w**2) * x / 5 + 0.1 * torch.sin(torch.exp(2 * w))
+
+    x, y, start = (torch.tensor(v) for v in (*s.sample, s.start))
+
+    def losses(k: int) -> list[float]:
+        values = []
+        for i in range(k):
+            w = start + i * 1e-6
+            for output in (f(x, w) * (w - start), f(x, start) * (w - start)):
+                values.append(float((output - y) ** 2 / 2))
+        return values
+
+    yield Work(len(s.alphas) * s.points, "points of both losses", losses, 1000)
+
+
+@loop("eigenbasis")
+def _eigenbasis() -> Iterable[Work]:
+    s = make_settings("eigenbasis", {})
+    torch.set_default_dtype(torch.float64)
+    for p, n, steps in ((s.p, s.n, s.steps), (s.wide_p, s.wide_n, s.wide_steps)):
+        x, w = torch.randn(p, n) / n**0.5, torch.randn(p, 1) / p**0.5
+        y = torch.randn(n, 1)
+
+        def run(k: int, x: Any = x, y: Any = y, w: Any = w) -> list[Any]:
+            path = []
+            for _ in range(k):
+                w = w - 1e-3 * (x @ (x.T @ w - y))
+                path.append((w.clone(), float(((x.T @ w - y) ** 2).mean())))
+            return path
+
+        yield Work(steps, f"steps of p = {p}, n = {n}", run)
+
+
+@loop("bias-complexity")
+def _bias_complexity() -> Iterable[Work]:
+    s = make_settings("bias-complexity", {})
+    one = _fully_connected(s.n_samples, s.dimension, 1)
+    yield Work(s.steps, f"steps of dimension {s.dimension}", one)
+    middling = _fully_connected(s.n_samples, s.largest // 2, 1)
+    models = s.largest // 2 * s.runs
+    yield Work(models * s.sweep_steps, "steps of the sweep", middling)
+
+    def fit(k: int) -> None:
+        for _ in range(k):
+            x = torch.randn(s.peak_n, s.peak_largest // 2)
+            torch.linalg.lstsq(x, torch.randn(s.peak_n, 1), driver="gelsd")
+
+    yield Work(s.peak_largest * s.peak_draws, "least-squares fits", fit)
+
+
+@loop("gradient-flow")
+def _gradient_flow() -> Iterable[Work]:
+    s = make_settings("gradient-flow", {})
+
+    def steps(k: int) -> list[Any]:
+        w = torch.zeros(2, requires_grad=True)
+        rule = torch.optim.SGD([w], lr=s.small_lr)
+        path = []
+        for _ in range(k):
+            x, y = w
+            rule.zero_grad()
+            value = torch.sin(x + 4) * (torch.cos(3 * y - 5) + 0.3)
+            value = value + 0.5 * torch.cos(2 * (x + 2) * (y - 4) ** 2)
+            value.backward()
+            rule.step()
+            path.append((w.detach().clone(), value.item()))
+        return path
+
+    yield Work(2 * s.runs * s.steps, "steps of the recorded descents", steps)
+    budget = 2 * s.basin_points**2 * s.basin_steps
+    yield Work(budget, "steps of the basin map, if every start used its budget", steps)
