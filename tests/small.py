@@ -14,6 +14,16 @@ SMALL = {
         "polynomial_epochs": 5,
     },
     "eigenbasis": {"p": 20, "n": 200, "steps": 50, "wide_p": 20, "wide_n": 10, "wide_steps": 50},
+    "bias-complexity": {
+        "dimension": 10,
+        "steps": 50,
+        "largest": 20,
+        "runs": 3,
+        "sweep_steps": 50,
+        "peak_n": 20,
+        "peak_largest": 40,
+        "peak_draws": 50,
+    },
     "lazy-linear": {"narrow_steps": 50, "wide_steps": 20, "many_steps": 50, "runs": 3},
     "lazy-mlp": {
         "deep_steps": 50,

@@ -43,6 +43,10 @@ STUDIES = {
         "eigenbasis",
         "gradient descent on least squares, coordinate by coordinate, in the basis of eigenvectors",
     ),
+    "bias-complexity": (
+        "bias_complexity",
+        "training and true risk against the number of features, and where the peak is that theory has",
+    ),
     "lazy-linear": (
         "lazy_linear",
         "linear models on few and many sinusoidal features: wide ones fit fast and move little",
