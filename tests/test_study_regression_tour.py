@@ -8,7 +8,7 @@ from small import SMALL
 import thalweg as tw
 from thalweg import results, studies
 from thalweg.catalogue import data
-from thalweg.studies import regression_tour
+from thalweg.studies import polynomials
 
 NAME = "regression-tour"
 
@@ -125,7 +125,7 @@ def test_adam_and_mini_batches_see_every_sample_once_an_epoch(tour):
 @pytest.mark.parametrize("degree", [1, 2])
 def test_the_least_absolute_fit_fulfils_its_optimality_conditions(xy, degree):
     x, y = xy
-    residual = np.polynomial.polynomial.polyval(x, regression_tour.least_absolute(x, y, degree)) - y
+    residual = np.polynomial.polynomial.polyval(x, polynomials.least_absolute(x, y, degree)) - y
     powers = np.vander(x, degree + 1, increasing=True)
     on_it = (
         np.abs(residual) < 1e-9

@@ -205,10 +205,8 @@ def batches(
         ax.set(xlabel=style.label_of(data["x"], "x"), ylabel=style.label_of(data["y"], "y"))
         style.titled(ax, titles[n] if titles else None, f"Batch {n + 1}")
         # ax.label_outer would leave those above an empty place without an axis
-        lowest, leftmost = n + columns >= len(index), n % columns == 0
-        ax.tick_params(labelbottom=lowest, labelleft=leftmost)
-        ax.xaxis.label.set_visible(lowest)
-        ax.yaxis.label.set_visible(leftmost)
+        ax.tick_params(labelbottom=True)
+        ax.yaxis.label.set_visible(n % columns == 0)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
     if title:

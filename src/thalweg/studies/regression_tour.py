@@ -20,11 +20,9 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import interactive
-from thalweg.studies import Drawing, Findings, setting
+from thalweg.studies import Drawing, Findings, polynomials, setting
 
 TITLE = "A line, an outlier, and on to polynomials"
-
-_GRID = 1000  # points of the fitted curves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +141,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
             **batches,
         ),
     }
-    found = {"least-squares": least} | {k: _coefficients(p) for k, p in paths.items()}
+    found = {"least-squares": least} | {k: polynomials.final_coefficients(p) for k, p in paths.items()}
     degrees = {"line": 1, "quadratic": 2, "polynomial": settings.degree}
     return {
         "data": xr.Dataset({"x": ("sample", x), "y": ("sample", y)}),
@@ -155,9 +153,9 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
         "graph/reverse": tw.computation_graph(z, settings.theta, reverse=True),
         "batches": _batches(quadratic, settings),
         **{f"path/{name}": path for name, path in paths.items()},
-        **{f"fit/{name}": _fit(x, y, params) for name, params in found.items()},
+        **{f"fit/{name}": polynomials.fit(x, y, params) for name, params in found.items()},
         **{
-            f"exact/{name}": _fit(x, y, least_absolute(x, y, degree))
+            f"exact/{name}": polynomials.fit(x, y, polynomials.least_absolute(x, y, degree))
             for name, degree in degrees.items()
         },
     }
@@ -177,14 +175,6 @@ def _check(settings: Settings) -> None:
 
 def _zeros(degree: int) -> dict[str, Any]:
     return {f"c{power}": np.float32(0) for power in range(degree + 1)}
-
-
-def _coefficients(path: xr.Dataset) -> np.ndarray:
-    """(c0, c1, …) at the end of a path: by name, c10 stands before c2."""
-    names = [str(name) for name in path["param"].values]
-    line = names == ["intercept", "slope"]
-    order = names if line else [f"c{power}" for power in range(len(names))]
-    return path["final"].sel(param=order).values
 
 
 def _batches(problem: Any, settings: Settings) -> xr.Dataset:
@@ -210,46 +200,6 @@ def _batches(problem: Any, settings: Settings) -> xr.Dataset:
             "grad": (("step", "param"), path["grad"].values),
         },
         {"param": path["param"].values},
-    )
-
-
-def least_absolute(x: np.ndarray, y: np.ndarray, degree: int) -> np.ndarray:
-    """(c0, …) of the polynomial with the least MAE, by a linear program.
-
-    Minimise Σ t_k / n with −t_k ≤ p(x_k) − y_k ≤ t_k (Charnes, Cooper & Ferguson, 1955), over the
-    coefficients in an orthonormal basis: powers of x are nearly dependent.
-    """
-    from scipy.optimize import linprog
-
-    powers = np.vander(x, degree + 1, increasing=True)
-    basis = np.linalg.qr(powers)[0]
-    n, p = basis.shape
-    each = np.eye(n)
-    solved = linprog(
-        np.concatenate([np.zeros(p), np.full(n, 1 / n)]),
-        A_ub=np.block([[basis, -each], [-basis, -each]]),
-        b_ub=np.concatenate([y, -y]),
-        bounds=[(None, None)] * p + [(0, None)] * n,
-    )
-    return np.linalg.lstsq(powers, basis @ solved.x[:p], rcond=None)[0]
-
-
-def _fit(x: np.ndarray, y: np.ndarray, params: np.ndarray) -> xr.Dataset:
-    """A polynomial's fit from its coefficients (c0, …), and its losses over all the data."""
-    coefficients = np.asarray(params, float)
-    grid = np.linspace(x.min(), x.max(), _GRID)
-    yhat = np.polynomial.polynomial.polyval(x, coefficients)
-    return xr.Dataset(
-        {
-            "x": ("sample", x),
-            "y": ("sample", y),
-            "yhat": ("sample", yhat),
-            "x_grid": ("grid", grid),
-            "yhat_grid": ("grid", np.polynomial.polynomial.polyval(grid, coefficients)),
-            "coefficients": ("power", coefficients),
-            "mse": ((), np.mean((yhat - y) ** 2)),
-            "mae": ((), np.mean(np.abs(yhat - y))),
-        }
     )
 
 
