@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench notebooks clean
+.PHONY: demo test test-browser chromium lint bench notebooks clean
 
 demo: .venv/installed
 	$(BIN)/thalweg run minimal-mlp --out out/minimal-mlp
@@ -11,6 +11,20 @@ demo: .venv/installed
 
 test: .venv/tests-installed
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(MAKE) test-browser
+
+test-browser: .venv/browser-installed chromium
+	$(BIN)/python -m pytest tests/browser
+
+# Debian's and Ubuntu's Chromium, where there is none and this user may install it.
+SUDO := $(shell test "$$(id -u)" = 0 || echo sudo -n)
+chromium:
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		command -v $$name >/dev/null && exit 0; done; \
+	echo "Installing Chromium for the reports' tests"; \
+	($(SUDO) apt-get update && $(SUDO) apt-get install -y chromium) >/dev/null 2>&1 || { \
+		echo "make test-browser needs Chromium on the PATH: apt-get install chromium, or Google Chrome." >&2; \
+		exit 1; }
 
 lint: .venv/tests-installed
 	$(BIN)/ruff format --check src tests benchmarks
@@ -33,6 +47,10 @@ notebooks: .venv/tests-installed
 	mkdir -p out/notebooks/solutions
 	cd notebooks && for f in *.py solutions/*.py; do \
 		../$(BIN)/jupytext --quiet --to ipynb --execute --output ../out/notebooks/$${f%.py}.ipynb $$f || exit 1; done
+
+.venv/browser-installed: pyproject.toml .venv/tests-installed
+	$(BIN)/pip install --quiet --editable '.[browser]'
+	touch $@
 
 clean:
 	rm -rf .venv out build

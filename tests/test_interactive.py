@@ -46,6 +46,12 @@ def notes(figure):
     return "".join(a.text for a in figure.layout.annotations).split("<br>")
 
 
+def height(figure, z, lift=0.015):
+    """Heights on the surface, of what is drawn 1.5 % of the picture's height above it."""
+    low, high = figure.layout.scene.zaxis.range
+    return np.asarray(z, float) - lift * (high - low)
+
+
 def lines_in_3d(figure):
     """(on the surface, on the floor), without the slider's."""
     found = [t for t in traces(figure, "scatter3d", mode="lines") if t.legendgroup != "now"]
@@ -109,19 +115,19 @@ def test_the_path_lies_on_the_surface_and_its_shadow_on_the_floor(descended):
         # a gap follows the member
         np.testing.assert_array_equal(trace.x[:-1], x)
         np.testing.assert_array_equal(trace.y[:-1], y)
-        step, loss, height, *params = trace.customdata[:-1].T
+        step, loss, here, *params = trace.customdata[:-1].T
         np.testing.assert_array_equal(step, path.step)
         np.testing.assert_array_equal(loss, path.loss)
-        np.testing.assert_allclose(height, path.loss, rtol=1e-12)
+        np.testing.assert_allclose(here, path.loss, rtol=1e-12)
         np.testing.assert_array_equal(np.stack(params, axis=1), path.params)
         for said in ("step %{customdata[0]:.0f}", "loss = %{customdata[1]", "x = %{customdata[3]"):
             assert said in trace.hovertemplate
     (deep,) = iterates(figure, "scatter3d")
-    np.testing.assert_allclose(deep.z[:-1], path.loss, rtol=1e-12)
+    np.testing.assert_allclose(height(figure, deep.z)[:-1], path.loss, rtol=1e-12)
     ((line,), (shadow,)) = lines_in_3d(figure)
     finite = np.isfinite(line.x)
     np.testing.assert_allclose(
-        line.z[finite], twisted({"x": line.x, "y": line.y})[finite], rtol=1e-5
+        height(figure, line.z)[finite], twisted({"x": line.x, "y": line.y})[finite], rtol=1e-5
     )
     np.testing.assert_array_equal(shadow.x, line.x)
     floor, ceiling = figure.layout.scene.zaxis.range
@@ -142,9 +148,8 @@ def test_the_slider_moves_a_marker_along_the_path(descended):
         x, y = path.params.sel(param=["x", "y"]).values[k]
         for trace in (flat, deep):
             assert (trace.x[0], trace.y[0]) == (x, y)
-        # symbols stand a fiftieth of the picture's height above the surface
-        low, high = figure.layout.scene.zaxis.range
-        np.testing.assert_allclose(deep.z[0], path.loss[k] + 0.02 * (high - low), rtol=1e-12)
+        np.testing.assert_allclose(height(figure, deep.z, lift=0.03), path.loss[k], rtol=1e-12)
+        low, _ = figure.layout.scene.zaxis.range
         np.testing.assert_allclose(plumb.z[:2], [deep.z[0], low])
     play, pause = figure.layout.updatemenus[0].buttons
     assert "Play" in play.label
@@ -231,10 +236,10 @@ def test_a_path_off_the_plane_is_drawn_below_or_above_it_and_says_so():
     (deep,) = iterates(figure, "scatter3d")
     x, y, z = path.params.sel(param=["x", "y", "z"]).values.T
     in_plane = twisted({"x": x, "y": y}) + 9
-    np.testing.assert_allclose(deep.z[:-1], in_plane, rtol=1e-12)
-    _, loss, height, off, *_ = deep.customdata[:-1].T
+    np.testing.assert_allclose(height(figure, deep.z)[:-1], in_plane, rtol=1e-12)
+    _, loss, here, off, *_ = deep.customdata[:-1].T
     np.testing.assert_array_equal(loss, path.loss)
-    np.testing.assert_allclose(height, in_plane, rtol=1e-12)
+    np.testing.assert_allclose(here, in_plane, rtol=1e-12)
     np.testing.assert_allclose(off, np.abs(z - 3), atol=1e-12)
     assert "off the plane = %{customdata[3]:.5g}" in deep.hovertemplate
     differ = np.abs(path.loss.values - in_plane).max()

@@ -1,27 +1,19 @@
 """The report: every kind of figure is in the page, and a file beside it."""
 
 import base64
-import dataclasses
 import re
-import sys
-import types
 
 import matplotlib.pyplot as plt
 import numpy as np
+import own_study
 import plotly.graph_objects as go
 import plotly.offline
 import pytest
-import xarray as xr
 from matplotlib import animation as mpl_animation
 
 from thalweg import report, studies
 from thalweg.errors import InputError, MissingExtra, optional
-from thalweg.studies import Drawing, Findings
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """None."""
+from thalweg.studies import Drawing
 
 
 class Film:
@@ -60,23 +52,7 @@ def without_library():
 def study(monkeypatch):
     """A study whose figures are those given: its result."""
 
-    def of(**things):
-        module = types.ModuleType("thalweg.studies.of_figures")
-        module.TITLE = "Figures"
-        module.Settings = Settings
-        module.run = lambda settings: {"data": xr.Dataset({"x": ("sample", [1.0])})}
-        module.figures = lambda tree, settings: (
-            (name.replace("_", "-"), Drawing.of(thing, f"the {name} & its caption"))
-            for name, thing in things.items()
-        )
-        module.findings = lambda tree, settings: Findings(
-            {"x": "1"}, ("See x.",), tables={"Parts & sizes": [("part", "size"), ("a < b", "2")]}
-        )
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(studies.STUDIES, "of-figures", ("of_figures", "its figures"))
-        return studies.run("of-figures")
-
-    return of
+    return lambda **things: own_study.of_figures(monkeypatch, **things)
 
 
 def test_a_drawing_is_of_axes_figures_and_functions():
@@ -139,7 +115,7 @@ def test_every_kind_of_figure_has_a_file_and_is_in_the_page(study, tmp_path):
     assert "autoplay" not in page.replace(plotly.offline.get_plotlyjs(), "")
     assert "pip install &#39;thalweg[some-extra]&#39;" in page
     assert page.count("<figcaption>") == 6
-    assert page.count('alt="the still &amp; its caption"') == 1
+    assert page.count('alt="The still &amp; its caption."') == 1
 
 
 def test_plotly_is_in_the_page_once_and_from_no_network(study, tmp_path):

@@ -1,8 +1,9 @@
 """Interactive pictures of results, in plotly: turn them, read their numbers, step through time.
 
-Each function returns a plotly figure: `figure.show()` opens it, `figure.write_html("x.html")` keeps
-it. plotly is the extra `plotly`, imported when a figure is made. As in the static pictures, no number
-is changed, and what a picture leaves out stands below it.
+Each function returns a plotly figure: `figure.show()` opens it, and
+`figure.write_html("x.html", auto_play=False)` keeps it. plotly is the extra `plotly`, imported when a
+figure is made. As in the static pictures, no number is changed, and what a picture leaves out stands
+below it.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ def surface(
 ) -> Any:
     """A landscape of two axes as contours and, beside them, as an opaque surface in the same colours.
 
-    The path is laid on the surface: an iterate stands at the landscape's height where it is or, off
-    the plane, where the nearest point of the plane is. Its own recorded loss is in its hover, with
-    the step and the parameters; where the two differ by more than a hundredth of the surface's height
-    (the loss of a batch, a path that leaves the plane, a coarse grid) a note says by how much. Below
-    it, on the floor, lies the path's shadow. A slider and a play button move a marker along it.
+    The path is laid on the surface: an iterate is drawn at the landscape's height where it is or, off
+    the plane, where the nearest point of the plane is, and all of it a hair higher (1.5 % of the
+    picture's height, its symbols 3 %), so that the surface does not swallow it. Its own recorded loss
+    is in its hover, with the step and the parameters; where the two differ by more than a hundredth
+    of the surface's height (the loss of a batch, a path that leaves the plane, a coarse grid) a note
+    says by how much. On the floor lies the path's shadow. A slider and a play button move a marker.
 
     Args:
         landscape: as `thalweg.landscape` returns it.

@@ -18,7 +18,7 @@ from thalweg.plots.ground import Ground
 from thalweg.plots.tracks import Track
 
 _FLOOR = 0.15  # of the surface's height: how far below it the floor lies
-_LIFT = 0.02  # of the picture's height: how far above the surface symbols stand
+_LIFT = 0.015  # of the picture's height: how far above the surface paths and points are drawn
 _LARGEST = 1e37  # what a graphics card, which computes in single precision, can draw
 _NOTED = 0.01  # of the surface's height: a difference between it and the recorded loss that is said
 _LIGHT = {"ambient": 0.75, "diffuse": 0.45, "specular": 0.05, "roughness": 0.9, "fresnel": 0.0}
@@ -132,9 +132,11 @@ def draw_path(
     more = {"height here": height}
     if off:
         more["off the plane"] = where["residual"].values
+    panels = [flat, (*flat, _lifted(ground, height))]
     for series in track.series:
         vertices = ground.over(x[:, series.columns], y[:, series.columns])
         across, up, on_ground = (c.astype("f4") for c in vertices)  # half the page's size
+        above = _lifted(ground, on_ground)
         on_floor = np.where(np.isnan(across), np.nan, floor).astype("f4")
         wide = 2.4 if len(series.columns) == 1 else 1.2
         look = {"color": series.color, "dash": series.dash}
@@ -144,12 +146,13 @@ def draw_path(
         rim = {"color": "white", "width": 2 * wide}
         canvas.add("Scatter", x=across, y=up, line=rim, **hidden)
         canvas.add("Scatter", x=across, y=up, line=look | {"width": wide}, **in_legend)
-        line = look | {"width": 2.5 * wide}
-        canvas.add("Scatter3d", x=across, y=up, z=on_ground, line=line, **hidden)
-        shadow = {"color": _SHADOW, "width": 1.5 * wide, "dash": series.dash}
+        # solid: a 3-D line begins its dashes anew at every vertex
+        line = {"color": series.color, "width": 2.5 * wide}
+        canvas.add("Scatter3d", x=across, y=up, z=above, line=line, **hidden)
+        shadow = {"color": _SHADOW, "width": 1.5 * wide}
         canvas.add("Scatter3d", x=across, y=up, z=on_floor, line=shadow, **hidden)
-        track.mark_iterates(canvas, series, [flat, (*flat, height)], more)
-    panels = [flat, (*flat, _lifted(ground, height))]
+        track.mark_iterates(canvas, series, panels, more)
+    panels = [flat, (*flat, _lifted(ground, height, 2 * _LIFT))]  # symbols above the line
     track.mark_ends(canvas, panels, there)
     rows = track.frames()
     track.mark_now(canvas, panels, rows[0], floor)
@@ -175,7 +178,7 @@ def draw_point(
     off = paths.off_plane(landscape, point, where)
     if off:
         told["off the plane"] = off
-    canvas.mark(text, [(x, y), (x, y, _lifted(ground, height))], told)
+    canvas.mark(text, [(x, y), (x, y, _lifted(ground, height, 2 * _LIFT))], told)
 
 
 def layout(landscape: xr.Dataset, ground: Ground, name: str) -> dict[str, Any]:
@@ -216,10 +219,10 @@ def _floor_and_ceiling(ground: Ground, exponents: bool = False) -> tuple[float, 
     return (10**low, 10**high) if ground.log and not exponents else (low, high)
 
 
-def _lifted(ground: Ground, height: np.ndarray) -> np.ndarray:
-    """A little above the heights: symbols that stood on the surface would be half sunk in it."""
+def _lifted(ground: Ground, height: np.ndarray, share: float = _LIFT) -> np.ndarray:
+    """A little above the heights: lines and symbols on the surface itself would be half sunk in it."""
     low, high = _floor_and_ceiling(ground, exponents=True)
-    room = _LIFT * (high - low)
+    room = share * (high - low)
     return height * 10**room if ground.log else height + room
 
 

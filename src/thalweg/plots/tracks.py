@@ -19,7 +19,7 @@ _FEWEST = 20  # of each member, however many there are
 _FRAMES = 60
 _POSITIONS = 30_000  # of all members in all frames
 _IN_HOVER = 12  # parameters that a hover names one by one
-_DASHES = ("solid", "dash", "dashdot", "dot", "longdash")  # those that lines in 3-D have
+_DASHES = ("solid", "dash", "dashdot", "dot", "longdash")
 _BESIDE = ("top center", "bottom center", "middle right", "middle left")
 
 Panel = Sequence[np.ndarray]  # (x, y) or (x, y, z), each (steps, members), NaN where not drawn
