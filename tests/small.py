@@ -13,6 +13,7 @@ SMALL = {
         "degree": 4,
         "polynomial_epochs": 5,
     },
+    "two-layer-linear": {"n_samples": 50, "steps": 60, "newton_steps": 30, "population": True},
     "eigenbasis": {"p": 20, "n": 200, "steps": 50, "wide_p": 20, "wide_n": 10, "wide_steps": 50},
     "bias-complexity": {
         "dimension": 10,

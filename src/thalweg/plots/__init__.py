@@ -6,6 +6,7 @@ picture says. Results are read through their schema alone, so that a saved file 
 """
 
 from thalweg.plots.bands import quantile_levels
+from thalweg.plots.convergence import convergence
 from thalweg.plots.curves import loss, movement, record
 from thalweg.plots.fits import batches, fit, fit_and_residuals, points, residual_scatter, residuals
 from thalweg.plots.graphs import graph
@@ -21,6 +22,7 @@ from thalweg.plots.tensors import movement_by_parameter
 __all__ = [
     "batches",
     "contour",
+    "convergence",
     "curve",
     "fit",
     "fit_and_residuals",

@@ -39,6 +39,7 @@ def record(
     band: tuple[float, float] | None = (0.1, 0.9),
     title: str | None = None,
     label: str | None = None,
+    dash: int | None = None,
 ) -> Axes:
     """A scalar record against the step, or against time where the trajectory has a coordinate `time`.
 
@@ -55,6 +56,7 @@ def record(
         band: the band's two quantiles; None draws each run.
         title: a title; the record's name without it.
         label: the trajectory's name in the legend.
+        dash: the number of the dash that all its lines have; without it they take the next ones.
 
     Returns:
         The axes.
@@ -85,7 +87,7 @@ def record(
         style.note(ax, f"{style.count_of(low, 'value')} ≤ 0 not shown (log axis)")
     groups = members.by_sweep(path)
     words = label_of(name).split(" $")[0]
-    curves = _Curves(ax, steps, values, members.diverged(path), x, y, words)
+    curves = _Curves(ax, steps, values, members.diverged(path), x, y, words, dash)
     prefix = style.plain(label) if label else ""
     if len(groups) > members.MOST:
         curves.crowd(groups, prefix, band)
@@ -208,6 +210,7 @@ class _Curves:
         x: str,
         y: str,
         words: str,
+        dash: int | None,
     ) -> None:
         self.ax, self.steps, self.lost = ax, steps, lost
         self.words = words  # the name of a lone curve that has no other
@@ -215,6 +218,7 @@ class _Curves:
         self.values = np.where(values > 0, values, np.nan) if y == "log" else values
         self.raw = values
         self.x, self.y = x, y
+        self.dash = dash
         self.taken = style.styles_taken(ax)
         self.drawn: list[tuple[Line2D, np.ndarray]] = []
 
@@ -293,7 +297,7 @@ class _Curves:
             style.note(self.ax, f"{them} the window")
 
     def _next(self) -> tuple[style.Style, str]:
-        look, gid = style.style(self.taken), f"{style.SERIES}-{self.taken}"
+        look, gid = style.style(self.taken, self.dash), f"{style.SERIES}-{self.taken}"
         self.taken += 1
         return look, gid
 

@@ -49,10 +49,11 @@ class Style:
     marker: str
 
 
-def style(index: int) -> Style:
-    """The style of the series of this index."""
+def style(index: int, dash: int | None = None) -> Style:
+    """The style of the series of this index, with the dash of this number or else its own."""
+    dash = index if dash is None else dash
     return Style(
-        COLORS[index % len(COLORS)], DASHES[index % len(DASHES)], MARKERS[index % len(MARKERS)]
+        COLORS[index % len(COLORS)], DASHES[dash % len(DASHES)], MARKERS[index % len(MARKERS)]
     )
 
 
@@ -175,6 +176,24 @@ def legend(ax: Axes) -> None:
         loc=_emptiest(ax, len(labels)),  # pyright: ignore[reportArgumentType]
         fontsize="small" if len(labels) <= 6 else "x-small",
         framealpha=0.9,
+    )
+
+
+def shared_legend(figure: Figure | SubFigure, axes: Sequence[Axes], columns: int = 3) -> None:
+    """One legend below all panels, of what any of them shows, in place of their own."""
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        for handle, text in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(text, handle)
+        own = ax.get_legend()
+        if own is not None:
+            own.remove()
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside lower center",
+        ncols=min(columns, max(len(entries), 1)),
+        fontsize="small",
     )
 
 

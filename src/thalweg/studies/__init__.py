@@ -39,6 +39,10 @@ STUDIES = {
         "regression_tour",
         "a line, an outlier, derivatives drawn as a graph, and polynomials fitted four ways",
     ),
+    "two-layer-linear": (
+        "two_layer_linear",
+        "first-order methods against Gauss–Newton and Levenberg–Marquardt on ŷ = W1 W2 x",
+    ),
     "eigenbasis": (
         "eigenbasis",
         "gradient descent on least squares, coordinate by coordinate, in the basis of eigenvectors",

@@ -1,0 +1,110 @@
+"""Several optimizers on one problem: how fast each converges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure, SubFigure
+
+from thalweg.errors import InputError
+from thalweg.plots import curves, members, style
+
+_PANEL = (4.8, 3.6)  # inches
+_ROW = 0.2  # inches of legend
+
+
+def convergence(
+    paths: Mapping[str, xr.Dataset],
+    records: Sequence[str] = ("loss", "grad_norm"),
+    *,
+    last: int | None = None,
+    guides: Mapping[str, xr.DataArray] | None = None,
+    behind: Mapping[str, Sequence[xr.Dataset]] | None = None,
+    x: str = "linear",
+    y: str = "log",
+    figure: Figure | SubFigure | None = None,
+    title: str | None = None,
+) -> Figure | SubFigure:
+    """Records of several trajectories against the step, a panel a record, with one legend below.
+
+    A trajectory's lines share a dash, and each line has its own colour and marker; runs are drawn as
+    `record` draws them. One that stopped ends where it did.
+
+    Args:
+        paths: trajectories, by the name that the legend gives them.
+        records: what to draw, each in a panel.
+        last: the last step to draw; all without it.
+        guides: curves (step,) to compare the first panel's with, by name, in grey.
+        behind: trajectories to compare all with, as wide pale lines, under the name they share. They
+            do not set the limits, and are shown within them.
+        x, y: "linear" or "log".
+        figure: where to draw, empty; a new one without it.
+        title: a title above all panels.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: no trajectory, no record, and what `record` raises.
+    """
+    if not paths or not records:
+        raise InputError("convergence needs a trajectory and a record at least.")
+    drawn = {name: members.check_trajectory(path) for name, path in paths.items()}
+    if last is not None:
+        drawn = {name: path.sel(step=slice(0, last)) for name, path in drawn.items()}
+    if figure is None:
+        entries = sum(len(members.by_sweep(path)) for path in drawn.values())
+        entries += len(guides or {}) + len(behind or {})
+        figure = style.new_figure(
+            (_PANEL[0] * len(records), _PANEL[1] + _ROW * (1 + entries // (2 * len(records))))
+        )
+    panels = list(figure.subplots(1, len(records), squeeze=False)[0])
+    for ax, name in zip(panels, records, strict=True):
+        for dash, (label, path) in enumerate(drawn.items()):
+            curves.record(path, name, ax=ax, x=x, y=y, label=label, dash=dash)
+    for i, (name, guide) in enumerate((guides or {}).items()):
+        _guide(panels[0], name, guide, i, last)
+    for ax, record in zip(panels, records, strict=True):
+        for name, others in (behind or {}).items():
+            _behind(ax, record, name, others, last)
+    # what the longest entry leaves room for
+    style.shared_legend(figure, panels, columns=2 * len(records) - bool(behind))
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _behind(ax: Any, record: str, name: str, paths: Sequence[xr.Dataset], last: int | None) -> None:
+    low, high = ax.get_ylim()
+    for i, path in enumerate(paths):
+        path = members.check_trajectory(path).sel(step=slice(0, last))
+        values = path[record].transpose("step", ...).values.reshape(path.sizes["step"], -1)
+        for j, line in enumerate(values.T):
+            ax.plot(
+                path["step"].values,
+                np.where((line >= low) & (line <= high), line, np.nan),
+                color="0.6",
+                lw=5,
+                alpha=0.4,
+                zorder=1,
+                label=style.plain(name) if i == j == 0 else f"_{name}",
+            )
+    ax.set_ylim(low, high)
+
+
+def _guide(ax: Any, name: str, guide: xr.DataArray, index: int, last: int | None) -> None:
+    steps, values = guide["step"].values, np.asarray(guide.values, float)
+    shown = steps <= (steps.max(initial=0) if last is None else last)
+    ax.plot(
+        steps[shown],
+        values[shown],
+        color="0.45",
+        lw=3.5,
+        alpha=0.5,
+        zorder=1,
+        ls=style.DASHES[index % len(style.DASHES)],
+        label=style.plain(name),
+    )

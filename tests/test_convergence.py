@@ -1,0 +1,79 @@
+"""`plots.convergence`: what it draws, by its artists' data."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from figure_checks import faults
+from problems import bowl_problem
+
+import thalweg as tw
+from thalweg.plots import style
+
+
+def paths(stop=None):
+    record = ["grad_norm"]
+    return {
+        "descent": tw.descend(
+            bowl_problem(), tw.SGD(lr=[0.01, 0.1, 2.0]), steps=400, record=record
+        ),
+        "tuned": tw.descend(
+            bowl_problem(), tw.SGD(lr=0.2), steps=400, record=record, stop={"loss": 1e-8}
+        ),
+    }
+
+
+def drawn(ax, label):
+    return next(line for line in ax.lines if line.get_label() == label)
+
+
+def test_a_panel_a_record_and_one_legend():
+    given = paths()
+    figure = tw.plot.convergence(given, title="Two of them")
+    assert [ax.get_ylabel().split()[0] for ax in figure.axes] == ["loss", "gradient"]
+    assert faults(figure) == []
+    for ax, name in zip(figure.axes, ("loss", "grad_norm"), strict=True):
+        line = drawn(ax, "descent: lr = 0.1")
+        np.testing.assert_array_equal(line.get_ydata(), given["descent"][name].sel(lr=0.1))
+        tuned = drawn(ax, "tuned")
+        assert tuned.get_xdata()[-1] == given["tuned"].stopped_at
+        assert tuned.get_linestyle() == "--"
+        assert line.get_linestyle() == "-"
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    one, two, lost, tuned = named
+    assert [one, two, tuned] == ["descent: lr = 0.01", "descent: lr = 0.1", "tuned"]
+    assert lost == "descent: lr = 2 (diverged)"
+    colors = [drawn(figure.axes[0], name).get_color() for name in (one, two, tuned)]
+    assert len(set(colors)) == 3
+
+
+def test_the_last_step_guides_and_what_stands_behind():
+    given = paths()
+    guide = xr.DataArray(0.5 ** np.arange(50.0), {"step": np.arange(50)})
+    figure = tw.plot.convergence(
+        given, last=20, guides={"half": guide}, behind={"again": list(given.values())}
+    )
+    left, right = figure.axes
+    assert drawn(left, "descent: lr = 0.1").get_xdata()[-1] == 20
+    np.testing.assert_array_equal(drawn(left, "half").get_ydata(), guide[:21])
+    assert not [line for line in right.lines if line.get_label() == "half"]
+    behind = drawn(right, "again")
+    np.testing.assert_array_equal(behind.get_ydata(), given["descent"]["grad_norm"].isel(lr=0)[:21])
+    assert faults(figure) == []
+    assert given["descent"].sizes["step"] == 401
+
+
+def test_dashes_may_be_shared():
+    path = paths()["descent"].isel(lr=[0, 1])
+    ax = tw.plot.loss(path)
+    alone = {line.get_linestyle() for line in ax.lines}
+    ax = tw.plot.record(path, "loss", dash=2)
+    assert len(alone) == 2
+    assert len({line.get_linestyle() for line in ax.lines}) == 1
+    assert style.style(3, 1).dash == style.DASHES[1]
+
+
+def test_bad_input():
+    with pytest.raises(tw.InputError, match="a trajectory and a record"):
+        tw.plot.convergence({})
+    with pytest.raises(tw.InputError, match="a trajectory was expected"):
+        tw.plot.convergence({"a": xr.Dataset()})
