@@ -35,4 +35,14 @@ SMALL = {
         "bad_width": 20,
         "bad_steps": 30,
     },
+    "lazy-scaling": {
+        "steps": 200,
+        "every": 5,
+        "width": 4,
+        "depth": 2,
+        "alphas": (1.0, 100.0),
+        "smooth_width": 8,
+        "sweep": (10.0, 300.0, 1000.0),
+    },
+    "lazy-1d": {"points": 101, "alphas": (1.0, 100.0, 1000.0, 10000.0)},
 }

@@ -58,6 +58,12 @@ def test_targets_draws_every_function_and_the_samples():
     assert faults(ax.figure) == []
 
 
+def test_a_text_coordinate_stands_by_itself():
+    named = entries(plots.functions(table(), models(descent=["α = 1", "α = 100"])))
+    assert named[-2:] == ["α = 1", "α = 100"]
+    assert entries(plots.functions(table(), models(width=[5, 10])))[-1] == "width 10"
+
+
 def test_functions_is_a_panel_a_moment():
     figure = plots.functions(table(), models(), title="One model")
     left, right = figure.axes

@@ -21,6 +21,7 @@ LABELS = {
     "grad_norm": r"gradient norm $\|\nabla L\|$",
     "movement": r"movement $\|w_t - w_0\|$",
     "relative_movement": r"movement $\|w_t - w_0\|\,/\,\|w_0\|$",
+    "kernel_drift": r"kernel drift $\|\Theta_t - \Theta_0\|\,/\,\|\Theta_0\|$",
     "successive_change": r"successive change $\|w_t - w_{t-1}\|\,/\,\|w_t\|$",
 }
 _SCALES = ("linear", "log")

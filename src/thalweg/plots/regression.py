@@ -129,7 +129,7 @@ def _series(models: xr.Dataset) -> list[members.Series]:
     named = []
     for group in groups.values():
         parts = [
-            f"{style.plain(dim)} {style.value_text(models[dim].values[i])}"
+            _coordinate(models, dim, i)
             for dim, i in zip(dims, group[0], strict=True)
             if dim != "run"
         ]
@@ -137,6 +137,13 @@ def _series(models: xr.Dataset) -> list[members.Series]:
         text = style.joined(style.joined(*parts), runs, by=": ") or "model"
         named.append(members.Series(text, tuple(group)))
     return named
+
+
+def _coordinate(models: xr.Dataset, dim: str, i: int) -> str:
+    """ "width 10"; a text coordinate stands by itself."""
+    value = models[dim].values[i]
+    text = style.value_text(value)
+    return text if isinstance(value, str) else f"{style.plain(dim)} {text}"
 
 
 def _target(ax: Axes, data: xr.Dataset, grid: np.ndarray) -> None:

@@ -59,6 +59,14 @@ STUDIES = {
         "lazy_mlp",
         "ReLU networks deep and shallow, narrow and wide, well and badly started: who moves, and how far",
     ),
+    "lazy-scaling": (
+        "lazy_scaling",
+        "one network, its output scaled by α: how lazy its training becomes, measured",
+    ),
+    "lazy-1d": (
+        "lazy_1d",
+        "one parameter: a model scaled by α and its tangent, whose losses become one curve",
+    ),
 }
 # the command's `descend` is a study of the user's own data
 _OWN = {"fit": ("fit", "columns of a table, a model, and the way an optimizer took to fit it")}
