@@ -92,7 +92,7 @@ def test_edges_lead_from_operands_in_their_order():
         (jax.nn.sigmoid, 0.5, "sigmoid", "sigmoid x"),
         (jnp.tanh, 0.5, "tanh", "tanh x"),
         (jnp.sum, np.ones(3), "sum", "Σ x"),
-        (lambda x: jnp.where(x > 0, x, 0), 0.5, "where", "v1 ? x : 0"),
+        (lambda x: jnp.where(x > 0, x, 0), 0.5, "where", "x if v1 else 0"),
         (jax.nn.softplus, 0.5, "logaddexp", "logaddexp(x, 0)"),
         (jnp.arctan, 0.5, "atan", "atan(x)"),
     ],
@@ -158,7 +158,10 @@ def test_calls_are_followed_and_loops_are_one_operation():
 def test_dtypes_are_kept_and_casts_shown():
     graph = tw.computation_graph(lambda x: x * np.float64(2), np.float32(1))
     assert graph["dtype"].values.tolist()[0] == "float32"
-    assert "cast" in graph["operation"].values
+    assert "as float64" in graph["operation"].values
+    back = tw.computation_graph(lambda x: x * np.float64(2), np.float32(1), reverse=True)
+    assert node(back, "∂output/∂x")["dtype"] == "float32"
+    assert node(back, "∂output/∂x")["value"] == 2
 
 
 # The reverse pass -------------------------------------------------------------------------------
@@ -183,6 +186,47 @@ def test_every_adjoint_by_hand():
     assert of_kind(graph, "gradient") == ["∂z/∂θ"]
     # study 3 of the description
     np.testing.assert_allclose(node(graph, "∂z/∂θ")["value"], 0.4580252880326174, rtol=1e-14)
+
+
+A, B = 0.6, 1.7
+
+
+@pytest.mark.parametrize(
+    ("f", "words", "local"),
+    [
+        (lambda a: a + B, "× 1", 1),
+        (lambda a: B - a, "× (−1)", -1),
+        (lambda a: a * B, "× 1.7", B),
+        (lambda a: a / B, "÷ 1.7", 1 / B),
+        (lambda a: B / a, "× (−f ÷ a)", -(B / A) / A),
+        (lambda a: -a, "× (−1)", -1),
+        (jnp.exp, "× f", np.exp(A)),
+        (jnp.expm1, "× (f + 1)", np.exp(A)),
+        (jnp.log, "÷ a", 1 / A),
+        (jnp.log1p, "÷ (1 + a)", 1 / (1 + A)),
+        (jnp.square, "× 2 a", 2 * A),
+        (lambda a: a**3, "× 3 a²", 3 * A**2),
+        (lambda a: a**-2, "× (−2) a ^ −3", -2 * A**-3),
+        (lambda a: a**1.7, "× 1.7 a ^ (1.7 − 1)", B * A ** (B - 1)),
+        (lambda a: B**a, "× f log 1.7", B**A * np.log(B)),
+        (jnp.sqrt, "÷ 2 f", 1 / (2 * np.sqrt(A))),
+        (jnp.sin, "× cos a", np.cos(A)),
+        (jnp.cos, "× (−sin a)", -np.sin(A)),
+        (jnp.tanh, "× (1 − f²)", 1 - np.tanh(A) ** 2),
+        (jax.nn.sigmoid, "× f (1 − f)", np.exp(-A) / (1 + np.exp(-A)) ** 2),
+        (jax.nn.relu, "× [a > 0]", 1),
+        (jnp.abs, "× sign a", 1),
+        (lambda a: jnp.maximum(a, B), "× [a > 1.7]", 0),
+        (lambda a: jnp.minimum(a, B), "× [a < 1.7]", 1),
+        (jnp.arctan, "× ∂atan/∂a", 1 / (1 + A**2)),
+    ],
+)
+def test_local_derivatives_are_what_their_words_say(f, words, local):
+    g = lambda a: f(a)  # noqa: E731
+    g.__name__ = "f"
+    found = node(tw.computation_graph(g, A, reverse=True), "∂f/∂a")
+    assert found["operation"] == words
+    np.testing.assert_allclose(found["local"], local, rtol=1e-14)
 
 
 def test_the_reverse_pass_uses_the_values_that_its_words_name():

@@ -371,5 +371,5 @@ def _name_of(f: Callable[..., Any]) -> str:
 
 def _prefix(inputs: list[str]) -> str:
     """A letter for results that no input is numbered with."""
-    taken = {name[0] for name in inputs if name[1:].isdigit()}
+    taken = {name[:1] for name in inputs if name[1:].isdigit()}
     return next(letter for letter in "vuhqsabdefgijklmnoprtwxyz" if letter not in taken)

@@ -46,7 +46,7 @@ KNOWN = {
     "pow": Words("power", "{0} ^ {1}", ("× {1} {0} ^ ({1} − 1)", "× {u} log {0}")),
     "gt": Words(">", "{0} > {1}"), "ge": Words("≥", "{0} ≥ {1}"), "lt": Words("<", "{0} < {1}"),
     "le": Words("≤", "{0} ≤ {1}"), "eq": Words("=", "{0} = {1}"), "ne": Words("≠", "{0} ≠ {1}"),
-    "select_n": Words("where", "{0} ? {2} : {1}", ("", "× (not {0})", "× {0}")),
+    "select_n": Words("where", "{2} if {0} else {1}", ("", "× (not {0})", "× {0}")),
     "reduce_sum": Words("sum", "Σ {0}", ("× 1, to every entry",)),
     "reduce_max": Words("max", "max {0}"),
     "dot_general": Words("dot", "{0} · {1}", ("· {1}", "· {0}")),
@@ -55,7 +55,6 @@ KNOWN = {
     "squeeze": Words("reshape", "{0}, reshaped", ("reshape back",)),
     "transpose": Words("transpose", "{0}ᵀ", ("transpose",)),
     "copy": Words("copy", "{0}", ("× 1",)), "copy_p": Words("copy", "{0}", ("× 1",)),
-    "convert_element_type": Words("cast", "{0}, cast", ("cast back",)),
 }
 # fmt: on
 
@@ -72,6 +71,9 @@ def words_of(equation: Any) -> Words:
         factor = f"({y})".replace("-", "−") if y < 0 else f"{y}"
         operation = {2: "square", 3: "cube"}.get(y, "power")
         return Words(operation, power, (f"× {factor} {lower}",))
+    if name == "convert_element_type":
+        kind = f"as {params['new_dtype']}"
+        return Words(kind, f"{{0}} {kind}", ("× 1, in its own precision",))
     if name in KNOWN:
         return KNOWN[name]
     name = name.replace("_", " ")

@@ -141,7 +141,9 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
             **batches,
         ),
     }
-    found = {"least-squares": least} | {k: polynomials.final_coefficients(p) for k, p in paths.items()}
+    found = {"least-squares": least} | {
+        k: polynomials.final_coefficients(p) for k, p in paths.items()
+    }
     degrees = {"line": 1, "quadratic": 2, "polynomial": settings.degree}
     return {
         "data": xr.Dataset({"x": ("sample", x), "y": ("sample", y)}),
