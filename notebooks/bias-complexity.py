@@ -122,10 +122,12 @@ for p in counts:
     design, errors = rng.standard_normal((100, n, p)), noise * rng.standard_normal((100, n, 1))
     cost.append(((np.linalg.pinv(design) @ errors) ** 2).sum(axis=(1, 2)))
 cost = xr.DataArray(np.array(cost), {"p": counts}, ("p", "draw"), name="excess risk")
-ax = tw.plot.curve(cost, "p", over="draw", middle="mean", band="error", y="log", line=False)
-for at in (np.linspace(5, 48, 100), np.linspace(52, 150, 100)):
+ax = tw.plot.curve(
+    cost, "p", over="draw", middle="mean", band="error", y="log", line=False, label="measured"
+)
+for name, at in (("p < n", np.linspace(5, 48, 100)), ("p > n", np.linspace(52, 150, 100))):
     theory = xr.DataArray(noise_risk(at, n, noise), {"p": at}, name="excess risk")
-    tw.plot.curve(theory, y="log", points=False, label="theory", ax=ax)
+    tw.plot.curve(theory, y="log", points=False, label=f"theory, {name}", ax=ax)
 ax
 
 # %% [markdown]

@@ -48,7 +48,7 @@ def by_quadrature(final, target):
 @pytest.mark.parametrize("target", ["simple", "middle", "complex"])
 def test_the_true_risk_is_that_of_adaptive_quadrature(target):
     tree = studies.run("bias-complexity", **SMALL | {"target": target, "dimension": 40})
-    path = results.part(tree, "one/path")
+    path = results.part(tree, "path/one")
     for step in (0, -1):
         mean = by_quadrature(path["params"].values[step], target)
         np.testing.assert_allclose(path["expected"][step], mean, rtol=1e-9)

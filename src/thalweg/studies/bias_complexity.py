@@ -163,7 +163,7 @@ def _one(settings: Settings, table: xr.Dataset) -> dict[str, xr.Dataset]:
     grid = table["x_grid"].values
     moments = {"start": path["start"], "end": path["final"]}
     inputs = _features(settings, grid, d)
-    return {"one/path": path, "one/models": regression.functions(problem, moments, grid, inputs)}
+    return {"path/one": path, "functions/one": regression.functions(problem, moments, grid, inputs)}
 
 
 def _sweep(settings: Settings, table: xr.Dataset) -> xr.Dataset:
@@ -246,14 +246,14 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
         Drawing.of(
             plots.functions(
                 table,
-                results.part(tree, "one/models"),
+                results.part(tree, "functions/one"),
                 title=f"{settings.dimension} features, {settings.n_samples} samples",
             ),
             "Can the model follow the target? The function it is before and after the descent, with "
             "the samples and the target without noise.",
         ),
     )
-    path = results.part(tree, "one/path")
+    path = results.part(tree, "path/one")
     ax = plots.record(path, "loss", label="training loss")
     plots.record(path, "expected", ax=ax, label="true risk", title="")
     ax.set(title=f"{settings.dimension} features, learning rate {settings.lr:g}", ylabel="risk")
@@ -376,7 +376,7 @@ def _draw_peak(tree: xr.DataTree, settings: Settings) -> Any:
 def findings(tree: xr.DataTree, settings: Settings) -> Findings:
     from thalweg.catalogue.random_matrices import noise_risk
 
-    path, sweep = results.part(tree, "one/path"), results.part(tree, "sweep")
+    path, sweep = results.part(tree, "path/one"), results.part(tree, "sweep")
     risk = results.part(tree, "peak")["risk"]
     n = settings.n_samples
     train, true = (_mean(_stable(tree, name)) for name in ("train", "true"))
