@@ -40,13 +40,8 @@ def movement_by_parameter(
     members.check_trajectory(path)
     style.one_of("x", x, ("linear", "log"))
     style.one_of("y", y, ("linear", "log"))
-    prefix = f"{name}_"
-    tensors = [str(v).removeprefix(prefix) for v in path.data_vars if str(v).startswith(prefix)]
-    if not tensors:
-        raise InputError(
-            f"this trajectory has no record {name!r} of its tensors' movements: descend with "
-            f"record={{{name!r}: thalweg.movement_by_parameter}}."
-        )
+    records = _records(path, name)
+    tensors = list(records)
     ax = style.new_axes(ax)
     ax.set(xscale=x, yscale=y)
     kept = ~members.diverged(path)
@@ -64,7 +59,7 @@ def movement_by_parameter(
     kinds.sort(key=lambda kind: kind != "weight")
     for i, tensor in enumerate(tensors):
         layer, kind = _split(tensor)
-        moved = path[f"{prefix}{tensor}"].transpose("step", *results.member_dims(path)).values
+        moved = records[tensor].transpose("step", *results.member_dims(path)).values
         middle = _median(moved.reshape(len(steps), -1)[:, kept.ravel()])
         if y == "log":
             middle = np.where(middle > 0, middle, np.nan)
@@ -87,6 +82,24 @@ def movement_by_parameter(
     else:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="x-small")
     return ax
+
+
+def _records(path: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
+    """The record of each tensor: along `param` where each parameter is a number, else a variable."""
+    if name in path and "param" in path[name].dims:
+        return {str(p): path[name].sel(param=p) for p in path["param"].values}
+    prefix = f"{name}_"
+    found = {
+        str(key).removeprefix(prefix): record
+        for key, record in path.data_vars.items()
+        if str(key).startswith(prefix)
+    }
+    if not found:
+        raise InputError(
+            f"this trajectory has no record {name!r} of its tensors' movements: descend with "
+            f"record={{{name!r}: thalweg.movement_by_parameter}}."
+        )
+    return found
 
 
 def _split(tensor: str) -> tuple[str, str]:

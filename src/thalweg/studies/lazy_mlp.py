@@ -200,7 +200,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     figure, axes = plots.grid(2, 2, title="Movement by parameter")
     for ax, (part, text) in zip(axes.flat, named.items(), strict=True):
         node = f"width-{widest}" if part == "widths" else part
-        text = f"Shallow: width {widest}, lr {settings.widths_lr:g}" if part == "widths" else text
+        text = f"Shallow: width {widest}" if part == "widths" else text.partition(", lr")[0]
         path = results.part(tree, f"path/{node}")
         plots.movement_by_parameter(path, ax=ax, x="log", y="log", title=text)
     yield (
