@@ -45,4 +45,13 @@ SMALL = {
         "sweep": (10.0, 300.0, 1000.0),
     },
     "lazy-1d": {"points": 101, "alphas": (1.0, 100.0, 1000.0, 10000.0)},
+    "gradient-flow": {
+        "runs": 8,
+        "steps": 300,
+        "every": 3,
+        "points": 41,
+        "lrs": (1e-3, 2e-4, 1e-4),
+        "basin_points": 24,
+        "basin_steps": 200,
+    },
 }

@@ -27,6 +27,7 @@ _NAMES = {
     # descents, and what is measured along them
     "descend": "descent",
     "gradient_flow": "flows",
+    "basins": "attraction",
     **dict.fromkeys(
         (
             "Observable", "empirical_risk", "expected_risk", "gradient_norm", "movement",

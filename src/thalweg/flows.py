@@ -15,7 +15,7 @@ from thalweg import backend, blocks, inputs, observables, results
 from thalweg.ensemble import Members, members
 from thalweg.errors import InputError
 from thalweg.integrator import DIVERGED, EXPLICIT, GAVE_UP, STIFF, Flow, begin, block, observe
-from thalweg.problem import Problem, described
+from thalweg.problem import Problem, described, in_double
 from thalweg.record import Record, source_of
 
 SOLVERS = ("auto", EXPLICIT, STIFF)
@@ -90,7 +90,7 @@ def gradient_flow(
             )
     if built_in["batch"]:
         raise InputError("record: a flow sees all the data; there is no 'batch' to record.")
-    double = _in_double(problem)
+    double = in_double(problem)
     who = members(double, None, starts=starts, runs=runs, seed=seed)
     flow = Flow(
         problem=double,
@@ -167,21 +167,6 @@ def _tolerance(name: str, value: Any) -> np.float64:
     if name == "rtol" and value < 10 * least:
         raise InputError(f"rtol must be at least {10 * least:.1g}, ten roundings; {value!r} given.")
     return np.float64(value)
-
-
-def _in_double(problem: Problem) -> Problem:
-    """The problem with its parameters and data in double precision."""
-    dtype = jnp.zeros(()).dtype  # float32 where the user has switched 64-bit mode off
-
-    def cast(tree: Any) -> Any:
-        return jax.tree_util.tree_map(
-            lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
-            tree,
-        )
-
-    init = None if problem.init is None else inputs.InDtype(problem.init, dtype)
-    x, y, params = map(cast, (problem.x, problem.y, problem.params))
-    return problem.replace(x=x, y=y, params=params, init=init)
 
 
 class _Job:

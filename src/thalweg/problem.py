@@ -399,3 +399,18 @@ def described(problem: Problem) -> dict[str, Any]:
         "n_samples": problem.n_samples,
         "n_parameters": problem.size,
     }
+
+
+def in_double(problem: Problem) -> Problem:
+    """The problem with its parameters and data in double precision, as far as JAX is set to it."""
+    dtype = jnp.zeros(()).dtype
+
+    def cast(tree: Any) -> Any:
+        return jax.tree_util.tree_map(
+            lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+            tree,
+        )
+
+    init = None if problem.init is None else inputs.InDtype(problem.init, dtype)
+    x, y, params = map(cast, (problem.x, problem.y, problem.params))
+    return problem.replace(x=x, y=y, params=params, init=init)

@@ -5,6 +5,7 @@ none, and returns it. None shows a figure, and none changes a number: what a pic
 picture says. Results are read through their schema alone, so that a saved file draws without JAX.
 """
 
+from thalweg.plots.attraction import basins
 from thalweg.plots.bands import quantile_levels
 from thalweg.plots.convergence import convergence
 from thalweg.plots.curves import loss, movement, record
@@ -12,6 +13,7 @@ from thalweg.plots.fits import batches, fit, fit_and_residuals, points, residual
 from thalweg.plots.graphs import graph
 from thalweg.plots.histograms import histogram
 from thalweg.plots.matrices import matrix, spectrum
+from thalweg.plots.orders import power_law
 from thalweg.plots.panels import grid, risks, step_panels
 from thalweg.plots.paths import mark, trace
 from thalweg.plots.quantities import curve, log_slope
@@ -21,6 +23,7 @@ from thalweg.plots.tensors import movement_by_parameter
 
 __all__ = [
     "batches",
+    "basins",
     "contour",
     "convergence",
     "curve",
@@ -38,6 +41,7 @@ __all__ = [
     "movement",
     "movement_by_parameter",
     "points",
+    "power_law",
     "profile",
     "quantile_levels",
     "record",

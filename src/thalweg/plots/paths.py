@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,14 @@ from thalweg.plots.members import Series
 _MARK_EVERY = 0.12  # of the window's width or height, along a path
 
 
-def trace(surface: xr.Dataset, path: xr.Dataset, *, ax: Axes, label: str | None = None) -> Axes:
+def trace(
+    surface: xr.Dataset,
+    path: xr.Dataset,
+    *,
+    ax: Axes,
+    label: str | None = None,
+    color: str | None = None,
+) -> Axes:
     """Draw a trajectory on axes that show a landscape; once more for another trajectory.
 
     Up to ten members have a colour, a dash and a marker of their own and are named by their swept
@@ -32,11 +39,13 @@ def trace(surface: xr.Dataset, path: xr.Dataset, *, ax: Axes, label: str | None 
         path: a trajectory with recorded parameters.
         ax: the axes that show the landscape.
         label: the trajectory's name in the legend.
+        color: one colour for all of its members.
 
     Raises:
         InputError: a path of other parameters, or without recorded ones.
     """
-    draw(surface, path, ax, label)
+    look = None if color is None else replace(style.style(style.styles_taken(ax)), color=color)
+    draw(surface, path, ax, label, look=look)
     return ax
 
 

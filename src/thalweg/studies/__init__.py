@@ -67,6 +67,10 @@ STUDIES = {
         "lazy_1d",
         "one parameter: a model scaled by α and its tangent, whose losses become one curve",
     ),
+    "gradient-flow": (
+        "gradient_flow",
+        "small and large steps, the flow they approximate, and which minimum every start reaches",
+    ),
 }
 # the command's `descend` is a study of the user's own data
 _OWN = {"fit": ("fit", "columns of a table, a model, and the way an optimizer took to fit it")}

@@ -1,0 +1,155 @@
+"""Minima of a problem with few parameters: found by Newton's method, verified, and fenced in."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thalweg.params import Layout
+from thalweg.problem import Problem, value_and_gradient
+
+_ITERATIONS = 100
+_DIRECTIONS = 48  # in which a ball about a minimum is looked at
+_RADII = 0.75 ** np.arange(48)
+_SAME = 1e-6  # of the search's scale: nearer points are one minimum
+
+
+class Minima:
+    """The minima found so far, in the order in which they were found.
+
+    Attributes:
+        points: (m, p).
+        losses: (m,).
+        eigenvalues: (m, p) of the Hessian, ascending; all are positive.
+        gradients: (m,) norms of the gradient, which rounding alone keeps from zero.
+        radii: (m,) of balls in which the Hessian's eigenvalues were found between 0 and `bound`; 0
+            where that fails at the minimum itself.
+    """
+
+    def __init__(self, problem: Problem, scale: float, bound: float) -> None:
+        self.problem, self.scale, self.bound = problem, scale, bound
+        p = problem.size
+        self.points, self.eigenvalues = np.empty((0, p)), np.empty((0, p))
+        self.losses, self.gradients, self.radii = (np.empty(0) for _ in range(3))
+        directions = np.random.default_rng(0).standard_normal((_DIRECTIONS, p))
+        if p == 2:  # evenly spread
+            angle = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
+            directions = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        self.directions = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+    def search(self, candidates: np.ndarray) -> None:
+        """Add the minima that Newton's method reaches from candidates (n, p), unless they are known."""
+        layout = self.problem.layout
+        reached = _polished(self.problem, candidates, np.float64(self.scale), layout=layout)
+        points, losses, gradients, eigenvalues = map(np.asarray, reached)
+        # What is left of the gradient moves the point by less than what tells two minima apart.
+        low = eigenvalues[:, 0]
+        with np.errstate(all="ignore"):
+            there = (low > 0) & (gradients <= 0.01 * _SAME * self.scale * low)
+        for i in np.flatnonzero(there):
+            distances = np.linalg.norm(self.points - points[i], axis=1)
+            if (distances > _SAME * self.scale).all():
+                self.points = np.append(self.points, points[i : i + 1], axis=0)
+                self.eigenvalues = np.append(self.eigenvalues, eigenvalues[i : i + 1], axis=0)
+                self.losses = np.append(self.losses, losses[i])
+                self.gradients = np.append(self.gradients, gradients[i])
+        fresh = self.points[len(self.radii) :]
+        if len(fresh):
+            self.radii = np.append(self.radii, self._fenced(fresh))
+
+    def _fenced(self, points: np.ndarray) -> np.ndarray:
+        """(n,) the largest of a ladder of radii up to which all looked at is well curved."""
+        layout = self.problem.layout
+        rungs = self.scale * _RADII
+        good = _well_curved(
+            self.problem, _padded(points, 64), rungs, self.directions, self.bound, layout=layout
+        )
+        # from the smallest rung up, while all is well
+        holds = np.cumprod(np.asarray(good)[: len(points), ::-1], axis=1).sum(axis=1)
+        return np.where(holds > 0, rungs[::-1][np.maximum(holds, 1) - 1], 0.0)
+
+    def holding(self, points: np.ndarray, share: float = 1.0) -> np.ndarray:
+        """(n,) the minimum in whose ball, shrunk to a share of its radius, each point lies, or −1."""
+        if not len(self.radii):
+            return np.full(len(points), -1)
+        known = _padded(self.points, 64)
+        radii = np.zeros(len(known))
+        radii[: len(self.radii)] = share * self.radii
+        found = np.empty(len(points), int)
+        for first in range(0, len(points), _CHUNK):
+            chunk = points[first : first + _CHUNK]
+            found[first : first + _CHUNK] = _holder(_padded(chunk, _CHUNK), known, radii)[
+                : len(chunk)
+            ]
+        return found
+
+
+_CHUNK = 8192  # points that are compared with all minima at a time
+
+
+def _padded(points: np.ndarray, to: int) -> np.ndarray:
+    """`points` (n, p) with the last one repeated up to a multiple of `to`: few shapes compile."""
+    return np.pad(points, ((0, -len(points) % to), (0, 0)), mode="edge")
+
+
+@jax.jit
+def _holder(points: Any, known: Any, radii: Any) -> Any:
+    distance = sum((points[:, None, k] - known[None, :, k]) ** 2 for k in range(known.shape[1]))
+    inside = distance < radii**2
+    nearest = jnp.argmin(jnp.where(inside, distance, jnp.inf), axis=1)
+    return jnp.where(inside.any(axis=1), nearest, -1)
+
+
+def _of_vector(problem: Problem, layout: Layout) -> tuple[Any, Any]:
+    """(value and gradient, Hessian) as functions of a vector (p,)."""
+
+    def both(vector: Any) -> Any:
+        loss, grad = value_and_gradient(problem, layout.unflatten(vector))
+        return loss, layout.flatten(grad)
+
+    return both, jax.jacfwd(lambda vector: both(vector)[1])
+
+
+@partial(jax.jit, static_argnames="layout")
+def _polished(problem: Problem, candidates: Any, scale: Any, *, layout: Layout) -> Any:
+    """Newton's method with the eigenvalues' absolute values, which leaves saddles downhill (Dauphin et
+    al., 2014); steps are cut to a fiftieth of the scale and halved until they descend."""
+    both, hessian = _of_vector(problem, layout)
+
+    def one(vector: Any) -> Any:
+        def improve(_: Any, vector: Any) -> Any:
+            loss, grad = both(vector)
+            values, basis = jnp.linalg.eigh(hessian(vector))
+            size = jnp.maximum(jnp.abs(values), 1e-12 * jnp.abs(values).max())
+            step = -basis @ (basis.T @ grad / size)
+            step = step * jnp.minimum(1, scale / 50 / jnp.linalg.norm(step))
+            tries = vector + step * 0.5 ** jnp.arange(0, 12, 2)[:, None]
+            losses = jax.vmap(lambda v: both(v)[0])(tries)
+            # near the bottom rounding hides the descent, and the full step is right
+            well = losses <= loss + 8 * jnp.finfo(loss.dtype).eps * jnp.abs(loss)
+            return jnp.where(well.any() & jnp.isfinite(step).all(), tries[jnp.argmax(well)], vector)
+
+        vector = jax.lax.fori_loop(0, _ITERATIONS, improve, vector)
+        loss, grad = both(vector)
+        return vector, loss, jnp.linalg.norm(grad), jnp.linalg.eigvalsh(hessian(vector))
+
+    return jax.vmap(one)(candidates)
+
+
+@partial(jax.jit, static_argnames="layout")
+def _well_curved(
+    problem: Problem, points: Any, radii: Any, directions: Any, bound: Any, *, layout: Layout
+) -> Any:
+    """(n, radii) whether all eigenvalues lie between 0 and the bound in every direction looked at."""
+    _, hessian = _of_vector(problem, layout)
+
+    def at(point: Any, radius: Any, direction: Any) -> Any:
+        values = jnp.linalg.eigvalsh(hessian(point + radius * direction))
+        return (values[0] > 0) & (values[-1] < bound)
+
+    over = jax.vmap(jax.vmap(jax.vmap(at, (None, None, 0)), (None, 0, None)), (0, None, None))
+    return over(points, radii, directions).all(axis=2)
