@@ -175,6 +175,8 @@ class _Crowd:
 
     def round(self, steps: int, pool: ThreadPoolExecutor, done: int, size: int) -> int:
         """Advance all that are on their way by a round, and see who has arrived; the steps then done."""
+        if not len(self.index):
+            return steps
         following = min(steps, max(done + _FIRST_ROUND, math.ceil(_GROWTH * done)))
         chunks = range(0, len(self.index), self.chunk)
         with blocks.interruptible() as interrupt:
@@ -188,7 +190,7 @@ class _Crowd:
         self.basin[self.index[lost >= 0]] = DIVERGED
         self._keep(lost < 0)
         self.look(following)
-        return following if len(self.index) else steps
+        return following
 
     def _advance(self, first: int, last: int, interrupt: blocks.Interrupt, start: int) -> Any:
         """Parameters, state and `diverged_at` of one chunk after the steps from `first` to `last`."""
@@ -254,7 +256,7 @@ def _variables(crowd: _Crowd, plane: Plane) -> dict[str, Any]:
     order = np.lexsort((minima.losses, -reached))
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order))
-    basin = np.where(basin >= 0, np.append(place, 0)[basin], basin).astype(np.int32)
+    basin = np.where(basin >= 0, np.append(place, [0, 0])[basin], basin).astype(np.int32)
     columns = (
         minima.losses,
         minima.eigenvalues[:, 0],

@@ -18,7 +18,7 @@ from thalweg.plots import paths, style
 # numbers on the map where they do not.
 _HUES = [to_rgb(c) for c in style.COLORS[:-1]]
 _PALETTE = [*_HUES, *(tuple(0.45 * v + 0.55 for v in hue) for hue in _HUES)]
-_OTHERS = to_rgb("0.45")
+_OTHERS = [to_rgb(grey) for grey in ("0.42", "0.30", "0.54")]  # by turns: boundaries stay visible
 _NOT_YET = to_rgb("0.87")
 _DIVERGED = to_rgb("0.0")
 
@@ -27,7 +27,7 @@ def basins(
     result: xr.Dataset,
     *,
     by: str = "minimum",
-    most: int = 8,
+    most: int = 12,
     loss_range: tuple[float, float] | None = None,
     ax: Axes | None = None,
     title: str | None = None,
@@ -37,7 +37,7 @@ def basins(
     Args:
         result: what `thalweg.basins` returned, on two axes.
         by: "minimum": a colour for each of those that are reached most often, which bear their
-            numbers on the map, and dark grey for all others together; or "loss": a colour for the
+            numbers on the map, and dark greys by turns for all others; or "loss": a colour for the
             loss at the minimum reached. Light grey is not there yet, black diverged.
         most: how many minima have colours of their own, at most 12.
         loss_range: with "loss", the ends of the colour bar, for maps that are to be compared; those
@@ -72,16 +72,18 @@ def basins(
     paths.frame(ax, result, (extent[0], extent[1]), (extent[2], extent[3]))
     if by == "minimum":
         _numbers(ax, result, most)
-    ax.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0.0, -0.16) if by == "loss" else (1.01, 1.0),
-        ncols=2 if by == "loss" else 1,
-        fontsize="x-small" if by == "minimum" else "small",
-        title=None if by == "loss" else "minimum, and who reaches it",
-        title_fontsize="small",
-        borderaxespad=0.0,
-    )
+    if by == "minimum":  # beside the map, which it would hide
+        ax.legend(
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1.0),
+            fontsize="x-small",
+            title="minimum, and who reaches it",
+            title_fontsize="small",
+            borderaxespad=0.0,
+        )
+    elif handles:
+        ax.legend(handles=handles, loc="lower right", fontsize="x-small", framealpha=0.9)
     _say_outside(ax, result, number)
     style.titled(ax, title, "Which minimum is reached")
     return ax
@@ -98,8 +100,8 @@ def _by_minimum(
     """An image (up, across, 3), and the legend's entries with their shares."""
     reached = result["reached"].values
     shown = min(most, int((reached > 0).sum()))
-    table = np.array([*_PALETTE[:shown], _OTHERS, _DIVERGED, _NOT_YET])  # −2 and −1 index its end
-    place = np.where(number < 0, number, np.minimum(number, shown))
+    table = np.array([*_PALETTE[:shown], *_OTHERS, _DIVERGED, _NOT_YET])  # −2, −1 index its end
+    place = np.where(number < shown, number, shown + (number - shown) % len(_OTHERS))
     names = [str(p) for p in result["param"].values]
     handles = []
     for i in range(shown):
@@ -112,7 +114,7 @@ def _by_minimum(
     if others:
         share = _percent(int(reached[shown:].sum()), number.size)
         words = f"{style.count_of(others, 'other minimum').replace('minimums', 'minima')}, {share}"
-        handles.append(Patch(facecolor=_OTHERS, label=words))
+        handles.append(Patch(facecolor=_OTHERS[0], label=words))
     return table[place], handles + _without(number)
 
 

@@ -67,6 +67,8 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
         nodes[f"descent/{size}"] = path.assign_coords(time=("step", lr * path["step"].values))
     until = settings.steps * np.array(_lrs(settings))
     times = np.unique(np.concatenate([np.linspace(0, t, 201) for t in until]))
+    if until[0]:  # the first moments, for a logarithmic axis
+        times = np.union1d(times, np.geomspace(settings.small_lr, until[0], 101))
     # narrow valleys make the flow stiff: the explicit solver would take a hundred times the steps
     nodes["flow"] = tw.gradient_flow(problem, times=times, starts=starts, solver="stiff")
     nodes["distance"] = _distances(settings, problem, starts, nodes["flow"])
@@ -154,7 +156,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
         "flow",
         Drawing.of(
             _beside_flow(surface, paths, flow, settings),
-            "What would infinitely small steps do? The flow from the first "
+            "What would infinitely small steps do? The flow (black) from the first "
             f"{min(_FEW, settings.runs)} starts, to the time that each step size reaches. Small steps "
             "follow it. Large ones come further in as many steps, and elsewhere.",
         ),
@@ -185,7 +187,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
         yield from _maps(tree, settings)
 
 
-_FEW = 8  # starts that are told apart
+_FEW = 12  # starts beside the flow
 
 
 def _maps(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
@@ -221,7 +223,7 @@ def _maps(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]
 
 
 def _named(size: str, settings: Settings) -> str:
-    return f"{size} steps, {dict(zip(SIZES, _lrs(settings), strict=True))[size]:g}"
+    return f"{size} steps, lr {dict(zip(SIZES, _lrs(settings), strict=True))[size]:g}"
 
 
 def _thin(path: xr.Dataset, rows: int = 2000) -> xr.Dataset:
@@ -233,11 +235,23 @@ def _thin(path: xr.Dataset, rows: int = 2000) -> xr.Dataset:
     return path.isel(step=np.unique(np.append(np.arange(rows // 2), late)))
 
 
+def _pair(title: str) -> tuple[Figure, Any]:
+    figure = style.new_figure((12.6, 5.6))
+    figure.suptitle(title)
+    return figure, figure.subplots(1, 2)
+
+
+def _pale(ax: Axes) -> None:
+    """A veil over the contours, from which a hundred paths then stand out."""
+    ax.axhspan(*ax.get_ylim(), color="white", alpha=0.45, lw=0, zorder=1.5)
+
+
 def _all_paths(surface: xr.Dataset, paths: dict[str, xr.Dataset], settings: Settings) -> Figure:
-    figure, axes = plots.grid(1, 2, title="Every path")
-    for ax, size, color in zip(axes[0], SIZES, COLORS, strict=True):
+    figure, axes = _pair("Every path")
+    for ax, size, color in zip(axes, SIZES, COLORS, strict=True):
         title = _named(size, settings).capitalize()
-        plots.contour(surface, levels=settings.levels, filled=False, ax=ax, title=title)
+        plots.contour(surface, levels=settings.levels, ax=ax, title=title)
+        _pale(ax)
         plots.trace(
             surface,
             _thin(paths[size]),
@@ -251,22 +265,25 @@ def _all_paths(surface: xr.Dataset, paths: dict[str, xr.Dataset], settings: Sett
 def _beside_flow(
     surface: xr.Dataset, paths: dict[str, xr.Dataset], flow: xr.Dataset, settings: Settings
 ) -> Figure:
-    figure, axes = plots.grid(1, 2, title="Descent and flow to the same time")
+    figure, axes = _pair("Descent and flow to the same time")
     few = {"run": slice(0, _FEW)}
-    for ax, size, color in zip(axes[0], SIZES, COLORS, strict=True):
+    for ax, size, color in zip(axes, SIZES, COLORS, strict=True):
         until = float(paths[size]["time"][-1])
         plots.contour(
             surface,
             levels=settings.levels,
-            filled=False,
             colorbar=False,
             ax=ax,
             title=f"{_named(size, settings).capitalize()}, to time {until:g}",
         )
-        followed = flow.isel(step=flow["time"].values <= until * (1 + 1e-12), **few)
+        _pale(ax)
         plots.trace(
             surface, _thin(paths[size]).isel(few), ax=ax, label=f"{size} steps", color=color
         )
+        for line in ax.lines:  # wide, so that a flow that lies on them leaves an edge to be seen
+            if str(line.get_gid()).startswith(style.SERIES):
+                line.set_linewidth(2.8)
+        followed = flow.isel(step=flow["time"].values <= until * (1 + 1e-12), **few)
         plots.trace(surface, followed, ax=ax, label="flow", color="black")
     return figure
 
