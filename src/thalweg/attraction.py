@@ -157,6 +157,7 @@ class _Crowd:
             optimizer=optimizer.with_hyperparameters(hyper),
             observed={},
             lane=np.zeros(self.chunk, np.int32),
+            stop=None,
             swept=(),
             scheduled=(),
             batched=True,
@@ -210,7 +211,7 @@ class _Crowd:
         if not len(self.index):
             return
         points = np.asarray(self.layout.flatten(self.params, lead=1), float)
-        lost = ~np.isfinite(points).all(axis=1)
+        lost = np.asarray(~np.isfinite(points).all(axis=1))
         self.basin[self.index[lost]] = DIVERGED
         if lost.any():
             self._keep(~lost)

@@ -13,7 +13,6 @@ from thalweg.plots.fits import batches, fit, fit_and_residuals, points, residual
 from thalweg.plots.graphs import graph
 from thalweg.plots.histograms import histogram
 from thalweg.plots.matrices import matrix, spectrum
-from thalweg.plots.orders import power_law
 from thalweg.plots.panels import grid, risks, step_panels
 from thalweg.plots.paths import mark, trace
 from thalweg.plots.quantities import curve, log_slope
@@ -22,8 +21,8 @@ from thalweg.plots.surfaces import contour, heatmap, profile
 from thalweg.plots.tensors import movement_by_parameter
 
 __all__ = [
-    "batches",
     "basins",
+    "batches",
     "contour",
     "convergence",
     "curve",
@@ -41,7 +40,6 @@ __all__ = [
     "movement",
     "movement_by_parameter",
     "points",
-    "power_law",
     "profile",
     "quantile_levels",
     "record",

@@ -158,8 +158,8 @@ def _numbers(ax: Axes, result: xr.Dataset, most: int) -> None:
     for i in np.flatnonzero(reached)[:most]:
         if left <= x[i] <= right and low <= y[i] <= high:
             ax.text(
-                x[i],
-                y[i],
+                float(x[i]),
+                float(y[i]),
                 str(i + 1),
                 ha="center",
                 va="center",

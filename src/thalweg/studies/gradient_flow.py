@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.plots.orders import slope
 from thalweg.studies import Drawing, Findings, setting
 
 TITLE = "When is a step small enough?"
@@ -196,9 +195,7 @@ def _maps(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]
     together = np.concatenate(losses)
     ends = (float(together.min()), float(together.max())) if together.size else None
     for size, found in maps.items():
-        title = (
-            f"{_named(size, settings).capitalize()}: minimum reached in {settings.basin_steps:,}"
-        )
+        title = f"Minimum reached within {settings.basin_steps:,} {_named(size, settings)}"
         yield (
             f"basins_{size}",
             Drawing.of(
@@ -223,7 +220,7 @@ def _maps(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]
 
 
 def _named(size: str, settings: Settings) -> str:
-    return f"{size} steps, lr {dict(zip(SIZES, _lrs(settings), strict=True))[size]:g}"
+    return f"{size} steps, lr {_lrs(settings)[SIZES.index(size)]:g}"
 
 
 def _thin(path: xr.Dataset, rows: int = 2000) -> xr.Dataset:
@@ -282,8 +279,8 @@ def _beside_flow(
         )
         for line in ax.lines:  # wide, so that a flow that lies on them leaves an edge to be seen
             if str(line.get_gid()).startswith(style.SERIES):
-                line.set_linewidth(2.8)
-        followed = flow.isel(step=flow["time"].values <= until * (1 + 1e-12), **few)
+                line.set_linewidth(2.2)
+        followed = flow.isel({"step": flow["time"].values <= until * (1 + 1e-12), **few})
         plots.trace(surface, followed, ax=ax, label="flow", color="black")
     return figure
 
@@ -293,8 +290,20 @@ def _distance_figure(table: xr.Dataset, settings: Settings) -> Axes:
         long_name=f"distance from the flow at time {table.attrs['time']:g}"
     )
     distance = distance.assign_coords(lr=distance["lr"].assign_attrs(long_name="learning rate"))
-    fit = (0.0, settings.small_lr)
-    return plots.power_law(distance, fit=fit, expected=1, title="Order one for small steps")
+    return plots.curve(
+        distance,
+        "lr",
+        over="run",
+        slope=_followed(settings),
+        x="log",
+        y="log",
+        title="Distance from the flow: order one for small steps",
+    )
+
+
+def _followed(settings: Settings) -> tuple[float, float]:
+    """The learning rates over which the order is fitted, give or take rounding."""
+    return 0.0, settings.small_lr * (1 + 1e-9)
 
 
 def findings(tree: xr.DataTree, settings: Settings) -> Findings:
@@ -320,8 +329,7 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
     middle = table["distance"].median("run").values
     for lr, value in zip(table["lr"].values, middle, strict=True):
         numbers[f"distance from the flow, lr {lr:.3g}"] = f"median {value:.3g}"
-    small = table["lr"].values <= settings.small_lr * (1 + 1e-9)
-    order = slope(table["lr"].values[small], middle[small])
+    order = plots.log_slope(table["lr"].values, middle, _followed(settings))
     numbers["order: slope for lr up to the small one"] = f"{order:.3f}"
     sentences = [
         "Gradient descent is Euler's method for the flow dw/dt = −∇L, with the learning rate as its "
