@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.optimize
+from jax.tree_util import Partial
 
 import thalweg as tw
 from thalweg import results, studies
@@ -119,6 +120,22 @@ def test_it_arrives_sooner_than_scipy_from_other_starts_too(seed):
     # with as many evaluations, SciPy is not there
     assert 2 * judge.cost > 1e-20
     np.testing.assert_allclose(lm["loss"][-1], np.sum(r(lm["final"].values) ** 2), atol=1e-24)
+
+
+@pytest.mark.parametrize(("A", "means"), [("rows", (9.2, 11.6)), ("svd", (14.4, 25.9))])
+def test_the_default_decrease_takes_fewer_steps_than_nielsens(A, means):
+    # the numbers that the page and the docstring of LevenbergMarquardt quote
+    target = two_layer_linear._target(two_layer_linear.Settings(A=A), np.random.default_rng(0))
+    problem = tw.Problem.from_residuals(
+        Partial(two_layer_linear._population_residuals, target, np.sqrt(1000.0)),
+        params={"W1": np.zeros((10, 6)), "W2": np.zeros((6, 6))},
+    )
+    path = tw.descend(
+        problem, tw.LevenbergMarquardt(decrease=[0.01, 1 / 3]), steps=60, stop={"loss": 1e-20},
+        starts=np.random.default_rng(1).standard_normal((60, 96)), record={"params": False},
+    )  # fmt: skip
+    assert (path["status"] == "converged").all()
+    np.testing.assert_allclose(path["stopped_at"].mean("run"), means, atol=0.3)
 
 
 def test_scipy_ends_at_the_same_risk(tree):

@@ -61,9 +61,10 @@ class LevenbergMarquardt(Optimizer):
     (Nielsen, 1999; Madsen, Nielsen & Tingleff, 2004, algorithm 3.16 and equation 2.21). The first μ is
     `damping` times the largest entry of the diagonal of (J D⁻¹)ᵀ(J D⁻¹).
 
-    Nielsen's own `decrease` is 1/3. 0.01 takes about as many steps on his examples, and on problems
-    whose residuals can vanish (the study two-layer-linear) a third fewer: there the damping is what
-    keeps the last steps from converging quadratically.
+    Nielsen's own `decrease` is 1/3. 0.01 takes about as many steps on his examples, and fewer on
+    problems whose residuals can vanish, where the damping is what keeps the last steps from converging
+    quadratically: over 60 starts of the study two-layer-linear 9.2 in the mean instead of 11.6, and
+    14.4 instead of 25.9 where the condition number is 1e5.
 
     A step records its damping `mu`, its `gain_ratio` (NaN for a trial that left the finite numbers),
     and whether it was `accepted`.
