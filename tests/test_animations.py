@@ -1,5 +1,7 @@
 """Animations: the numbers that each frame draws, and the files that hold the frames."""
 
+import base64
+import io
 import re
 import subprocess
 import sys
@@ -264,6 +266,13 @@ def test_dpi_scales_a_frame(surface, descent):
     assert np.array_equal(3 * np.array(small[:2]), large[:2])
 
 
+def check_colors(stored, frame):
+    """A palette's colours, of 255: exact but at edges, where they are near."""
+    differ = np.abs(stored - frame).max(axis=2)
+    assert (differ > 0).mean() < 0.03
+    assert differ.max() < 60
+
+
 def test_a_gif_holds_every_frame(surface, descent, tmp_path):
     animation = animations.pointwise(surface, descent, fps=5)
     tw.animate.save(animation, tmp_path / "film.gif")
@@ -274,8 +283,7 @@ def test_a_gif_holds_every_frame(surface, descent, tmp_path):
         for i, frame in enumerate(frames):
             film.seek(i)
             assert film.info["duration"] == (200 if i < len(frames) - 1 else 1500)
-            stored = np.asarray(film.convert("RGB"), int)
-            assert np.abs(stored - frame).mean() < 2  # a palette's colours, of 255
+            check_colors(np.asarray(film.convert("RGB"), int), frame)
 
 
 def test_an_mp4_holds_every_frame_and_plays_in_browsers(surface, descent, tmp_path):
@@ -313,13 +321,15 @@ def test_a_page_holds_every_frame_and_needs_no_network(surface, descent, tmp_pat
 
 
 def test_a_page_shows_each_frame_over_the_last(surface, descent):
-    frames = list(animations.pointwise(surface, descent).frames())
-    pages = films._in_palette(frames)
-    for page, frame in zip(pages, frames, strict=True):
-        over = films._differing(page, frame, frames[-1]).convert("RGBA")
-        seen = Image.alpha_composite(pages[-1].convert("RGBA"), over).convert("RGB")
-        # Antialiased pixels that are equal may have been given the same entry of the palette only.
-        np.testing.assert_array_equal(np.asarray(seen), np.asarray(page.convert("RGB")))
+    animation = animations.pointwise(surface, descent)
+    text = animation.to_html()
+    (last,) = re.findall(r'src="data:image/png;base64,([^"{]+)"', text)
+    stored = re.findall(r'"(iVBOR[^"]+)"', text)
+    last, *stored = (
+        Image.open(io.BytesIO(base64.b64decode(png))).convert("RGBA") for png in (last, *stored)
+    )
+    for over, frame in zip(stored, animation.frames(), strict=True):
+        check_colors(np.asarray(Image.alpha_composite(last, over).convert("RGB"), int), frame)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "mp4", "html"])

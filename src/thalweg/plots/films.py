@@ -33,14 +33,14 @@ def write_gif(frames: Iterable[np.ndarray], path: Path, fps: float) -> None:
         path: where to; it is overwritten.
         fps: frames a second. The format counts in hundredths of a second.
     """
-    frames = list(frames)
-    pages = _in_palette(frames)
-    pages[0].save(
+    pages, palette = _in_palette(list(frames))
+    images = [_image(page, palette) for page in pages]
+    images[0].save(
         path,
         format="GIF",
         save_all=True,
-        append_images=pages[1:],
-        duration=[1000 / fps] * (len(pages) - 1) + [1000 * max(_REST, 1 / fps)],
+        append_images=images[1:],
+        duration=[1000 / fps] * (len(images) - 1) + [1000 * max(_REST, 1 / fps)],
         loop=0,
     )
 
@@ -102,8 +102,11 @@ def page(frames: Iterable[np.ndarray], labels: Sequence[str], fps: float, title:
     import jinja2
 
     frames = list(frames)
-    pages = _in_palette(frames)
-    shown = [_differing(page, frame, frames[-1]) for page, frame in zip(pages, frames, strict=True)]
+    pages, palette = _in_palette(frames)
+    differing = [
+        np.where((frame == frames[-1]).all(axis=2), np.uint8(_COLORS), page)
+        for frame, page in zip(frames, pages, strict=True)
+    ]
     template = resources.files("thalweg").joinpath("player.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     height, width = frames[-1].shape[:2]
@@ -111,35 +114,51 @@ def page(frames: Iterable[np.ndarray], labels: Sequence[str], fps: float, title:
         title=title,
         width=width,
         height=height,
-        last=_png(pages[-1]),
-        frames=[_png(image) for image in shown],
+        last=_png(_image(pages[-1], palette)),
+        frames=[_png(_image(page, palette), transparency=_COLORS) for page in differing],
         labels=list(labels),
         delay=1000 / fps,
         rest=1000 * max(_REST, 1 / fps),
     )
 
 
-def _in_palette(frames: Sequence[np.ndarray]) -> list[Image.Image]:
-    """The frames in one palette, so that what stands still keeps its colours."""
+def _in_palette(frames: Sequence[np.ndarray]) -> tuple[list[np.ndarray], bytes]:
+    """The frames as indices (height, width) into one palette, of their most frequent colours.
+
+    Surfaces of one colour keep theirs exactly, and in all frames; the shades at the edges of lines and
+    letters take the nearest. (Pillow's own search is coarser, and turns white to grey.)
+    """
     some = np.unique(np.linspace(0, len(frames) - 1, _SEEN).round().astype(int))
-    seen = Image.fromarray(np.concatenate([frames[i] for i in some]))
-    palette = seen.quantize(_COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    return [
-        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
-        for frame in frames
-    ]
+    codes, counts = np.unique([_codes(frames[i]) for i in some], return_counts=True)
+    colors = _rgb(codes[np.argsort(-counts, kind="stable")[:_COLORS]])
+    index_of = np.full(1 << 24, -1, np.int16)
+    pages = []
+    for codes in map(_codes, frames):
+        new = np.unique(codes[index_of[codes] < 0])
+        for part in np.array_split(new, len(new) // 4096 + 1):
+            away = ((_rgb(part)[:, None] - colors) ** 2).sum(axis=2)
+            index_of[part] = away.argmin(axis=1)
+        pages.append(index_of[codes].astype(np.uint8))
+    return pages, colors.astype(np.uint8).tobytes()
 
 
-def _differing(page: Image.Image, frame: np.ndarray, last: np.ndarray) -> Image.Image:
-    """A frame where it differs from the last one, and transparent elsewhere."""
-    indices = np.where((frame == last).all(axis=2), _COLORS, np.asarray(page)).astype(np.uint8)
-    shown = Image.fromarray(indices).convert("P")
-    shown.putpalette(page.getpalette() or [])
-    shown.info["transparency"] = _COLORS
-    return shown
+def _codes(frame: np.ndarray) -> np.ndarray:
+    """A number for each colour, (height, width)."""
+    return frame.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
 
 
-def _png(image: Image.Image) -> str:
+def _rgb(codes: np.ndarray) -> np.ndarray:
+    return codes[:, None] >> np.array([16, 8, 0], np.int32) & 255
+
+
+def _image(page: np.ndarray, palette: bytes) -> Image.Image:
+    image = Image.frombytes("P", page.shape[::-1], page.tobytes())
+    # All 256 entries: of a shorter palette, PNG keeps no transparency beyond its end.
+    image.putpalette(palette.ljust(3 * 256, b"\0"))
+    return image
+
+
+def _png(image: Image.Image, **options: int) -> str:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG", **options)
     return base64.b64encode(buffer.getvalue()).decode()
