@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,24 +14,14 @@ import thalweg
 
 ROOT = Path(thalweg.__file__).parent
 
-# Each room may import from the floors below it, and on its own floor from the rooms named before it.
-# docs/architecture.md says what each is for.
-FLOORS = [
-    ["errors"],
-    ["backend", "losses", "params", "results", "blocks", "tables", "catalogue", "operations"],
-    ["inputs", "plots", "show"],
-    ["problem"],
-    ["linear"],
-    ["programs", "sampling", "optimizers", "ensemble", "observables", "lazy", "tangents"],
-    ["stopping"],
-    ["planes", "loop", "integrator", "minima", "record", "graphs"],
-    ["job"],
-    ["descent", "flows", "attraction", "landscapes"],
-    ["studies"],
-    ["report"],
-    ["gallery"],
-    ["cli"],
-]
+# Each room may import from the floors below it, and on its own floor from the rooms that stand here.
+TABLE = ROOT.parent.parent / "docs" / "architecture.md"
+FLOORS = {
+    room: int(number)
+    for number, room in re.findall(
+        r"^\| (\d+) \| `(\w+)(?:\.py|/)` \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+}
 SIBLINGS = {
     "catalogue": {"backend"},
     "losses": {"backend"},
@@ -64,14 +55,8 @@ def imported_rooms(path):
     return found
 
 
-def floor_of(room):
-    return next(i for i, floor in enumerate(FLOORS) if room in floor)
-
-
 def test_every_room_has_its_floor():
-    assert sorted(room for floor in FLOORS for room in floor) == [
-        room for room in rooms() if not room.startswith("__")
-    ]
+    assert sorted(FLOORS) == [room for room in rooms() if not room.startswith("__")]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
@@ -84,7 +69,7 @@ def test_imports_point_down(path):
             # `import thalweg as tw` is the user's way in: studies are written as a user would.
             assert room == "studies", f"{room} imports the whole package"
             continue
-        allowed = floor_of(other) < floor_of(room) or other in SIBLINGS.get(room, ())
+        allowed = FLOORS[other] < FLOORS[room] or other in SIBLINGS.get(room, ())
         assert allowed, f"{room} imports {other}, which is not below it"
 
 
