@@ -26,6 +26,8 @@ def _one_line(command: Callable[..., None]) -> Callable[..., None]:
 
         try:
             command(*args, **kwargs)
+        except BrokenPipeError:
+            raise  # `thalweg show FILE | head` has seen enough; click ends quietly
         except (InputError, OSError) as error:
             click.echo(f"Error: {' '.join(str(error).split())}", err=True)
             sys.exit(2)
