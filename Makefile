@@ -28,8 +28,8 @@ chromium:
 		exit 1; }
 
 lint: .venv/tests-installed
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks docs notebooks
+	$(BIN)/ruff check src tests benchmarks docs notebooks
 	$(BIN)/pyright
 
 bench: .venv/tests-installed

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from figure_checks import faults
 from small import SMALL
@@ -39,6 +40,47 @@ def test_figures_are_labelled_and_readable(trees, name):
             found[key] = []
     assert found
     assert {key: what for key, what in found.items() if what} == {}
+
+
+# What is computed while it is drawn: middles of runs, formulas, residuals. tests/test_plots*.py and the
+# studies' own tests hold these to their numbers.
+COMPUTED = ("median of", "mean of", "theory", "slope", "density", "residual", "(1 −", "σ²", "least")
+# Figures of a difference or a ratio of what the result holds, tested with their study.
+DERIVED = {("regression-tour", "gap"), ("eigenbasis", "pace")}
+
+
+@pytest.mark.parametrize("name", sorted(studies.STUDIES))
+def test_what_is_drawn_is_what_the_result_holds(trees, name):
+    known = numbers(trees(name))
+    compared = 0
+    for key, drawing in studies.drawings(name, trees(name)):
+        if (name, key) in DERIVED or not hasattr(drawing.figure, "get_axes"):
+            continue
+        for line in (line for ax in drawing.figure.get_axes() for line in ax.lines):
+            if any(word in str(line.get_label()) for word in COMPUTED):
+                continue
+            y = np.asarray(line.get_ydata(orig=True), float)
+            if line.get_gid() and len(y):
+                np.testing.assert_array_equal(strangers(y, known), [], f"{key}: {line.get_label()}")
+                compared += 1
+        plt.close(drawing.figure)
+    assert compared
+
+
+def numbers(tree):
+    """Every finite number of a result, sorted."""
+    variables = [v for node in tree.subtree for v in node.to_dataset().variables.values()]
+    values = [v.values.ravel().astype(float) for v in variables if v.dtype.kind in "iuf"]
+    every = np.concatenate(values)
+    return np.unique(every[np.isfinite(every)])
+
+
+def strangers(values, known):
+    """Those of the values that are not among the known ones, but for the rounding of a projection."""
+    values = values[np.isfinite(values)]
+    after = np.clip(np.searchsorted(known, values), 1, len(known) - 1)
+    off = np.minimum(abs(known[after] - values), abs(known[after - 1] - values))
+    return values[off > 1e-9 * np.maximum(1, abs(values))]
 
 
 @pytest.mark.parametrize("name", sorted(studies.STUDIES))
