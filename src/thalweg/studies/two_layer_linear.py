@@ -266,7 +266,7 @@ def _guides(tree: xr.DataTree, settings: Settings) -> dict[str, xr.DataArray]:
         # what lies below float64's reach of the first loss says nothing
         shown = values.where(values > 1e-30 * values[0], drop=True)
         if 0 < lr < 1 and shown.size > 1:
-            guides[f"(1 − {lr:g})²ᵏ"] = shown
+            guides[f"(1 − {lr:g})^(2k)"] = shown
     return guides
 
 
