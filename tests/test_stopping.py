@@ -68,6 +68,17 @@ def test_neighbours_go_on():
     assert path.sizes["step"] == 101
 
 
+@pytest.mark.parametrize("every", [1, 4, 1000])
+def test_states_of_observables_end_where_the_member_does(every):
+    record = {"successive_change": True, "rows": (lambda at: 0, lambda at, seen: (seen, seen + 1))}
+    options = {"record": record, "every": every}
+    path = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=300, stop={"loss": 1e-8}, **options)
+    end = int(path.stopped_at)
+    whole = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=end, **options)
+    for name in ("params", "loss", "successive_change", "rows"):
+        np.testing.assert_allclose(path[name], whole[name], rtol=1e-9)
+
+
 def test_any_of_several_thresholds_suffices():
     _, losses, norms = bowl_by_hand(0.1, 300)
     ends = {first_below(losses, 1e-12), first_below(norms, 1e-3)}

@@ -130,7 +130,10 @@ class Job:
         if not interrupted:
             done = self._end()
         if done < self.total:
+            known = not interrupted and self.first + done in self.record.steps
             self.record.end_at(self.first + done)
+            if known:
+                return done, interrupted
         # The last row is the first of a block more, whose step is not kept. What it says of the last
         # iterate is.
         walk = self.walk

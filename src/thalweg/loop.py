@@ -168,6 +168,8 @@ def block(
     that every step is recorded, which spares a loop in the loop.
     """
     advance = plan.over_members(partial(_advance, plan, feed), 0, None)
+    if plan.stop is not None:
+        advance = partial(_unless_over, advance)
 
     def record_then_advance(row: Any, carry: Any) -> Any:
         step, walk, record = carry
@@ -218,12 +220,18 @@ def _advance(
     return moved if plan.stop is None else _unless_stopped(plan.stop, at, walk, moved)
 
 
+def _unless_over(advance: Callable[..., Walk], walk: Walk, step: Any) -> Walk:
+    """The members a step on, or as they are if none of them is left: the host notices later."""
+    over = ((walk.stopped_at >= 0) | (walk.diverged_at >= 0)).all()
+    return jax.lax.cond(over, lambda: walk, lambda: advance(walk, step))
+
+
 def _unless_stopped(stop: Stop, at: At, walk: Walk, moved: Walk) -> Walk:
-    """`moved`, or `walk` as it was where the member had arrived. Observables go on seeing it there."""
+    """`moved`, or `walk` as it was where the member had arrived."""
     arrives = stop.met(at, walk.info) & (walk.stopped_at < 0) & (moved.diverged_at < 0)
     stopped_at = jnp.where(arrives, at.step, walk.stopped_at)
     stays = stopped_at >= 0
-    kept = ("params", "state", "loss", "grad", "info")
+    kept = ("params", "state", "loss", "grad", "info", "memory")
     chosen = {
         name: jax.tree_util.tree_map(
             lambda old, new: jnp.where(stays, old, new), getattr(walk, name), getattr(moved, name)
@@ -238,6 +246,7 @@ def _observe(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is recorded at a step, and the observables' states after it if the row counts."""
     at = walk.at(plan, feed, lane, step)
+    counts = counts if plan.stop is None else counts & (walk.stopped_at < 0)
     own = {"params": walk.params, "loss": walk.loss, "grad": walk.grad}
     values: dict[str, Any] = {name: own[name] for name in plan.kept} | walk.info
     memory = {}
