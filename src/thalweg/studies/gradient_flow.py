@@ -233,14 +233,21 @@ def _thin(path: xr.Dataset, rows: int = 2000) -> xr.Dataset:
 
 
 def _pair(title: str) -> tuple[Figure, Any]:
-    figure = style.new_figure((12.6, 5.6))
+    figure = style.new_figure((11.4, 4.6))
     figure.suptitle(title)
     return figure, figure.subplots(1, 2)
 
 
 def _pale(ax: Axes) -> None:
     """A veil over the contours, from which a hundred paths then stand out."""
-    ax.axhspan(*ax.get_ylim(), color="white", alpha=0.45, lw=0, zorder=1.5)
+    ax.axhspan(*ax.get_ylim(), color="white", alpha=0.65, lw=0, zorder=1.5)
+    style.note(ax, "contours are paled under the paths")
+
+
+def _wide(ax: Axes, points: float) -> None:
+    for line in ax.lines:
+        if str(line.get_gid()).startswith(style.SERIES):
+            line.set(linewidth=points, alpha=0.9)
 
 
 def _all_paths(surface: xr.Dataset, paths: dict[str, xr.Dataset], settings: Settings) -> Figure:
@@ -256,6 +263,7 @@ def _all_paths(surface: xr.Dataset, paths: dict[str, xr.Dataset], settings: Sett
             label=f"lr {_lrs(settings)[SIZES.index(size)]:g}",
             color=color,
         )
+        _wide(ax, 1.2)
     return figure
 
 
@@ -277,9 +285,7 @@ def _beside_flow(
         plots.trace(
             surface, _thin(paths[size]).isel(few), ax=ax, label=f"{size} steps", color=color
         )
-        for line in ax.lines:  # wide, so that a flow that lies on them leaves an edge to be seen
-            if str(line.get_gid()).startswith(style.SERIES):
-                line.set_linewidth(2.2)
+        _wide(ax, 2.2)  # a flow that lies on them leaves an edge to be seen
         followed = flow.isel({"step": flow["time"].values <= until * (1 + 1e-12), **few})
         plots.trace(surface, followed, ax=ax, label="flow", color="black")
     return figure
