@@ -1,8 +1,12 @@
 """Small problems that many tests share. Module-level functions: fresh lambdas would compile anew."""
 
+import os
+import signal
+
 import numpy as np
 
 import thalweg as tw
+from thalweg import blocks
 
 
 def line(w, x):
@@ -27,3 +31,22 @@ def line_problem(loss="mse", n=50, dtype=float, **options):
 
 def bowl_problem(**options):
     return tw.Problem.from_function(bowl, params={"x": 0.0, "y": 0.0}, **options)
+
+
+def press_ctrl_c(monkeypatch, call):
+    """Press Ctrl-C during the given call, counted from 1, of the work that `blocks.until` repeats."""
+    until = blocks.until
+
+    def and_press(total, advance, **options):
+        calls = 0
+
+        def pressing(done, size):
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                os.kill(os.getpid(), signal.SIGINT)
+            return advance(done, size)
+
+        return until(total, pressing, **options)
+
+    monkeypatch.setattr(blocks, "until", and_press)

@@ -1,15 +1,10 @@
 """Basins of attraction, against the descents themselves, and the minima against what is known."""
 
-import os
-import signal
-import threading
-import time as clock
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
-from problems import bowl_problem, data, line
+from problems import bowl_problem, data, line, press_ctrl_c
 
 import thalweg as tw
 from thalweg.catalogue.functions import FUNCTIONS
@@ -181,19 +176,10 @@ def test_it_is_saved_and_the_same_again(himmelblau, tmp_path):
     xr.testing.assert_equal(again, found)
 
 
-def test_ctrl_c_leaves_the_others_not_there_yet():
+def test_ctrl_c_leaves_the_others_not_there_yet(monkeypatch):
     problem = tw.Problem.from_catalogue("ripples")
-    plane = square(problem, 3, 60)
-    tw.basins(problem, tw.SGD(lr=1e-5), plane, 1)
-
-    def press():
-        clock.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    presser = threading.Thread(target=press)
-    presser.start()
-    found = tw.basins(problem, tw.SGD(lr=1e-5), plane, 10**8)
-    presser.join()
+    press_ctrl_c(monkeypatch, call=3)
+    found = tw.basins(problem, tw.SGD(lr=1e-5), square(problem, 3, 10), 10**8)
     assert found.attrs["interrupted"] == 1
     assert (found.basin == -1).any()
 

@@ -1,17 +1,13 @@
 """The gradient flow, against closed forms and SciPy."""
 
 import itertools
-import os
-import signal
-import threading
-import time as clock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
-from problems import bowl, bowl_problem, line_problem
+from problems import bowl, bowl_problem, line_problem, press_ctrl_c
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
@@ -311,21 +307,10 @@ def test_more_points_than_a_block_records():
     )
 
 
-def test_ctrl_c_keeps_what_was_computed():
+def test_ctrl_c_keeps_what_was_computed(monkeypatch):
     problem = tw.Problem.from_function(narrow, params={"x": 1.0, "y": 1.0})
-    begun = threading.Event()
-
-    def press():
-        begun.wait(60)
-        clock.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    tw.gradient_flow(problem, 1e-5, points=2, solver="explicit")  # compiles
-    presser = threading.Thread(target=press)
-    presser.start()
-    begun.set()
-    flow = tw.gradient_flow(problem, 1e5, points=10**6, solver="explicit", max_steps=2**31 - 1)
-    presser.join()
+    press_ctrl_c(monkeypatch, call=8)
+    flow = tw.gradient_flow(problem, 1.0, points=10**6, solver="explicit", max_steps=2**31 - 1)
     assert flow.attrs["interrupted"] == 1
     assert flow.status == "interrupted"
     rows = flow.sizes["step"]
