@@ -240,7 +240,7 @@ def _pair(title: str) -> tuple[Figure, Any]:
 
 def _pale(ax: Axes) -> None:
     """A veil over the contours, from which a hundred paths then stand out."""
-    ax.axhspan(*ax.get_ylim(), color="white", alpha=0.65, lw=0, zorder=1.5)
+    ax.axhspan(*ax.get_ylim(), color="white", alpha=0.65, lw=0, zorder=1.5, label="_veil")
     style.note(ax, "contours are paled under the paths")
 
 
