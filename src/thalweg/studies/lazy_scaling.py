@@ -322,7 +322,15 @@ def _scaling(tree: xr.DataTree, settings: Settings) -> Any:
     return figure
 
 
-def slopes(measured: xr.Dataset, window: tuple[float, ...]) -> dict[str, float]:
+def _still(relu: xr.Dataset) -> float:
+    """The α from which on no unit changes sides; NaN where one does so at the largest."""
+    ordered = relu.sortby("alpha")
+    moving = np.flatnonzero(ordered["switched"].values != 0)
+    later = ordered["alpha"].values[moving[-1] + 1 if moving.size else 0 :]
+    return float(later[0]) if later.size else float("nan")
+
+
+def slopes(measured: Any, window: tuple[float, ...]) -> dict[str, float]:
     """The log–log slope of each measure against α, on a window of α."""
     return {
         name: plots.log_slope(measured["alpha"], measured[name], (window[0], window[1]))
@@ -348,22 +356,22 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
         numbers[f"{text}: movement, kernel drift, distance to linearised"] = ", ".join(
             f"{path[measure].values[-1]:.4g}" for measure in MEASURES
         )
-    low, high = settings.window[0], settings.window[1]
-    for network, measured in ((NETWORKS["tanh"], tanh), (NETWORKS["relu"], relu)):
-        found = slopes(measured, settings.window)
-        numbers[f"{network}: slopes over α = {low:g} … {high:g}"] = ", ".join(
-            f"{MEASURES[what]} {value:.4f}" for what, value in found.items()
-        )
-    switched = relu["switched"].values
-    still = relu["alpha"].values[switched == 0]
-    numbers["ReLU: units that changed sides at a sample, by α"] = ", ".join(
-        f"{a:g}: {k if k >= 0 else 'diverged'}"
-        for a, k in zip(relu["alpha"].values, switched, strict=True)
+    switched, alphas = relu["switched"].values, relu["alpha"].values
+    still = _still(relu)
+    windows = {"tanh": settings.window, "relu": (still, max(alphas))}
+    for name, (low, high) in windows.items():
+        if np.isfinite(low):
+            numbers[f"{NETWORKS[name]}: slopes over α = {low:g} … {high:g}"] = ", ".join(
+                f"{MEASURES[what]} {value:.4f}"
+                for what, value in slopes(tree[f"against_alpha/{name}"], (low, high)).items()
+            )
+    numbers["ReLU: changes of side of a unit at a sample, by α"] = ", ".join(
+        f"{a:g}: {k if k >= 0 else 'diverged'}" for a, k in zip(alphas, switched, strict=True)
     )
     crossing = (
-        f"Here no unit changes sides from α = {still.min():g} on, and there the drift and the "
-        "distance drop to the smooth network's laws."
-        if still.size and (switched[relu["alpha"].values >= still.min()] == 0).all()
+        f"Here no unit changes sides from α = {still:g} on, and there drift and distance drop to the "
+        "smooth network's laws."
+        if np.isfinite(still)
         else "Here units still change sides at the largest α: larger ones would be needed."
     )
     return Findings(
