@@ -9,6 +9,7 @@ from typing import Any
 from thalweg.errors import optional
 
 HEIGHT = 620
+_CONTROLS = 80  # pixels, of slider and buttons
 _BETWEEN_FRAMES = 80  # milliseconds
 CAMERA = {"eye": {"x": -1.05, "y": -1.35, "z": 1.15}, "center": {"x": 0, "y": 0, "z": -0.2}}
 _SCATTER = {2: "Scatter", 3: "Scatter3d"}
@@ -75,7 +76,7 @@ class Canvas:
                 mode="markers",
                 marker={
                     "symbol": symbol,
-                    "size": 12 if len(place) == 2 else 6,
+                    "size": 12 if len(place) == 2 else 8,
                     "color": "black",
                     "line": {"color": "white", "width": 1},
                 },
@@ -94,12 +95,12 @@ class Canvas:
         self, title: str, layout: dict[str, Any], steps: Sequence[tuple[int, int]] = ()
     ) -> Any:
         """The figure; `steps` are the slider's (row, step)."""
-        below = 55 + (80 if steps else 0) + 17 * len(self.notes)
+        below = 55 + (_CONTROLS if steps else 0) + 17 * len(self.notes)
         figure = self._go.Figure(
             data=self._traces,
             layout={
                 "template": "none",
-                "height": HEIGHT,
+                "height": HEIGHT if steps else HEIGHT - _CONTROLS,
                 "margin": {"l": 60, "r": 20, "t": 78, "b": below},
                 "font": {"family": _FONT, "size": 13, "color": _INK},
                 "title": {

@@ -88,7 +88,7 @@ def draw(canvas: Canvas, landscape: xr.Dataset, ground: Ground, chosen: Bands, n
         "title": {"text": plain(name) + words, "side": "right"},
         "tickvals": np.interp(ticks, edges, number),
         "ticktext": texts,
-        "x": 0.425,
+        "x": 0.397,
         "thickness": 16,
         "len": 1.0,
     }
@@ -194,11 +194,11 @@ def layout(landscape: xr.Dataset, ground: Ground, name: str) -> dict[str, Any]:
     if ground.log:
         z["type"] = "log"
     return {
-        "xaxis": x | {"domain": [0, 0.41], "title_standoff": 4},
+        "xaxis": x | {"domain": [0, 0.385], "title_standoff": 4},
         "yaxis": y,
         "plot_bgcolor": _MISSING,
         "scene": {
-            "domain": {"x": [0.51, 1], "y": [0, 1]},
+            "domain": {"x": [0.52, 1], "y": [0, 1]},
             "xaxis": x,
             "yaxis": y,
             "zaxis": z,
