@@ -337,7 +337,8 @@ def _sentences(
     text = f"The movement over all parameters is {ends}"
     if _widest_two(moved):
         (a, b), (m, n) = moved["width"].values[-2:], moved.values[-2:]
-        text += f", a slope of {np.log(n / m) / np.log(b / a):.2f} between the widest two"
+        slope = f"{np.log(n / m) / np.log(b / a):.2f}".replace("-", "−")
+        text += f", a slope of {slope} between the widest two"
     head = float(widest["moved"] / widest["norm_start"])
     said.append(
         f"{text}. It is the hidden layer that is lazy: the output weights of the widest network moved by "
