@@ -20,10 +20,8 @@
 # %%
 from functools import partial
 
-import numpy as np
-
 import thalweg as tw
-from thalweg.catalogue import data, models
+from thalweg.catalogue import models
 from thalweg.studies import regression
 
 table = regression.data(regression.DataSettings(target="middle", n_samples=15))
