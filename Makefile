@@ -28,8 +28,8 @@ chromium:
 		exit 1; }
 
 lint: .venv/tests-installed
-	$(BIN)/ruff format --check src tests benchmarks docs notebooks
-	$(BIN)/ruff check src tests benchmarks docs notebooks
+	$(BIN)/ruff format --check src tests benchmarks docs/*.py notebooks
+	$(BIN)/ruff check src tests benchmarks docs/*.py notebooks
 	$(BIN)/pyright
 
 bench: .venv/tests-installed

@@ -47,9 +47,7 @@ def network(*hidden):
 
 widths = (5, 50, 500)
 paths = {
-    width: tw.descend(
-        network(width), tw.SGD(lr=0.002), steps=5000, runs=5, record=record, every=10
-    )
+    width: tw.descend(network(width), tw.SGD(lr=0.002), steps=5000, runs=5, record=record, every=10)
     for width in widths
 }
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pages
 import pytest
 
+from thalweg import studies
+
 ROOT = pages.ROOT
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 
@@ -41,6 +43,15 @@ def test_the_code_on_a_page_runs(page, scratch):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", sorted(studies.STUDIES))
+def test_every_study_has_a_page_a_notebook_and_solutions(name):
+    text = (ROOT / "docs" / "studies" / f"{name}.md").read_text(encoding="utf-8")
+    for needed in ("```python", "```console", f"](../images/{name}/"):
+        assert needed in text, needed
+    for script in (f"notebooks/{name}.py", f"notebooks/solutions/{name}.py"):
+        assert (ROOT / script).exists(), script
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,12 @@ grid = np.linspace(-1, 1, 2401)
 yhat = models.mlp(zero.unflatten(path["final"].values), features(200, grid))
 tw.plot.fit(
     xr.Dataset(
-        {"x": ("sample", x), "y": ("sample", y), "x_grid": ("grid", grid), "yhat_grid": ("grid", yhat)}
+        {
+            "x": ("sample", x),
+            "y": ("sample", y),
+            "x_grid": ("grid", grid),
+            "yhat_grid": ("grid", yhat),
+        }
     )
 )
 
@@ -127,7 +132,9 @@ tw.plot.movement(path, x="log")
 for frequency in (2 * np.pi, 0.2 * np.pi):
     phi = np.column_stack([np.ones(15), features(30, frequency=frequency)])
     eigenvalues = np.linalg.eigvalsh(phi @ phi.T)[::-1]
-    print(f"ω = {frequency:.3g}:", " ".join(f"{value:.1e}" for value in eigenvalues[[0, 3, 6, 9, 12]]))
+    print(
+        f"ω = {frequency:.3g}:", " ".join(f"{value:.1e}" for value in eigenvalues[[0, 3, 6, 9, 12]])
+    )
 path = tw.descend(problem(30, frequency=0.2 * np.pi), tw.SGD(lr=0.01), steps=3000, every=10)
 ax = tw.plot.loss(path, x="log", label="SGD")
 best = tw.descend(problem(30, frequency=0.2 * np.pi), tw.LBFGS(), steps=20)

@@ -72,7 +72,9 @@ for width, path in runs.items():
     start = path["start"].values  # l1.bias, l1.weight, l2.bias, l2.weight
     parts = np.split(start**2, [width, 2 * width, 2 * width + 1])
     seen = [float(part.sum(axis=0).mean()) for part in parts]
-    print(width, np.round(seen, 4), "expected", width / 3, width / 3, round(1 / (3 * width), 4), 1 / 3)
+    print(
+        width, np.round(seen, 4), "expected", width / 3, width / 3, round(1 / (3 * width), 4), 1 / 3
+    )
 
 # %% [markdown]
 # ## 4. The straight line

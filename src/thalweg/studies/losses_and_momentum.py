@@ -100,7 +100,20 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
             nodes[f"path/{loss}/{name}"] = tw.descend(
                 problem, tw.SGD(lr=settings.lr, **options), steps=settings.steps
             )
+    nodes["fit"] = _fitted(nodes["data"], nodes["path/mse/plain"])
     return nodes
+
+
+def _fitted(table: xr.Dataset, path: xr.Dataset) -> xr.Dataset:
+    x = table["x"].values
+    grid = np.linspace(x.min(), x.max(), 200)
+    final = path["final"]
+    weight, bias = float(final.sel(param="weight")), float(final.sel(param="bias"))
+    return table.assign(
+        yhat=("sample", weight * x + bias),
+        x_grid=("grid", grid),
+        yhat_grid=("grid", weight * grid + bias),
+    )
 
 
 def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
@@ -110,7 +123,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     plain = results.part(tree, "path/mse/plain")
     ax = plots.points(table)
     yield "points", Drawing.of(ax, "The data: a slight parabola with a little noise.")
-    ax = plots.fit(_fitted(table, plain))
+    ax = plots.fit(results.part(tree, "fit"))
     ax.set_title("The line that plain descent on the MSE ends at")
     yield (
         "fit",
@@ -155,18 +168,6 @@ def _four(tree: xr.DataTree, surfaces: str, name: str, title: str) -> Any:
             title=label,
         )
     return figure
-
-
-def _fitted(table: xr.Dataset, path: xr.Dataset) -> xr.Dataset:
-    x = table["x"].values
-    grid = np.linspace(x.min(), x.max(), 200)
-    final = path["final"]
-    weight, bias = float(final.sel(param="weight")), float(final.sel(param="bias"))
-    return table.assign(
-        yhat=("sample", weight * x + bias),
-        x_grid=("grid", grid),
-        yhat_grid=("grid", weight * grid + bias),
-    )
 
 
 def findings(tree: xr.DataTree, settings: Settings) -> Findings:
