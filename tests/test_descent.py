@@ -14,7 +14,7 @@ import xarray as xr
 from problems import bowl_problem, data, line, line_problem
 
 import thalweg as tw
-from thalweg import blocks, job, results
+from thalweg import blocks, job, results, sampling
 
 
 def by_hand(batches, lr, steps, loss="mse", start=(-3.0, 6.0)):
@@ -61,6 +61,19 @@ def test_loss_at_the_last_step_is_that_of_the_next_batch():
     path = tw.descend(line_problem(), tw.SGD(lr=0.05), steps=1, batch_size=25)
     _, losses = by_hand([np.arange(25), np.arange(25, 50)], 0.05, 1)
     np.testing.assert_allclose(path.loss, losses, rtol=1e-12)
+
+
+def test_only_the_batches_that_are_used_are_drawn(monkeypatch):
+    asked, rows = [], sampling.Batches.rows
+
+    def counted(self, start, count):
+        asked.append(count)
+        return rows(self, start, count)
+
+    monkeypatch.setattr(sampling.Batches, "rows", counted)
+    tw.descend(line_problem(), tw.SGD(lr=0.01), steps=100, batch_size=10, shuffle=True, every=50)
+    # each block draws its steps and the one after; the blocks are a handful
+    assert sum(asked) < 2 * 100
 
 
 def test_given_batches_repeat():

@@ -38,11 +38,18 @@ class Feeds:
         order = 0 if self.order is None else 4 * self.order.size * self.order.lanes
         return max(1, order + 8 * len(self.schedules))
 
-    def feed(self, start: int, room: int) -> Feed:
-        """The tables of up to `room` steps from `start`, and of the step after them."""
+    def feed(self, start: int, room: int, count: int) -> Feed:
+        """The tables of `count` steps from `start`, and of the step after them, with room for `room`.
+
+        An epoch's order costs the host as much as its steps cost the device: only what a block uses
+        is made, and the rest is zeros.
+        """
         index = used = None
         if self.order is not None:
-            index, used = self.order.rows(start, room + 1)
+            index, used = (
+                np.concatenate([rows, np.zeros((room - count, *rows.shape[1:]), rows.dtype)])
+                for rows in self.order.rows(start, count + 1)
+            )
             used = used if self.order.ragged else None
         offset = start - self.first
         tables = {}
@@ -71,7 +78,7 @@ class Job:
         self.first, self.total, self.every = first, total, every
         self.layout = plan.problem.layout
         self.started, state, diverged = self._start(resume)
-        feed = feeds.feed(first, 1)
+        feed = feeds.feed(first, 1, 1)
         arguments = (plan, feed, who.starts, self.started, state, diverged)
         self._check_memory(begin.eval_shape(*arguments))
         self.walk = begin(*arguments)
@@ -157,7 +164,7 @@ class Job:
         rows = 1 + (last - 1) // self.every - first // self.every
         self.walk, record = block(
             self.plan,
-            self.feeds.feed(first, self.most),
+            self.feeds.feed(first, self.most, count),
             self.walk,
             np.int32(first),
             np.int32(last),
