@@ -93,6 +93,8 @@ def _of_texts(figure):
         if box.width * box.height == 0:
             continue
         words = text.get_text().replace("\n", " ")[:40]
+        if "\\$\\" in text.get_text():
+            yield f"{words!r} is mathematics that is shown as it is written"
         if (
             box.x0 < page.x0 - _ROOM
             or box.x1 > page.x1 + _ROOM

@@ -141,7 +141,9 @@ def _descents(
     both = xr.align(path["params"], linear["params"])  # one may have stopped where it diverged
     apart = np.sqrt(((both[0] - both[1]) ** 2).sum("param", skipna=False))
     path["to_linear"] = apart / np.linalg.norm(path["start"])
-    path["to_linear"].attrs["long_name"] = r"distance $\|w_t - w_t^{lin}\|\,/\,\|w_0\|$"
+    path["to_linear"].attrs["long_name"] = (
+        "distance from the linearised descent, ‖w − w_lin‖ / ‖w₀‖"
+    )
     return path.drop_vars("params"), linear.drop_vars("params")
 
 
