@@ -1,15 +1,49 @@
 """What all tests share."""
 
-import hypothesis
-import jax
-import matplotlib
-import pytest
+import os
+import re
+from pathlib import Path
+
+# The processes that run side by side, and those that they start: one LAPACK thread each, since the
+# threads of several would wait for each other, and what one test compiled is there for the next. The
+# folder is a worker's own: two that write the same program would read each other's halves.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+_COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "compiled" / _WORKER
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_COMPILED)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import matplotlib  # noqa: E402
+import pytest  # noqa: E402
 
 matplotlib.use("agg")
 
 # A first example compiles, and on a busy machine that takes as long as it takes.
 hypothesis.settings.register_profile("thalweg", deadline=None)
 hypothesis.settings.load_profile("thalweg")
+
+
+def pytest_collection_modifyitems(items):
+    """A study's tests, figures, page and notebooks go to one worker, and so does a file's tests: what
+    a module's fixture made is then made once."""
+    for item in items:
+        file = item.path.stem
+        of_study = re.search(r"\[(?:.*/)?([a-z0-9-]+)(?:\.md|\.py)?\]$", item.name)
+        if file in ("test_pages", "test_study_figures") and of_study:
+            group = of_study[1].replace("-", "_")
+        else:
+            group = file.removeprefix("test_study_")
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_programs_left_behind():
+    """Each program a worker compiled stays in its memory: gigabytes, by the end."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from thalweg import gallery, studies
 from thalweg.cli import main
 from thalweg.errors import InputError
 
-TWO = ["losses-and-momentum", "minimal-mlp"]
+TWO = ["eigenbasis", "lazy-1d"]  # quick ones
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def only_two(monkeypatch, tmp_path):
 
 def test_the_command_runs_all(tmp_path, only_two, run_with):
     out = tmp_path / "all"
-    arguments = ["run", "all", "--out", str(out), "--set", "points=5", "--set", "n_samples=9"]
+    arguments = ["run", "all", "--out", str(out), "--set", "points=50", "--set", "p=10"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert f"Wrote {out / 'index.html'}" in result.output

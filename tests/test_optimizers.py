@@ -19,7 +19,8 @@ from thalweg.errors import InputError
 from thalweg.optimizers.base import check
 
 STEPS = 200
-CLASSES = sorted(n for n in ours.__all__ if n[0].isupper() and n not in ("Optimizer", "Optax"))
+_OTHERS = ("Optimizer", "Optax", "GaussNewton", "LevenbergMarquardt")  # not torch.optim's
+CLASSES = sorted(n for n in ours.__all__ if n[0].isupper() and n not in _OTHERS)
 # How torch executes, and nothing that changes what it computes.
 EXECUTION = {"params", "foreach", "fused", "capturable", "differentiable"}
 

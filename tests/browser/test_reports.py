@@ -5,6 +5,8 @@ Every study's, at the settings of the other tests, and one of every kind of figu
 
 import io
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import own_study
@@ -116,6 +118,7 @@ def _errors(text):
 
 
 def test_every_figure_of_a_report_is_shown(folder, visit):
+    assert (folder / "report.html").stat().st_size < 8e6
     page = visit(folder / "report.html")
     assert page.locator("figure").count() > 0
     for figure in page.locator("figure").all():
@@ -141,6 +144,19 @@ def test_interactive_figures_are_pages_of_their_own(folder, visit):
         plot.wait_for()
         assert plot.evaluate("p => p._fullData.length") > 0
         page.close()
+
+
+def test_saved_studies_are_drawn_without_jax(all_studies):
+    code = (
+        "import sys, matplotlib; matplotlib.use('agg');"
+        "from thalweg import results, studies;"
+        f"trees = {{n: results.load({str(all_studies)!r} + f'/{{n}}/results.nc') for n in studies.STUDIES}};"
+        "count = sum(len(studies.figures(name, tree)) for name, tree in trees.items());"
+        "found = [studies.findings(name, tree) for name, tree in trees.items()];"
+        "assert count > 40 and len(found) == len(trees);"
+        "assert 'jax' not in sys.modules, 'JAX was loaded'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_page_that_leads_to_all(all_studies, visit):
