@@ -3,16 +3,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-browser chromium lint bench notebooks clean
+.PHONY: demo test test-docs test-all test-browser chromium lint bench notebooks clean
 
 demo: .venv/installed
 	$(BIN)/thalweg run minimal-mlp --out out/minimal-mlp
 	@echo "Open out/minimal-mlp/report.html in a browser."
 
 test: .venv/tests-installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
-	@if $(MAKE) --silent chromium; then $(MAKE) test-browser; \
-	else echo "NOT RUN: the reports were not opened in a browser."; fi
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not docs"
+
+test-docs: .venv/tests-installed
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m docs
+
+test-all: test test-docs test-browser
 
 test-browser: .venv/browser-installed chromium
 	$(BIN)/python -m pytest tests/browser

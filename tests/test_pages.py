@@ -32,6 +32,7 @@ def test_the_readme_runs_from_top_to_bottom(scratch):
     assert (scratch / "out" / "minimal-mlp" / "report.html").exists()
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("page", with_code(DOCS), ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_code_on_a_page_runs(page, scratch):
     assert pages.run(page)
@@ -56,6 +57,7 @@ def test_every_study_has_a_page_a_notebook_and_solutions(name):
         assert (ROOT / script).exists(), script
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("name", sorted(studies.STUDIES))
 def test_a_notebook_runs(name, scratch):
     notebook = jupytext.read(ROOT / "notebooks" / f"{name}.py")
@@ -67,6 +69,7 @@ def test_a_notebook_runs(name, scratch):
     jupytext.write(notebook, scratch / "run.ipynb")
 
 
+@pytest.mark.docs
 @pytest.mark.parametrize("name", sorted(studies.STUDIES))
 def test_the_solutions_run(name, scratch):
     """Cell by cell, without a kernel, which would load everything anew."""
