@@ -10,6 +10,8 @@ from small import SMALL
 
 from thalweg import studies
 
+pytestmark = pytest.mark.docs
+
 
 @pytest.fixture(scope="module")
 def examined():
