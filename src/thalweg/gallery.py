@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -108,11 +107,8 @@ def _write_index(folder: Path, outcomes: list[Outcome]) -> None:
         seconds=sum(outcome.seconds for outcome in outcomes),
         made_by=", ".join(f"{k} {v}" for k, v in results.versions().items()),
     )
-    handle, scratch = tempfile.mkstemp(dir=folder, prefix=".index.", suffix=".part")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(page)
-    os.chmod(scratch, 0o644)
-    os.replace(scratch, folder / "index.html")
+    with results.replacing(folder / "index.html") as scratch:
+        scratch.write_text(page, encoding="utf-8")
 
 
 def _picture(folder: Path, outcome: Outcome) -> str | None:
