@@ -182,7 +182,9 @@ def _starts(
     return jax.tree_util.tree_map(np.asarray, drawn), runs
 
 
-@partial(jax.jit, static_argnums=0)
+# A network's init holds many copies of the random generator's long loop-free code. It runs once, and at
+# full optimisation compiles four times as long, to the same bits.
+@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
 def _draw(init: Any, seeds: np.ndarray, runs: np.ndarray) -> Params:
     """init(fold_in(key(seed), run)) for all runs and seeds, in one compiled call."""
 
