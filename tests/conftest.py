@@ -18,6 +18,7 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import matplotlib  # noqa: E402
 import pytest  # noqa: E402
+from small import SMALL  # noqa: E402
 
 matplotlib.use("agg")
 
@@ -26,17 +27,24 @@ hypothesis.settings.register_profile("thalweg", deadline=None)
 hypothesis.settings.load_profile("thalweg")
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items):
-    """A study's tests, figures, page and notebooks go to one worker, and so does a file's tests: what
-    a module's fixture made is then made once."""
+    """A study's tests, figures, page and notebooks go to one worker, and so do a file's tests: what a
+    module's fixture made is then made once. Studies take longest and come first.
+
+    A wrapper, because xdist reads the groups in its own hook, which would be called first.
+    """
+    studies = {name.replace("-", "_") for name in SMALL}
     for item in items:
         file = item.path.stem
         of_study = re.search(r"\[(?:.*/)?([a-z0-9-]+)(?:\.md|\.py)?\]$", item.name)
-        if file in ("test_pages", "test_study_figures") and of_study:
+        if file in ("test_pages", "test_study_figures", "test_reports") and of_study:
             group = of_study[1].replace("-", "_")
         else:
             group = file.removeprefix("test_study_")
         item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] not in studies)
+    return (yield)
 
 
 @pytest.fixture(autouse=True, scope="module")
