@@ -9,16 +9,21 @@ demo: .venv/installed
 	$(BIN)/thalweg run minimal-mlp --out out/minimal-mlp
 	@echo "Open out/minimal-mlp/report.html in a browser."
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Pages, notebooks and pictures compile hundreds of programs, and run each for a moment: it is enough to
+# compile them quickly.
+QUICKLY := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=1"
+
 test: .venv/tests-installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not docs"
+	$(PYTEST) -m "not docs"
 
 test-docs: .venv/tests-installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m docs
+	$(QUICKLY) $(PYTEST) -m docs
 
 test-all: test test-docs test-browser
 
 test-browser: .venv/browser-installed chromium
-	$(BIN)/python -m pytest tests/browser
+	$(QUICKLY) $(PYTEST) tests/browser
 
 # Debian's and Ubuntu's Chromium, where there is none and this user may install it.
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo -n)
