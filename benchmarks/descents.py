@@ -102,19 +102,19 @@ def _blocks_alone(call: Callable[[], Any]) -> Callable[[], None]:
 
     @cache
     def launches() -> list[Any]:
-        from thalweg import descent
+        from thalweg import job
 
-        with mock.patch.object(descent, "block", wraps=descent.block) as spy:
+        with mock.patch.object(job, "block", wraps=job.block) as spy:
             call()
         return [(launch.args, launch.kwargs) for launch in spy.call_args_list]
 
     def run() -> None:
         import jax
 
-        from thalweg import descent
+        from thalweg import job
 
         for args, kwargs in launches():
-            jax.block_until_ready(descent.block(*args, **kwargs))
+            jax.block_until_ready(job.block(*args, **kwargs))
 
     return run
 
