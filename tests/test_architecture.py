@@ -121,6 +121,8 @@ def test_the_public_surface_is_what_it_is():
         "load", "project", "save", "rerun", "losses", "optimizers", "plot", "report",
         "studies", "animate", "computation_graph", "gradient_flow", "basins",
         "GaussNewton", "LevenbergMarquardt", "least_squares",
-        "plotly",
+        "plotly", "Curvature", "fisher", "gauss_newton", "gradient_covariance", "gradient_norms",
+        "hessian", "preconditioned_sharpness", "sharpness", "stability_threshold", "hessian_plane",
+        "interpolation", "pca_plane", "random_plane",
     }  # fmt: skip
     assert set(thalweg.__all__) <= set(dir(thalweg))

@@ -11,6 +11,7 @@ from problems import bowl, bowl_problem, data, line, line_problem
 
 import thalweg as tw
 from thalweg import landscapes
+from thalweg import products as passes
 from thalweg.errors import InputError
 
 TOLERANCE = 1e-12
@@ -412,3 +413,41 @@ def test_another_plane_of_the_same_shape_compiles_nothing():
     )
     tw.landscape(second, plane)
     assert landscapes._chunks._cache_size() == before
+
+
+def test_a_device_by_its_name():
+    problem = bowl_problem()
+    drawn = tw.Problem.from_function(bowl, init=lambda key: {"x": jnp.zeros(()), "y": jnp.ones(())})
+    plane = tw.coordinate_plane(problem, {"x": (-1, 1), "y": (-1, 1)}, 3)
+    plain = tw.landscape(problem, plane)
+    for given in (problem, drawn):
+        surface = tw.landscape(given, plane, device="cpu")
+        np.testing.assert_array_equal(surface.empirical, plain.empirical)
+        assert surface.attrs["device"].startswith("cpu")
+    for device in ("gpuu", 7):
+        with pytest.raises(InputError, match="unknown device"):
+            tw.landscape(problem, plane, device=device)
+
+
+def test_point_by_point_is_the_same(monkeypatch):
+    """As a model too large for chunks of points is evaluated."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((23, 3)), rng.standard_normal(23)
+    problem = tw.Problem(dot, "mse", x, y, params={"w": np.ones(3)}, penalty=norm2, expected=norm2)
+    plane = tw.random_plane(problem, problem.params, vectors=True, points=(4))
+    risks = ("empirical", "expected", "pointwise")
+    plain = {p: tw.landscape(problem, plane, risks, penalty=p) for p in (True, False)}
+    monkeypatch.setattr(landscapes, "_ACTIVATIONS", 1)
+    monkeypatch.setattr(passes, "_ACTIVATIONS", 64 * 5)
+    for penalty, expected in plain.items():
+        found = tw.landscape(problem, plane, risks, penalty=penalty)
+        for risk in risks:
+            np.testing.assert_allclose(found[risk], expected[risk], rtol=1e-12)
+
+
+def dot(w, x):
+    return x @ w["w"]
+
+
+def norm2(w):
+    return (w["w"] ** 2).sum()

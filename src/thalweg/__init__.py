@@ -38,8 +38,21 @@ _NAMES = {
     # first order: tangents, and the problems that lazy training is about
     **dict.fromkeys(("jacobian", "kernel_drift", "ntk"), "tangents"),
     **dict.fromkeys(("linearize", "scale_output"), "lazy"),
+    # second order: curvature, and how far it lets an optimizer go
+    **dict.fromkeys(
+        (
+            "Curvature", "fisher", "gauss_newton", "gradient_covariance", "gradient_norms",
+            "hessian",
+        ),
+        "curvature",
+    ),
+    **dict.fromkeys(("preconditioned_sharpness", "sharpness"), "edge"),
+    "stability_threshold": "stability",
     # where to look, and what is there
     **dict.fromkeys(("Plane", "coordinate_plane", "line"), "planes"),
+    **dict.fromkeys(
+        ("hessian_plane", "interpolation", "pca_plane", "random_plane"), "directions"
+    ),
     "landscape": "landscapes",
     # what a function computes
     "computation_graph": "graphs",

@@ -8,9 +8,14 @@ silently turn float64 arrays into float32. It is the one global that the package
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
+
+from thalweg.errors import unknown
 
 if "JAX_ENABLE_X64" not in os.environ:
     jax.config.update("jax_enable_x64", True)
@@ -18,7 +23,9 @@ if "JAX_ENABLE_X64" not in os.environ:
 
 def device_name() -> str:
     """The device computations run on, as `platform:kind`."""
-    device = jax.devices()[0]
+    device = getattr(jax.config, "jax_default_device", None) or jax.devices()[0]
+    if isinstance(device, str):
+        device = jax.devices(device)[0]
     return f"{device.platform}:{device.device_kind}"
 
 
@@ -31,3 +38,25 @@ def keep_compiled(folder: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@contextmanager
+def on_device(device: Any) -> Iterator[Callable[[Any], Any]]:
+    """Compute on a device: "cpu", "gpu", "tpu", or one of jax.devices(); JAX's own where it is None.
+
+    Yields a function that moves arrays there.
+
+    Raises:
+        InputError: a device that this machine does not have.
+    """
+    if device is None:
+        yield lambda tree: tree
+        return
+    if not isinstance(device, jax.Device):
+        try:
+            device = jax.devices("gpu" if device == "cuda" else device)[0]
+        except (RuntimeError, TypeError, AttributeError):
+            known = sorted({d.platform for d in jax.devices()} | {"cpu"})
+            raise unknown("device", device, known) from None
+    with jax.default_device(device):
+        yield lambda tree: jax.device_put(tree, device)

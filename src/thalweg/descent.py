@@ -12,11 +12,11 @@ from thalweg import inputs, observables, results, sampling, stopping
 from thalweg.ensemble import Members, check_same_parameters, members
 from thalweg.errors import InputError
 from thalweg.job import Feeds, Job
+from thalweg.logbook import source_of
 from thalweg.loop import Plan
 from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range
 from thalweg.problem import Problem, described
-from thalweg.record import source_of
 
 
 def descend(

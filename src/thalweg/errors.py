@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,6 +29,14 @@ class MemoryEstimateError(InputError, MemoryError):
 
 class MissingExtra(InputError):  # noqa: N818  (what is missing is an extra, not an error)
     """What was asked for needs an optional library that is not installed."""
+
+
+class NotConverged(UserWarning):
+    """An iteration ended at its limit: its result is approximate, and the message says how far."""
+
+    @classmethod
+    def warn(cls, message: str) -> None:
+        warnings.warn(message, cls, stacklevel=4)
 
 
 def optional(module: str, what: str, extra: str) -> Any:

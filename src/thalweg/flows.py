@@ -15,8 +15,8 @@ from thalweg import backend, blocks, inputs, observables, results
 from thalweg.ensemble import Members, members
 from thalweg.errors import InputError
 from thalweg.integrator import DIVERGED, EXPLICIT, GAVE_UP, STIFF, Flow, begin, block, observe
+from thalweg.logbook import Record, source_of
 from thalweg.problem import Problem, described, in_double
-from thalweg.record import Record, source_of
 
 SOLVERS = ("auto", EXPLICIT, STIFF)
 

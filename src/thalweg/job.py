@@ -15,9 +15,9 @@ import xarray as xr
 from thalweg import backend, blocks, observables, results, sampling
 from thalweg.ensemble import Members, member_vectors
 from thalweg.errors import InputError
+from thalweg.logbook import Record, storable
 from thalweg.loop import Feed, Plan, Walk, begin, block, row_of
 from thalweg.params import Layout, Params
-from thalweg.record import Record, storable
 
 _MOST_ROWS = 1024  # recorded in a block
 _MOST_STEPS = 16384  # in a block: enough for the call to vanish beside the steps

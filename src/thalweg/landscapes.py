@@ -1,8 +1,9 @@
 """`landscape`: risks evaluated on a plane.
 
 Samples stream: nothing of size samples × grid is made unless the pointwise risk is asked for, and
-sums over samples run in float64. Points go in chunks, many at a time where the model is tiny, one at
-a time where its activations are large.
+sums over samples run in float64. Points go in chunks, many at a time where the model is tiny; where its
+activations are large they go one by one, each by its own calls, because convolutions under `vmap` or
+inside a compiled loop take several times as long.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, results
+from thalweg import backend, blocks, products, results
+from thalweg.curvature import hessian
 from thalweg.errors import InputError, unknown
 from thalweg.params import Layout
 from thalweg.planes import Plane
@@ -41,6 +43,8 @@ def landscape(
     risks: str | Sequence[str] = ("empirical",),
     *,
     penalty: bool = True,
+    curvature: bool = False,
+    device: Any = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
     """Risks on every point of a plane.
@@ -49,6 +53,11 @@ def landscape(
         risks: of "empirical", "expected" and "pointwise".
         penalty: whether the problem's penalty is part of the empirical and the expected risk. The
             pointwise risk never holds it.
+        curvature: also say what curvature the plane has at its origin, and what the whole space has
+            there: `directional_curvature` along each direction, `largest_eigenvalue`,
+            `smallest_eigenvalue` and `trace` of the Hessian of the empirical risk. The origin of a
+            coordinate plane has 0 for the parameters that vary.
+        device: where to compute: "cpu", "gpu", "tpu" or one of jax.devices(); JAX's own without it.
         progress: a progress bar: True, False, or None for one on a terminal after a second.
 
     Returns:
@@ -57,7 +66,8 @@ def landscape(
         were not reached are NaN and the attribute `interrupted` is 1.
 
     Raises:
-        InputError: an unknown risk, a plane of another problem, a result too large for memory.
+        InputError: an unknown risk, a plane of another problem, a device that is not there, a result
+            too large for memory.
     """
     if not isinstance(plane, Plane):
         raise InputError(f"a plane was expected, {type(plane).__name__} given.")
@@ -73,8 +83,13 @@ def landscape(
         raise InputError(
             "this problem has no expected risk; give it as Problem(..., expected=params -> scalar)."
         )
-    values, interrupted = _evaluate(problem, plane, wanted, penalty, progress)
-    variables = {}
+    with backend.on_device(device) as move:
+        there = move(problem).replace(init=problem.init, source=problem.source)
+        variables = {}
+        if curvature:
+            variables = _curvature_at(there if penalty else there.replace(penalty=None), plane)
+        values, interrupted = _evaluate(there, plane, wanted, penalty, progress)
+        device = backend.device_name()
     for risk in wanted:
         surface = values[risk].reshape(*plane.shape, *values[risk].shape[1:])
         if risk == "pointwise":
@@ -91,7 +106,7 @@ def landscape(
             "source": problem.source,
         },
         dtype=str(problem.layout.dtype),
-        device=backend.device_name(),
+        device=device,
         interrupted=int(interrupted),
     )
     return plane.dataset(variables, attrs)
@@ -104,6 +119,8 @@ def _evaluate(
     total = math.prod(plane.shape)
     model = model_of(problem)
     tiling = _tiling(problem, total, "pointwise" in wanted)
+    if tiling.points == 1 < total and not tiling.entrywise:
+        return _point_by_point(problem, plane, wanted, penalty, progress)
     point_bytes = sum(
         model.values * model.dtype.itemsize if risk == "pointwise" else 8 for risk in wanted
     )
@@ -155,6 +172,22 @@ def _evaluate(
     return {risk: values[risk][:total] for risk in wanted}, interrupted
 
 
+def _curvature_at(problem: Problem, plane: Plane) -> dict[str, Any]:
+    """The Hessian of the empirical risk at the plane's origin, as far as it is said of a plane."""
+    operator = hessian(problem, plane.origin)
+    images = [np.asarray(operator.matvec(d), float) for d in plane.directions]
+    squares = (plane.directions**2).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        along = np.array([d @ h for d, h in zip(plane.directions, images, strict=True)]) / squares
+    trace = operator.trace()
+    return {
+        "directional_curvature": ("direction", along),
+        "largest_eigenvalue": ((), float(operator.top(1)[0][0])),
+        "smallest_eigenvalue": ((), float(operator.bottom(1)[0][0])),
+        "trace": ((), trace.value, {"standard_error": trace.error}),
+    }
+
+
 class _Tiling(NamedTuple):
     """How points and samples are cut into chunks."""
 
@@ -194,6 +227,84 @@ def _divisor(n: int, most: int) -> int:
     """The largest number up to `most` that divides n; `most` itself if all that do are small."""
     even = next((k for k in range(min(most, n), most // 2, -1) if n % k == 0), None)
     return even or min(most, n)
+
+
+def _point_by_point(
+    problem: Problem, plane: Plane, wanted: tuple[str, ...], penalty: bool, progress: bool | None
+) -> tuple[dict[str, np.ndarray], bool]:
+    """What `_evaluate` gives, for a model whose activations fill the memory that one point may take."""
+    total = math.prod(plane.shape)
+    model = model_of(problem)
+    size = products.samples_at_a_time(problem)
+    blocks.check_memory(
+        total * model.values * model.dtype.itemsize if "pointwise" in wanted else 0,
+        f"the pointwise risks of {total} points × {problem.n_samples} samples",
+        "lower points=, or leave out the pointwise risk",
+    )
+    values = {
+        risk: np.full((total, model.values) if risk == "pointwise" else total, np.nan,
+                      model.dtype if risk == "pointwise" else float)
+        for risk in wanted
+    }  # fmt: skip
+    layout = problem.layout
+
+    def launch(start: int, count: int) -> list[dict[str, Any]]:
+        return [at_point(index) for index in range(start, start + count)]
+
+    def at_point(index: int) -> dict[str, Any]:
+        place = np.unravel_index(index, plane.shape)
+        shifts = [
+            c[i] * d for c, i, d in zip(plane.coordinates, place, plane.directions, strict=True)
+        ]
+        params = layout.unflatten(plane.origin + sum(shifts))
+        found: dict[str, Any] = {}
+        parts: list[Any] = []
+
+        def add(part: Problem, sofar: Any) -> Any:
+            losses, added = _losses(part, params)
+            parts.append(losses if "pointwise" in wanted else None)
+            return sofar + added
+
+        if {"empirical", "pointwise"} & set(wanted):
+            sofar = products.over_samples(problem, size, add, 0.0)
+            mean = problem.reduction == "mean"
+            found["empirical"] = sofar / max(problem.n_samples, 1) if mean else sofar
+            found["pointwise"] = parts
+            if penalty and problem.penalty is not None:
+                found["empirical"] += _penalty(problem, params)
+        if "expected" in wanted:
+            found["expected"] = problem.expected(params, penalty=penalty)
+        return found
+
+    def collect(start: int, count: int, found: list[dict[str, Any]]) -> None:
+        for index, risks in enumerate(found, start):
+            for risk in wanted:
+                if risk != "pointwise":
+                    values[risk][index] = float(risks[risk])
+                    continue
+                # the last part starts early, over samples that are there already
+                rows = [np.asarray(part) for part in risks[risk]]
+                overlap = sum(map(len, rows)) - model.values
+                rows[-1] = rows[-1][overlap:]
+                values[risk][index] = np.concatenate(rows)
+
+    _, interrupted = blocks.run(
+        total, launch, collect, most=8, label="landscape", unit="point", progress=progress
+    )
+    return values, interrupted
+
+
+@jax.jit
+def _losses(problem: Problem, params: Any) -> tuple[Any, Any]:
+    """The pointwise risks of a part of the data, and their sum in float64 of those not masked out."""
+    losses = pointwise(problem, params)
+    counted = losses if problem.mask is None else jnp.where(problem.mask, losses, 0)
+    return losses, counted.astype(float).sum()
+
+
+@jax.jit
+def _penalty(problem: Problem, params: Any) -> Any:
+    return penalised(problem, params, 0.0, True)
 
 
 @partial(jax.jit, static_argnames=("wanted", "layout", "penalty", "tiling", "room"))

@@ -96,9 +96,10 @@ class Walk:
     diverged_at: Any
     stopped_at: Any  # None in a descent without a stopping rule
 
-    def at(self, plan: Plan, feed: Feed, lane: Any, step: Any) -> At:
+    def at(self, plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, step: Any) -> At:
         batch = feed.batch(plan.problem, lane, step)
-        return At(plan.problem, batch, self.params, self.start, self.loss, self.grad, step)
+        own = (self.params, self.start, self.loss, self.grad, step)
+        return At(plan.problem, batch, *own, feed.scheduled(optimizer, step), self.state)
 
 
 @jax.jit
@@ -115,7 +116,7 @@ def begin(
         state = optimizer.init(params) if state is None else state
         stopped_at = None if plan.stop is None else jnp.int32(-1)
         walk = Walk(params, start, state, loss, grad, {}, {}, diverged_at, stopped_at)
-        at = walk.at(plan, feed, lane, feed.start)
+        at = walk.at(plan, feed, optimizer, lane, feed.start)
         info = jax.eval_shape(optimizer.update, at, params, state, feed.start)[2]
         if plan.stop is not None:
             plan.stop.check(at, info)
@@ -204,7 +205,7 @@ def _advance(
     plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, walk: Walk, step: Any
 ) -> Walk:
     """One update, and loss and gradient at the new iterate on the next step's batch."""
-    at = walk.at(plan, feed, lane, step)
+    at = walk.at(plan, feed, optimizer, lane, step)
     memory = {
         name: seen.measure(at, walk.memory[name])[1] if seen.every_step else walk.memory[name]
         for name, seen in plan.observed.items()
@@ -214,7 +215,7 @@ def _advance(
     for leaf in jax.tree_util.tree_leaves(walk.params):
         finite &= jnp.isfinite(leaf).all()
     diverged_at = jnp.where((walk.diverged_at < 0) & ~finite, step, walk.diverged_at)
-    params, state, info = feed.scheduled(optimizer, step).update(at, walk.params, walk.state, step)
+    params, state, info = at.optimizer.update(at, walk.params, walk.state, step)
     loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), params)
     moved = Walk(params, walk.start, state, loss, grad, info, memory, diverged_at, walk.stopped_at)
     return moved if plan.stop is None else _unless_stopped(plan.stop, at, walk, moved)
@@ -245,7 +246,7 @@ def _observe(
     plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, walk: Walk, step: Any, counts: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is recorded at a step, and the observables' states after it if the row counts."""
-    at = walk.at(plan, feed, lane, step)
+    at = walk.at(plan, feed, optimizer, lane, step)
     counts = counts if plan.stop is None else counts & (walk.stopped_at < 0)
     own = {"params": walk.params, "loss": walk.loss, "grad": walk.grad}
     values: dict[str, Any] = {name: own[name] for name in plan.kept} | walk.info

@@ -150,6 +150,12 @@ def wants_equal_shapes(loss: Any) -> bool:
     return is_entrywise(loss) and loss.func is not _cross_entropy
 
 
+def is_likelihood(loss: Any) -> bool:
+    """Whether `loss` is −log p of a distribution whose natural parameters the predictions are."""
+    known = (_squared_error, _cross_entropy, _bce_with_logits)
+    return isinstance(loss, Partial) and loss.func in known
+
+
 def wants_probabilities(loss: Any) -> bool:
     """Whether targets must lie between 0 and 1: beyond, binary cross-entropy has no minimum."""
     return isinstance(loss, Partial) and loss.func is _bce_with_logits

@@ -29,7 +29,10 @@ from thalweg.problem import Problem, value_and_gradient
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class At:
-    """Where a descent stands; what observables and optimizers see."""
+    """Where a descent stands; what observables and optimizers see.
+
+    `optimizer` has this step's hyperparameters and `state` is what it carries; a flow has neither.
+    """
 
     problem: Problem
     batch: Problem
@@ -38,6 +41,8 @@ class At:
     loss: Any
     grad: Params
     step: Any
+    optimizer: Any = None
+    state: Any = None
 
     def value_and_gradient(self, params: Params) -> tuple[Any, Params]:
         """Risk and gradient of this step's batch at another point."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ class Plane:
         origin: (p,), the point with all coordinates 0.
         directions: (k, p), as used: neither rescaled nor made orthogonal.
         names: the p parameters' names.
+        about: how the plane was chosen: attributes, and variables as `xarray.Dataset` takes them.
     """
 
     axes: tuple[str, ...]
@@ -39,6 +40,7 @@ class Plane:
     origin: Float[np.ndarray, " p"]
     directions: Float[np.ndarray, "k p"]
     names: tuple[str, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for axis in self.axes:
@@ -67,11 +69,30 @@ class Plane:
 
         `variables` and `attrs` are the result's own, as `xarray.Dataset` takes them.
         """
+        told = {k: v for k, v in self.about.items() if isinstance(v, tuple)}
+        attributes = {f"plane_{k}": v for k, v in self.about.items() if k not in told}
         own = {
             "origin": ("param", self.origin),
             "directions": (("direction", "param"), self.directions),
+            "length": ("direction", self._lengths),
+            "cosine": (("direction", "other"), self._cosines),
         }
-        return xr.Dataset(own | dict(variables or {}), coords=self._coords, attrs=attrs)
+        return xr.Dataset(
+            own | told | dict(variables or {}),
+            coords=self._coords,
+            attrs=attributes | dict(attrs or {}),
+        )
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        return np.linalg.norm(self.directions, axis=1)
+
+    @cached_property
+    def _cosines(self) -> np.ndarray:
+        """Of the angles between the directions, which nothing made orthogonal; NaN of one of length 0."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            units = self.directions / self._lengths[:, None]
+        return units @ units.T
 
     @cached_property
     def _coords(self) -> xr.Coordinates:
@@ -79,14 +100,34 @@ class Plane:
         return xr.Dataset(
             coords={
                 "direction": np.array(self.axes),
+                "other": np.array(self.axes),
                 "param": np.array(self.names),
                 **dict(zip(self.axes, self.coordinates, strict=True)),
             }
         ).coords
 
-    def project(self, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Dataset:
-        """Coordinates of a path (or of points) on this plane, and `residual`, its distance from it."""
-        return results.project(self.dataset(), path)
+    def project(
+        self, path: xr.Dataset | xr.DataArray | np.ndarray, problem: Problem | None = None
+    ) -> xr.Dataset:
+        """Coordinates of a path (or of points) on this plane, and `residual`, its distance from it.
+
+        With the problem also `risk`, the empirical risk at each point itself, and `risk_in_plane`, that
+        at its projection, which is what a picture of the plane shows there.
+        """
+        seen = results.project(self.dataset(), path)
+        if problem is None:
+            return seen
+        points = results.points_of(self.dataset(), path)
+        dims = seen["residual"].dims
+        rows = points.transpose(*dims, "param").values.reshape(-1, problem.size)
+        places = np.stack([seen[axis].values.ravel() for axis in self.axes], axis=-1)
+        risks = np.empty((2, len(rows)))
+        for i, (row, place) in enumerate(zip(rows, places, strict=True)):
+            for j, point in enumerate((row, self.origin + place @ self.directions)):
+                risks[j, i] = problem.risk(problem.unflatten(point))
+        for name, values in zip(("risk", "risk_in_plane"), risks, strict=True):
+            seen[name] = (dims, values.reshape(seen["residual"].shape))
+        return seen
 
 
 def coordinate_plane(
@@ -110,12 +151,12 @@ def coordinate_plane(
             "coordinate_plane needs at least one parameter and its range, as in "
             f"{{{problem.names[0]!r}: (-1, 1)}}; {ranges!r} given."
         )
-    point = _point(problem, at, needed=len(ranges) < problem.size)
-    counts = _counts(points, tuple(ranges))
+    point = point_of(problem, at, needed=len(ranges) < problem.size)
+    counts = counts_of(points, tuple(ranges))
     coordinates, directions = [], np.zeros((len(ranges), problem.size))
     for row, (name, span) in enumerate(ranges.items()):
         index = problem.layout.index(name)
-        coordinates.append(_grid(name, span, counts[name]))
+        coordinates.append(grid_of(name, span, counts[name]))
         directions[row, index] = 1
         point[index] = 0
     return Plane(tuple(ranges), tuple(coordinates), point, directions, problem.names)
@@ -125,21 +166,21 @@ def line(
     problem: Problem,
     a: Params,
     b: Params,
-    points: int = 51,
+    points: Points = 51,
     *,
     span: tuple[float, float] = (0.0, 1.0),
     name: str = "t",
 ) -> Plane:
     """The line through two points: a at coordinate 0, b at coordinate 1."""
-    start, end = _point(problem, a), _point(problem, b)
+    start, end = point_of(problem, a), point_of(problem, b)
     if np.array_equal(start, end):
         raise InputError("line needs two different points; the same was given twice.")
-    counts = _counts(points, (name,))
-    grid = _grid(name, span, counts[name])
+    counts = counts_of(points, (name,))
+    grid = grid_of(name, span, counts[name])
     return Plane((name,), (grid,), start, (end - start)[None], problem.names)
 
 
-def _point(problem: Problem, params: Params, needed: bool = True) -> np.ndarray:
+def point_of(problem: Problem, params: Params, needed: bool = True) -> np.ndarray:
     """A point as a vector (p,) in double precision."""
     if params is None:
         params = problem.params
@@ -163,7 +204,7 @@ def _point(problem: Problem, params: Params, needed: bool = True) -> np.ndarray:
     return vector
 
 
-def _counts(points: Points, axes: Sequence[str]) -> dict[str, int]:
+def counts_of(points: Points, axes: Sequence[str]) -> dict[str, int]:
     if isinstance(points, Mapping):
         for name in points:
             if name not in axes:
@@ -182,7 +223,7 @@ def _counts(points: Points, axes: Sequence[str]) -> dict[str, int]:
     return {name: int(counts[name]) for name in axes}
 
 
-def _grid(name: str, span: Any, count: int) -> np.ndarray:
+def grid_of(name: str, span: Any, count: int) -> np.ndarray:
     try:
         low, high = (float(end) for end in span)
     except (TypeError, ValueError):

@@ -15,6 +15,8 @@ import numpy as np
 from thalweg.problem import Problem, pointwise
 
 _LEARNT: dict[Any, Any] = {}
+# Batches of other sizes round otherwise; a model that mixes its samples is off by far more.
+_SAME = 1e-2
 
 # fmt: off
 _ENTRYWISE = frozenset({
@@ -68,7 +70,8 @@ def splits(problem: Problem, size: int) -> bool:
 
     A model may use the number of samples (x / len(x)) or hold an array with an entry for each: it is
     then another function of a part of the data. Two traces tell: the same operations with the same
-    constants, and one risk a sample.
+    constants, and one risk a sample. And it may compare samples with each other (x / x.max()), which no
+    trace tells: the risks of the first samples must not depend on those that follow.
     """
 
     def trace(count: int) -> Any:
@@ -83,11 +86,31 @@ def splits(problem: Problem, size: int) -> bool:
             part = trace(size)
         except (TypeError, ValueError):  # an array inside does not fit another number of samples
             return False
-        return part.out_avals[0].shape == (size,) and (
-            _skeleton(part) == _skeleton(trace(problem.n_samples))
+        return (
+            part.out_avals[0].shape == (size,)
+            and _skeleton(part) == _skeleton(trace(problem.n_samples))
+            and _stand_alone(problem, size)
         )
 
     return _learnt(problem, size, learn)
+
+
+def _stand_alone(problem: Problem, size: int) -> bool:
+    """Whether the first one or two risks are the same with and without the samples that follow."""
+    few = min(size, 2)
+    more = min(max(size, few + 1), problem.n_samples)
+    params = problem.params
+    if params is None:
+        assert problem.init is not None
+        params = problem.init(jax.random.key(0))
+    alone, among = (
+        np.asarray(problem.take(np.arange(count)).pointwise(params), float)[:few]
+        for count in (few, more)
+    )
+    # an overflow says nothing
+    there = np.isfinite(alone) & np.isfinite(among)
+    off = np.abs(alone - among)[there]
+    return bool((off <= _SAME * np.maximum(np.abs(alone), np.abs(among))[there]).all())
 
 
 def _is_entrywise(jaxpr: Any) -> bool:

@@ -32,6 +32,8 @@ RESERVED_DIMS = (
     "run",
     "sample",
     "direction",
+    "other",
+    "component",
     "state",
     "update",
     "in_batch",
@@ -41,7 +43,15 @@ RESERVED_DIMS = (
 RISKS = ("empirical", "expected", "pointwise")
 
 # What a landscape and a projection hold beside the risks.
-PLANE_VARIABLES = ("origin", "directions", "residual")
+PLANE_VARIABLES = (
+    "origin",
+    "directions",
+    "length",
+    "cosine",
+    "residual",
+    "risk",
+    "risk_in_plane",
+)
 
 
 def provenance(kind: str, settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -250,7 +260,7 @@ def project(plane: xr.Dataset, path: xr.Dataset | xr.DataArray | np.ndarray) -> 
         A dataset with one variable for each axis, bearing its name, and `residual`, the Euclidean
         distance from the plane; on the dimensions of `path` without `param`.
     """
-    points = _points(plane, path)
+    points = points_of(plane, path)
     clash = set(plane_axes(plane)) & set(map(str, points.dims))
     if clash:
         raise InputError(
@@ -276,7 +286,8 @@ def project(plane: xr.Dataset, path: xr.Dataset | xr.DataArray | np.ndarray) -> 
     return xr.Dataset({**data, "residual": (dims, residual)}, coords=coords)
 
 
-def _points(plane: xr.Dataset, path: Any) -> xr.DataArray:
+def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
+    """The points of a trajectory, or of an array, that may be drawn on a plane."""
     if isinstance(path, xr.Dataset):
         if "params" not in path:
             raise InputError(

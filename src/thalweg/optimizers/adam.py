@@ -55,6 +55,9 @@ class Adam(Optimizer):
     ) -> tuple[Params, State, dict[str, Any]]:
         return _adam_step(self, at, params, state, step, self.decoupled_weight_decay)
 
+    def preconditioner(self, at: At, params: Params, state: State, step: Any) -> Params:
+        return _adam_preconditioner(self, at, params, state, step, self.decoupled_weight_decay)
+
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (`torch.optim.AdamW`; Loshchilov & Hutter, 2019).
@@ -78,6 +81,9 @@ class AdamW(Optimizer):
         self, at: At, params: Params, state: State, step: Any
     ) -> tuple[Params, State, dict[str, Any]]:
         return _adam_step(self, at, params, state, step, decoupled=True)
+
+    def preconditioner(self, at: At, params: Params, state: State, step: Any) -> Params:
+        return _adam_preconditioner(self, at, params, state, step, decoupled=True)
 
 
 class NAdam(Optimizer):
@@ -208,20 +214,34 @@ def _adam_state(rule: Adam | AdamW, params: Params) -> State:
 def _adam_step(
     rule: Adam | AdamW, at: At, params: Params, state: State, step: Any, decoupled: bool
 ) -> tuple[Params, State, dict[str, Any]]:
+    params, new, divisor = _adam_averages(rule, at, params, state, step, decoupled)
+    rate = rule.lr / (1 - rule.betas[0] ** count(step))
+    params = each(lambda w, m, d: w - like(rate, w) * m / d, params, new["exp_avg"], divisor)
+    return params, new, {}
+
+
+def _adam_preconditioner(
+    rule: Adam | AdamW, at: At, params: Params, state: State, step: Any, decoupled: bool
+) -> Params:
+    """(1 − β₁ᵗ)(√v̂ + ε): of steps along the average itself, whose bias correction is a part of it
+    (Cohen et al., 2022, equation 2)."""
+    divisor = _adam_averages(rule, at, params, state, step, decoupled)[2]
+    return each(lambda d: like(1 - rule.betas[0] ** count(step), d) * d, divisor)
+
+
+def _adam_averages(
+    rule: Adam | AdamW, at: At, params: Params, state: State, step: Any, decoupled: bool
+) -> tuple[Params, State, Params]:
+    """The decayed parameters, the new averages, and √v̂ + ε."""
     params, g = _decayed(rule, params, at.grad, decoupled)
     new = _averaged(rule, state, g)
     square = new["exp_avg_sq"]
     if rule.amsgrad:
         square = each(jnp.maximum, state["max_exp_avg_sq"], square)
         new["max_exp_avg_sq"] = square
-    t = count(step)
-    rate = rule.lr / (1 - rule.betas[0] ** t)
-    root2 = jnp.sqrt(1 - rule.betas[1] ** t)
-
-    def move(w: Any, m: Any, v: Any) -> Any:
-        return w - like(rate, w) * m / (jnp.sqrt(v) / like(root2, v) + like(rule.eps, v))
-
-    return each(move, params, new["exp_avg"], square), new, {}
+    root2 = jnp.sqrt(1 - rule.betas[1] ** count(step))
+    divisor = each(lambda v: jnp.sqrt(v) / like(root2, v) + like(rule.eps, v), square)
+    return params, new, divisor
 
 
 def _decayed(rule: Any, params: Params, grad: Params, decoupled: bool) -> tuple[Params, Params]:

@@ -49,6 +49,18 @@ class RMSprop(Optimizer):
     def update(
         self, at: At, params: Params, state: State, step: Any
     ) -> tuple[Params, State, dict[str, Any]]:
+        g, new, divisor = self._averages(at, params, state)
+        new["momentum_buffer"] = each(
+            lambda b, g, d: like(self.momentum, b) * b + g / d, state["momentum_buffer"], g, divisor
+        )
+        params = each(lambda w, b: w - like(self.lr, w) * b, params, new["momentum_buffer"])
+        return params, new, {}
+
+    def preconditioner(self, at: At, params: Params, state: State, step: Any) -> Params:
+        return self._averages(at, params, state)[2]
+
+    def _averages(self, at: At, params: Params, state: State) -> tuple[Params, State, Params]:
+        """The gradient with its decay, the new averages, and √v + ε."""
         g = with_decay(signed(at.grad, self.maximize), params, self.weight_decay)
         new = {"square_avg": _mean_square(state["square_avg"], g, self.alpha)}
         variance = new["square_avg"]
@@ -57,14 +69,7 @@ class RMSprop(Optimizer):
                 lambda a, g: a + like(1 - self.alpha, a) * (g - a), state["grad_avg"], g
             )
             variance = each(lambda v, a: v - a * a, variance, new["grad_avg"])
-        new["momentum_buffer"] = each(
-            lambda b, g, v: like(self.momentum, b) * b + g / (jnp.sqrt(v) + like(self.eps, v)),
-            state["momentum_buffer"],
-            g,
-            variance,
-        )
-        params = each(lambda w, b: w - like(self.lr, w) * b, params, new["momentum_buffer"])
-        return params, new, {}
+        return g, new, each(lambda v: jnp.sqrt(v) + like(self.eps, v), variance)
 
 
 class Adagrad(Optimizer):
@@ -87,16 +92,20 @@ class Adagrad(Optimizer):
     def update(
         self, at: At, params: Params, state: State, step: Any
     ) -> tuple[Params, State, dict[str, Any]]:
-        g = with_decay(signed(at.grad, self.maximize), params, self.weight_decay)
+        g, total, divisor = self._sums(at, params, state)
         rate = self.lr / (1 + (count(step) - 1) * self.lr_decay)
-        total = each(lambda s, g: s + g * g, state["sum"], g)
-        params = each(
-            lambda w, g, s: w - like(rate, w) * g / (jnp.sqrt(s) + like(self.eps, s)),
-            params,
-            g,
-            total,
-        )
+        params = each(lambda w, g, d: w - like(rate, w) * g / d, params, g, divisor)
         return params, {"sum": total}, {}
+
+    def preconditioner(self, at: At, params: Params, state: State, step: Any) -> Params:
+        divisor = self._sums(at, params, state)[2]
+        return each(lambda d: like(1 + (count(step) - 1) * self.lr_decay, d) * d, divisor)
+
+    def _sums(self, at: At, params: Params, state: State) -> tuple[Params, Params, Params]:
+        """The gradient with its decay, the new sum of squares, and its root + ε."""
+        g = with_decay(signed(at.grad, self.maximize), params, self.weight_decay)
+        total = each(lambda s, g: s + g * g, state["sum"], g)
+        return g, total, each(lambda s: jnp.sqrt(s) + like(self.eps, s), total)
 
 
 class Adadelta(Optimizer):

@@ -109,6 +109,13 @@ class Optimizer:
         """One step: the new parameters, the new state, and what is worth recording of it."""
         raise NotImplementedError
 
+    def preconditioner(self, at: At, params: Params, state: State, step: Any) -> Params | None:
+        """What a step along the gradient is divided by, entry by entry: P of w ← w − lr·P⁻¹·g.
+
+        As the update of this step would use it; None of a rule that has none.
+        """
+        return None
+
     def check_together(self) -> None:
         """An InputError where values, each in its range, do not go together; `check` calls it."""
 

@@ -8,6 +8,7 @@ picture says. Results are read through their schema alone, so that a saved file 
 from thalweg.plots.attraction import basins
 from thalweg.plots.bands import quantile_levels
 from thalweg.plots.convergence import convergence
+from thalweg.plots.curvature import density, explained_variance, sharpness
 from thalweg.plots.curves import loss, movement, record
 from thalweg.plots.fits import batches, fit, fit_and_residuals, points, residual_scatter, residuals
 from thalweg.plots.graphs import graph
@@ -26,6 +27,8 @@ __all__ = [
     "contour",
     "convergence",
     "curve",
+    "density",
+    "explained_variance",
     "fit",
     "fit_and_residuals",
     "functions",
@@ -46,6 +49,7 @@ __all__ = [
     "residual_scatter",
     "residuals",
     "risks",
+    "sharpness",
     "spectrum",
     "step_panels",
     "targets",

@@ -1,0 +1,459 @@
+"""Curvature as linear operators: Hessian, Gauss–Newton, Fisher, and the gradient's covariance.
+
+None of these p × p matrices is formed unless it is small or asked for. What is computed of them are
+products with vectors, and from those the ends of the spectrum, its density and the trace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from thalweg import backend, blocks, inputs, lanczos, losses, products, results
+from thalweg.errors import InputError, NotConverged, unknown
+from thalweg.params import Params
+from thalweg.problem import Problem, described
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+_SMALL = 256  # parameters up to which the matrix itself is formed and decomposed
+_TOGETHER = 64  # products at a time, where the matrix is formed
+_METHODS = ("hutch++", "hutchinson")
+
+
+class Estimate(NamedTuple):
+    """A number and its standard error: 0 where the number is exact."""
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """A symmetric p × p matrix A of a problem at a point, in the order of `problem.names`.
+
+    `operator @ v` is its product with a vector (p,) or with the columns of a matrix (p, k). It has the
+    `shape`, `dtype` and `matvec` that scipy.sparse.linalg.aslinearoperator asks for.
+    """
+
+    problem: Problem
+    kind: str
+    point: Any  # (p,)
+    center: Any = None  # (p,), of a covariance: the mean gradient
+    scale: Any = None  # (p,), s of diag(s) A diag(s)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.problem.size, self.problem.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.point.dtype)
+
+    @cached_property
+    def _samples(self) -> int:
+        return products.samples_at_a_time(self.problem)
+
+    def matvec(self, vector: Any) -> Float[Array, " p"]:
+        """A v, for a vector (p,)."""
+        vector = jnp.asarray(vector).reshape(-1).astype(self.dtype)
+        if vector.shape != (self.problem.size,):
+            raise InputError(
+                f"a vector of {self.problem.size} numbers was expected, one of {vector.size} given."
+            )
+        if self.scale is not None:
+            vector = self.scale * vector
+        out = products.product(
+            self.kind, self.problem, self._samples, self.point, vector, self.center
+        )
+        return out if self.scale is None else self.scale * out
+
+    def __matmul__(self, other: Any) -> Any:
+        if np.ndim(other) == 2:
+            return jnp.stack([self.matvec(column) for column in np.asarray(other).T], axis=1)
+        return self.matvec(other)
+
+    def preconditioned(self, diagonal: Any) -> Curvature:
+        """P^(−1/2) A P^(−1/2) for P = diag(`diagonal`), a vector (p,) or a pytree like the parameters.
+
+        Its eigenvalues are those of P⁻¹A, which decide when a step P⁻¹∇L is stable.
+
+        Raises:
+            InputError: entries that are not above 0.
+        """
+        leaves = jax.tree_util.tree_leaves(diagonal)
+        is_vector = len(leaves) == 1 and np.shape(leaves[0]) == (self.problem.size,)
+        vector = jnp.asarray(leaves[0] if is_vector else self.problem.flatten(diagonal), self.dtype)
+        if not bool((vector > 0).all()):
+            raise InputError("a preconditioner's diagonal must be above 0 everywhere.")
+        scale = vector**-0.5
+        return replace(self, scale=scale if self.scale is None else self.scale * scale)
+
+    # The matrix itself ------------------------------------------------------------------------
+
+    def dense(self) -> Float[np.ndarray, "p p"]:
+        """The matrix (p, p).
+
+        Raises:
+            InputError: where memory does not hold it.
+        """
+        p = self.problem.size
+        blocks.check_memory(
+            3 * p * p * self.dtype.itemsize,
+            f"the {p} × {p} matrix",
+            "use products (operator @ v), .top(k), .trace() and .density(), which do not form it",
+        )
+        rows = np.empty((p, p), self.dtype)
+        count = min(_TOGETHER, p, products.at_once(self.problem))
+        for start in range(0, p, count):
+            first = min(start, p - count)  # the last block starts early: one shape, one program
+            rows[first : first + count] = np.asarray(self._many(first, count))
+        return (rows + rows.T) / 2
+
+    def _many(self, first: int, count: int) -> Any:
+        """Rows `first` … of the matrix, `count` of them, by as many products together."""
+        eye = np.eye(count, self.problem.size, first, dtype=self.dtype)
+        if self._samples < self.problem.n_samples:
+            return np.stack([np.asarray(self.matvec(row)) for row in eye])
+        rows = products.together(self.kind, self.problem, self.point, eye, self.center)
+        return (
+            rows
+            if self.scale is None
+            else rows * self.scale * self.scale[first : first + count, None]
+        )
+
+    @cached_property
+    def _decomposed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues, ascending, and vectors (k, p), of a small matrix."""
+        matrix = self.dense()
+        if not np.isfinite(matrix).all():
+            p = self.problem.size
+            return np.full(p, np.nan), np.full((p, p), np.nan)
+        values, vectors = np.linalg.eigh(matrix)
+        return values, vectors.T
+
+    # The ends of the spectrum -----------------------------------------------------------------
+
+    def top(
+        self,
+        k: int = 1,
+        *,
+        tolerance: float | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k p"]]:
+        """The k largest eigenvalues, the largest first, and their vectors, a row each, of length 1.
+
+        By Lanczos' method (`thalweg.lanczos`) with full reorthogonalisation, or from the matrix itself
+        where p is at most 256.
+
+        Args:
+            tolerance: of ‖A v − λ v‖ relative to max|λ|; by default the root of the dtype's precision.
+            seed: of the starting vector.
+            progress: a progress bar: True, False, or None for one on a terminal after a second.
+
+        Warns:
+            NotConverged: some residuals are above the tolerance; the values are bounds then, of the
+                largest eigenvalues from below and of the smallest from above.
+
+        Raises:
+            InputError: a k that is not between 1 and p, a point where the matrix is not finite.
+        """
+        return self._extreme(k, 1, tolerance, seed, progress)
+
+    def bottom(
+        self,
+        k: int = 1,
+        *,
+        tolerance: float | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k p"]]:
+        """The k smallest eigenvalues, the smallest first, and their vectors; otherwise as `top`."""
+        return self._extreme(k, -1, tolerance, seed, progress)
+
+    def _extreme(
+        self, k: int, sign: int, tolerance: float | None, seed: int, progress: bool | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        p = self.problem.size
+        k = inputs.whole_number("k", k, 1)
+        if k > p:
+            raise InputError(f"k must be at most the number of parameters, {p}; {k} given.")
+        if p <= _SMALL:
+            values, vectors = self._decomposed
+            order = slice(None, -k - 1, -1) if sign > 0 else slice(k)
+            self._check_finite(values)
+            return values[order], vectors[order]
+        blocks.check_memory(
+            3 * lanczos.room_for(k, p) * p * self.dtype.itemsize,
+            f"the vectors from which {k} eigenvectors of {p} numbers are found",
+            "lower k",
+        )
+        if tolerance is None:
+            tolerance = float(np.sqrt(np.finfo(self.dtype).eps))
+        with blocks.bar(0, "eigenvalues", "product", progress) as bar:
+            found = lanczos.extreme(
+                lambda v: sign * self.matvec(v), p, k, self.dtype, tolerance, seed,
+                told=lambda _: bar.update(),
+            )  # fmt: skip
+        self._check_finite(found.values)
+        if not found.converged:
+            NotConverged.warn(
+                f"after {found.products} products an eigenvalue's residual is still "
+                f"{found.residuals.max():.2g}, above the tolerance {tolerance:.2g} of the largest."
+            )
+        return sign * found.values, found.vectors
+
+    def _check_finite(self, values: np.ndarray) -> None:
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"the {self.kind} is not finite at this point: its products hold NaN or infinity."
+            )
+
+    # Trace and density ------------------------------------------------------------------------
+
+    def trace(self, samples: int = 99, *, method: str = "hutch++", seed: int = 0) -> Estimate:
+        """The trace, with its standard error; exact, from the matrix, where p is at most `samples`.
+
+        Args:
+            samples: products to spend.
+            method: "hutch++" (Meyer, Musco, Musco & Woodruff, 2021): a third of them finds the
+                directions that hold most of the matrix, in which the trace is exact; the rest
+                estimates what lies outside. "hutchinson" (1990) estimates all of it.
+            seed: of the random signs.
+
+        Raises:
+            InputError: an unknown method, fewer than 6 samples.
+        """
+        if method not in _METHODS:
+            raise unknown("trace method", method, _METHODS)
+        samples = inputs.whole_number("samples", samples, 6)
+        p = self.problem.size
+        if p <= samples:
+            exact = float(np.trace(self.dense(), dtype=float))
+            self._check_finite(np.array(exact))
+            return Estimate(exact, 0.0)
+        blocks.check_memory(
+            6 * (samples // 3) * p * self.dtype.itemsize,
+            f"{samples // 3} directions of {p} numbers",
+            "lower samples=, or take method='hutchinson'",
+        )
+        rng = np.random.default_rng(seed)
+
+        def signs(count: int) -> np.ndarray:
+            return 2 * rng.integers(0, 2, (p, count), np.int8).astype(self.dtype) - 1
+
+        basis, inside = np.zeros((p, 0), self.dtype), 0.0
+        left = samples
+        if method == "hutch++":
+            third = samples // 3
+            basis = np.linalg.qr(np.asarray(self @ signs(third)))[0]
+            inside = float(np.sum(basis * np.asarray(self @ basis), dtype=float))
+            left = samples - 2 * third
+        values = []
+        for _ in range(left):
+            probe = signs(1)[:, 0]
+            probe = probe - basis @ (basis.T @ probe)
+            values.append(float(np.vdot(probe, np.asarray(self.matvec(probe)))))
+        self._check_finite(np.array(values))
+        error = float(np.std(values, ddof=1) / np.sqrt(left))
+        return Estimate(inside + float(np.mean(values)), error)
+
+    def density(
+        self,
+        probes: int = 10,
+        steps: int = 80,
+        *,
+        width: float | None = None,
+        points: int = 501,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> xr.Dataset:
+        """The spectral density: the share of the p eigenvalues at each place, each drawn as a Gaussian.
+
+        By stochastic Lanczos quadrature (Ubaru, Chen & Saad, 2017; Ghorbani, Krishnan & Xiao, 2019):
+        `probes` random vectors, `steps` Lanczos steps each. From the eigenvalues themselves where p is
+        at most 256.
+
+        Args:
+            width: standard deviation of the Gaussians; by default a hundredth of the spectrum's span.
+            points: of the grid; at least two for each width of a Gaussian.
+
+        Returns:
+            A dataset with `density` (eigenvalue,), which integrates to 1; and what it is made of, for
+            each probe the nodes `ritz_value` and their `weight` (probe, node), which add up to 1.
+
+        Raises:
+            InputError: impossible numbers, a point where the matrix is not finite.
+        """
+        probes, steps = (
+            inputs.whole_number("probes", probes, 1),
+            inputs.whole_number("steps", steps, 2),
+        )
+        points = inputs.whole_number("points", points, 2)
+        if width is not None and not width > 0:
+            raise InputError(f"width must be above 0; {width!r} given.")
+        if self.problem.size <= _SMALL:
+            values = self._decomposed[0]
+            nodes = values[None]
+            weights = np.full(nodes.shape, 1 / len(values))
+        else:
+            nodes, weights = self._quadrature(probes, min(steps, self.problem.size), seed, progress)
+        self._check_finite(nodes)
+        span = float(np.ptp(nodes)) or max(abs(float(nodes.max())), 1.0)
+        width = span / 100 if width is None else float(width)
+        needed = int(np.ceil(2 * (np.ptp(nodes) + 8 * width) / width))
+        if points < needed:
+            raise InputError(
+                f"points={points} are too few for a width of {width:.3g}: {needed} or more are needed."
+            )
+        grid = np.linspace(nodes.min() - 4 * width, nodes.max() + 4 * width, points)
+        bells = np.exp(-0.5 * ((grid[:, None] - nodes.ravel()) / width) ** 2)
+        density = bells @ weights.ravel() / (len(nodes) * width * np.sqrt(2 * np.pi))
+        attrs = results.provenance(
+            "spectrum",
+            {
+                "matrix": self.kind,
+                "problem": described(self.problem),
+                "probes": len(nodes),
+                "steps": nodes.shape[1],
+                "seed": seed,
+            },
+            width=width,
+            dtype=str(self.dtype),
+            device=backend.device_name(),
+        )
+        data = {
+            "density": ("eigenvalue", density),
+            "ritz_value": (("probe", "node"), nodes),
+            "weight": (("probe", "node"), weights),
+        }
+        return xr.Dataset(data, coords={"eigenvalue": grid}, attrs=attrs)
+
+    def _quadrature(
+        self, probes: int, steps: int, seed: int, progress: bool | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes and weights (probes, steps) of Gauss quadrature in the spectrum's measure."""
+        p = self.problem.size
+        blocks.check_memory(
+            3 * (steps + 1) * p * self.dtype.itemsize,
+            f"{steps} Lanczos vectors of {p} numbers",
+            "lower steps=",
+        )
+        nodes, weights = np.empty((probes, steps)), np.empty((probes, steps))
+        key = jax.random.key(seed)
+        with blocks.bar(probes * steps, "spectral density", "product", progress) as bar:
+            for probe in range(probes):
+                key, own = jax.random.split(key)
+                start = jax.random.rademacher(own, (p,), self.dtype)
+                projected = lanczos.projected(
+                    self.matvec, start, steps, own, told=lambda _: bar.update()
+                )
+                if not np.isfinite(projected).all():
+                    return np.full(nodes.shape, np.nan), weights
+                values, vectors = np.linalg.eigh(projected)
+                nodes[probe], weights[probe] = values, vectors[0] ** 2
+        return nodes, weights
+
+
+# At a point ----------------------------------------------------------------------------------
+
+
+def hessian(problem: Problem, params: Params) -> Curvature:
+    """The Hessian of the empirical risk, the penalty included, as a linear operator.
+
+    Args:
+        problem: any; its data are streamed.
+        params: where: a pytree of the problem's structure, or a vector (p,).
+
+    Raises:
+        InputError: params that do not fit.
+    """
+    return _at(problem, params, "hessian")
+
+
+def gauss_newton(problem: Problem, params: Params) -> Curvature:
+    """The Gauss–Newton matrix Jᵀ H_ℓ J (Schraudolph, 2002): the Hessian of the risk with the model
+    replaced by its tangent, H_ℓ being the loss's own Hessian in the predictions. The penalty's Hessian
+    is added, so that it approximates `hessian`.
+
+    Positive semidefinite where the loss is convex in the predictions.
+    """
+    if isinstance(problem, Problem) and problem.is_function:
+        raise InputError(
+            "the Gauss–Newton matrix needs a model and a loss; this is a plain function."
+        )
+    return _at(problem, params, "gauss_newton")
+
+
+def fisher(problem: Problem, params: Params, *, empirical: bool = False) -> Curvature:
+    """The Fisher information matrix, without the penalty.
+
+    Of the distribution whose −log p the loss is: for "mse" a Gaussian of variance ½, for "cross_entropy"
+    and "bce_with_logits" that of the classes. There it is the Gauss–Newton matrix (Martens, 2020,
+    section 9), which is what is computed. It has the scale of the risk: under reduction "mean" the mean
+    over samples and outputs (of d outputs a d-th of the mean over samples), under "sum" the sum.
+
+    Args:
+        empirical: the mean of g_k g_kᵀ over the pointwise risks' own gradients instead, for any loss. It
+            is no estimate of the Fisher information away from a good fit (Kunstner, Balles & Hennig,
+            2019).
+
+    Raises:
+        InputError: a loss that is not the −log p of one of these distributions.
+    """
+    if empirical:
+        return _at(problem, params, "second_moment")
+    if not isinstance(problem, Problem) or not losses.is_likelihood(problem.loss):
+        raise InputError(
+            "the Fisher information is known for the losses 'mse', 'cross_entropy' and "
+            "'bce_with_logits'; for another one ask for the second moment of the gradients, "
+            "empirical=True."
+        )
+    return _at(problem.replace(penalty=None), params, "gauss_newton")
+
+
+def gradient_covariance(problem: Problem, params: Params) -> Curvature:
+    """The covariance of a single sample's gradient, 1/n Σ (g_k − ḡ)(g_k − ḡ)ᵀ.
+
+    A batch of b samples drawn with replacement has a mean gradient of this covariance over b; its trace
+    is the mean squared norm of the noise, its top eigenvectors are the noise's leading directions.
+
+    Raises:
+        InputError: a problem without data.
+    """
+    operator = _at(problem, params, "covariance")
+    problem = operator.problem
+    if not problem.n_samples:
+        raise InputError("this problem has no data, so its gradient has no noise.")
+    center = products.mean_gradient(problem, operator._samples, operator.point)
+    return replace(operator, center=center)
+
+
+def gradient_norms(problem: Problem, params: Params) -> Float[np.ndarray, " n"]:
+    """The norm of every sample's own gradient, ‖∇ℓ_k‖ (n,), the penalty left out.
+
+    Raises:
+        InputError: a problem without data, or a model whose predictions mix samples.
+    """
+    operator = _at(problem, params, "second_moment")
+    return products.gradient_norms(operator.problem, operator.point)
+
+
+def _at(problem: Problem, params: Params, kind: str) -> Curvature:
+    if not isinstance(problem, Problem):
+        raise InputError(f"a thalweg.Problem was expected, {type(problem).__name__} given.")
+    vector = params
+    if not (isinstance(params, (np.ndarray, jax.Array)) and params.shape == (problem.size,)):
+        vector = problem.flatten(problem.at(params).params)
+    vector = jnp.asarray(vector).astype(problem.layout.dtype)
+    if not bool(jnp.isfinite(vector).all()):
+        raise InputError("the point is not finite, so there is no curvature at it.")
+    return Curvature(problem, kind, vector)

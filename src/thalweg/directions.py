@@ -1,0 +1,365 @@
+"""Planes through large models: random, principal and curved directions, and between minima.
+
+Directions are kept as they are used. What a plane cannot show stands in it: the directions' lengths and
+cosines, what was left out, how much of a path's variance lies in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from thalweg import blocks, curvature, inputs
+from thalweg.errors import InputError, unknown
+from thalweg.params import Params
+from thalweg.planes import Plane, Points, counts_of, grid_of, line, point_of
+from thalweg.problem import Problem
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Span = tuple[float, float]
+
+_NORMALIZATIONS = ("filter", "layer", "none")
+_MOST_ROWS = 5000  # iterates (or parameters) whose Gram matrix is decomposed
+_COLUMNS = 2**16  # parameters at a time, as they are brought to double precision
+_WALK_NUMBERS = 2**24  # of a random walk that is drawn; a longer one is taken in the limit
+
+
+def random_plane(
+    problem: Problem,
+    params: Params,
+    *,
+    seed: int = 0,
+    normalize: str = "filter",
+    filter_axis: int = 0,
+    vectors: bool = False,
+    directions: int = 2,
+    points: Points = 51,
+    span: Span = (-1.0, 1.0),
+) -> Plane:
+    """A plane through `params` along Gaussian directions (Li et al., 2018, "Visualizing the loss landscape
+    of neural nets").
+
+    Args:
+        seed: of the directions.
+        normalize: "filter" gives each filter of a direction the norm of the model's own filter, so that
+            landscapes of networks whose layers are scaled against each other agree; "layer" each
+            parameter tensor; "none" leaves the Gaussian as it is.
+        filter_axis: the axis of a weight that counts its filters: 0 as in PyTorch (out, in), −1 for
+            kernels (in, out).
+        vectors: whether one-dimensional parameters (biases, the scales of norm layers) and scalars vary
+            too, each as one filter. By default they stay where they are, as in the paper.
+        directions: how many.
+        points, span: the grid, the same along each axis or by axis, "direction_1", …
+
+    Raises:
+        InputError: an unknown normalisation, a model of which every parameter would be left out.
+    """
+    if normalize not in _NORMALIZATIONS:
+        raise unknown("normalisation", normalize, _NORMALIZATIONS)
+    count = inputs.whole_number("directions", directions, 1)
+    origin = point_of(problem, params)
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((count, problem.size))
+    left_out, at = [], 0
+    layout = problem.layout
+    for name, shape, size in zip(layout.leaf_names, layout.shapes, layout.sizes, strict=True):
+        part = slice(at, at + size)
+        at += size
+        if len(shape) < 2 and not vectors:
+            rows[:, part] = 0
+            left_out.append(name)
+            continue
+        for row in rows:
+            row[part] = _normalized(row[part], origin[part], shape, normalize, filter_axis)
+    if len(left_out) == len(layout.leaf_names):
+        raise InputError(
+            "every parameter of this problem is one-dimensional, and random_plane leaves those out; ask "
+            "for them with vectors=True."
+        )
+    return _plane(
+        problem,
+        [f"direction_{i + 1}" for i in range(count)],
+        origin,
+        rows,
+        points,
+        span,
+        way="random",
+        seed=int(seed),
+        normalize=normalize,
+        left_out=", ".join(left_out),
+    )
+
+
+def _normalized(
+    direction: np.ndarray, own: np.ndarray, shape: tuple[int, ...], normalize: str, axis: int
+) -> np.ndarray:
+    """A tensor's part of a direction, flat, with the norms of the model's own filters, or of all of it."""
+    if normalize == "none":
+        return direction
+    d, w = direction.reshape(shape), own.reshape(shape)
+    over = None
+    if normalize == "filter" and len(shape) > 1:
+        over = tuple(i for i in range(len(shape)) if i != axis % len(shape))
+    size = np.sqrt((d * d).sum(axis=over, keepdims=True))
+    return (d * (np.sqrt((w * w).sum(axis=over, keepdims=True)) / size)).reshape(-1)
+
+
+def pca_plane(
+    problem: Problem,
+    path: Any,
+    *,
+    components: int = 2,
+    origin: str = "final",
+    points: Points = 51,
+    span: Any = None,
+) -> Plane:
+    """The plane of a path's principal components: the directions in which it varies most.
+
+    Computed from the Gram matrix of the iterates, so that it holds for hundreds of iterates of millions
+    of parameters. Directions have length 1.
+
+    A random walk of many parameters also has most of its variance in two components, and draws
+    Lissajous curves there (Antognini & Sohl-Dickstein, 2018): the plane holds the share of variance that
+    each component explains beside that of a random walk of the same length.
+
+    Args:
+        path: a trajectory with params recorded, or points (n, p). Of several members all iterates are
+            taken together, but for those that diverged: on their way out they outweigh all else.
+        components: how many.
+        origin: "final", the last iterate, or "mean", the mean of all, which is nearest to the path. The
+            last iterate of several members is that of the last one.
+        points: as for every plane.
+        span: as for every plane; by default from end to end of the path, and a fifth of that beyond.
+
+    Raises:
+        InputError: fewer iterates than it takes, or too many to decompose.
+    """
+    count = inputs.whole_number("components", components, 1)
+    if origin not in ("final", "mean"):
+        raise unknown("origin", origin, ("final", "mean"))
+    rows = _iterates(problem, path)
+    if len(rows) <= count or problem.size < count:
+        raise InputError(
+            f"{count} principal components need {count + 1} different iterates and {count} parameters; "
+            f"{len(rows)} finite iterates of {problem.size} given."
+        )
+    mean = rows.mean(axis=0, dtype=float)
+    variances, axes = _principal(rows, mean, count)
+    point = mean if origin == "mean" else rows[-1].astype(float)
+    if span is None:
+        along = np.stack([_centered_product(rows, point, axis) for axis in axes])
+        ends = np.stack([along.min(axis=1), along.max(axis=1)], axis=1)
+        margin = 0.2 * np.maximum(np.ptp(ends, axis=1), 1e-12 * np.abs(ends).max())
+        ends += margin[:, None] * [-1, 1]
+        span = {f"pc{i + 1}": tuple(end) for i, end in enumerate(ends)}
+    walk = _walk_variances(len(rows), problem.size, len(variances))
+    return _plane(
+        problem,
+        [f"pc{i + 1}" for i in range(count)],
+        point,
+        axes,
+        points,
+        span,
+        way="principal components",
+        iterates=len(rows),
+        explained_variance=("component", variances),
+        random_walk_variance=("component", walk),
+    )
+
+
+def _iterates(problem: Problem, path: Any) -> np.ndarray:
+    """The finite iterates (n, p) of a path, step by step within each member."""
+    if isinstance(path, xr.Dataset):
+        if "params" not in path:
+            raise InputError(
+                "this trajectory has no recorded params, so it has no principal components; descend with "
+                "record={'params': True}."
+            )
+        lost = path["status"] == "diverged"
+        path = path["params"] if lost.all() else path["params"].where(~lost)
+    if isinstance(path, xr.DataArray):
+        if "param" in path.coords and tuple(path["param"].values) != problem.names:
+            raise InputError("the path has other parameters than the problem.")
+        last = [d for d in ("step", "param") if d in path.dims]
+        others = [d for d in path.dims if d not in last]
+        path = path.transpose(*others, *last).values
+    rows = np.asarray(path)
+    if rows.ndim < 2 or rows.shape[-1] != problem.size:
+        raise InputError(
+            f"a path of points (n, {problem.size}) was expected; shape {rows.shape} given."
+        )
+    rows = rows.reshape(-1, problem.size)
+    return rows[np.isfinite(rows).all(axis=1)]
+
+
+def _principal(rows: np.ndarray, mean: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The share of variance of every component, and the first `count` of them, (count, p).
+
+    From the smaller one of the Gram matrix of the iterates and the covariance of the parameters.
+    """
+    n, p = rows.shape
+    if min(n, p) > _MOST_ROWS:
+        raise InputError(
+            f"the principal components of {n} iterates of {p} parameters need a {min(n, p)} × {min(n, p)} "
+            f"matrix decomposed; give some of the iterates, as in path.isel(step=slice(None, None, 10))."
+        )
+    square = np.zeros((min(n, p), min(n, p)))
+    parts = _parts(n, p)
+    for part in parts:
+        centered = rows[:, part] - mean[part]
+        square += centered @ centered.T if n <= p else 0
+    if n > p:
+        for start in range(0, n, _COLUMNS):
+            centered = rows[start : start + _COLUMNS] - mean
+            square += centered.T @ centered
+    values, vectors = np.linalg.eigh(square)
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+    total = values.sum()
+    if not total > 0:
+        raise InputError("all iterates of the path are the same point.")
+    if values[count - 1] <= 1e-13 * values[0]:
+        raise InputError(
+            f"the path varies in fewer than {count} directions; ask for fewer components."
+        )
+    if n > p:
+        axes = vectors[:, :count].T
+    else:
+        axes = np.empty((count, p))
+        for part in parts:
+            axes[:, part] = vectors[:, :count].T @ (rows[:, part] - mean[part])
+        axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+    return values[: min(n, p, 100)] / total, _with_sign(axes)
+
+
+def _parts(n: int, p: int) -> list[slice]:
+    return [slice(start, min(start + _COLUMNS, p)) for start in range(0, p, _COLUMNS)] if n else []
+
+
+def _centered_product(rows: np.ndarray, point: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """(rows − point) · axis, in double precision, without a copy of all rows in it."""
+    return sum(
+        ((rows[:, part] - point[part]) @ axis[part] for part in _parts(*rows.shape)),
+        np.zeros(len(rows)),
+    )
+
+
+def _with_sign(axes: np.ndarray) -> np.ndarray:
+    """Directions whose largest entry is positive: eigenvectors have no sign of their own."""
+    largest = np.take_along_axis(axes, np.argmax(np.abs(axes), axis=1)[:, None], axis=1)
+    return axes * np.sign(largest)
+
+
+def _walk_variances(n: int, p: int, count: int) -> np.ndarray:
+    """The shares of variance of a random walk of n iterates in p parameters, one that is drawn; in the
+    limit of many parameters where that would be large."""
+    if n * p <= _WALK_NUMBERS:
+        walk = np.cumsum(np.random.default_rng(0).standard_normal((n, p)), axis=0)
+        values = np.linalg.svd(walk - walk.mean(axis=0), compute_uv=False) ** 2
+    else:
+        # The centred Gram matrix is then that of sums of independent steps; its eigenvalues are those
+        # of a discrete cosine transform (Antognini & Sohl-Dickstein, 2018, equation 14).
+        values = np.zeros(n)
+        values[: n - 1] = 1 / (2 - 2 * np.cos(np.pi * np.arange(1, n) / n))
+    return (values / values.sum())[:count]
+
+
+def hessian_plane(
+    problem: Problem,
+    params: Params,
+    eigenvectors: Sequence[int] = (0, -1),
+    *,
+    points: Points = 51,
+    span: Span = (-1.0, 1.0),
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> Plane:
+    """A plane through `params` along eigenvectors of the Hessian, which have length 1 and are never
+    rescaled.
+
+    Args:
+        eigenvectors: which, by the order of their eigenvalues: 0 is the largest, 1 the second, −1 the
+            smallest, −2 the one before.
+        tolerance, seed: of the search, as for `Curvature.top`.
+
+    Raises:
+        InputError: eigenvectors that are not different whole numbers.
+    """
+    chosen = [int(i) for i in np.atleast_1d(eigenvectors)]
+    p = problem.size
+    if (
+        len({i % p for i in chosen}) < len(chosen)
+        or not all(-p <= i < p for i in chosen)
+        or not chosen
+    ):
+        raise InputError(
+            f"eigenvectors must be different whole numbers between −{p} and {p - 1}; {eigenvectors!r} given."
+        )
+    operator = curvature.hessian(problem, params)
+    found: dict[int, tuple[float, np.ndarray]] = {}
+    from_top, from_bottom = [i for i in chosen if i >= 0], [i for i in chosen if i < 0]
+    if from_top:
+        values, vectors = operator.top(max(from_top) + 1, tolerance=tolerance, seed=seed)
+        found |= {i: (values[i], vectors[i]) for i in from_top}
+    if from_bottom:
+        values, vectors = operator.bottom(-min(from_bottom), tolerance=tolerance, seed=seed)
+        found |= {i: (values[-i - 1], vectors[-i - 1]) for i in from_bottom}
+    return _plane(
+        problem,
+        [f"top{i + 1}" if i >= 0 else f"bottom{-i}" for i in chosen],
+        np.asarray(operator.point, float),
+        _with_sign(np.stack([found[i][1] for i in chosen]).astype(float)),
+        points,
+        span,
+        way="eigenvectors of the Hessian",
+        eigenvalue=("direction", np.array([found[i][0] for i in chosen], float)),
+    )
+
+
+def interpolation(
+    problem: Problem,
+    a: Params,
+    b: Params,
+    c: Params = None,
+    *,
+    points: Points = 51,
+    span: Span = (-0.25, 1.25),
+) -> Plane:
+    """Between two or three points, such as minima: the line with a at 0 and b at 1, or the plane in which
+    a is the origin, b lies at (1, 0) and c at (0, 1).
+
+    Raises:
+        InputError: two points that are the same, three on one line.
+    """
+    if c is None:
+        return line(problem, a, b, points, span=span)
+    origin, right, up = (point_of(problem, point) for point in (a, b, c))
+    directions = np.stack([right - origin, up - origin])
+    if np.linalg.matrix_rank(directions) < 2:
+        raise InputError("interpolation needs three points that are not on one line.")
+    return _plane(problem, ["to_b", "to_c"], origin, directions, points, span, way="interpolation")
+
+
+def _plane(
+    problem: Problem,
+    axes: list[str],
+    origin: np.ndarray,
+    directions: Float[np.ndarray, "k p"],
+    points: Points,
+    span: Any,
+    **about: Any,
+) -> Plane:
+    blocks.check_memory(
+        8 * 4 * directions.size, f"{len(axes)} directions of {problem.size} numbers", "take fewer"
+    )
+    counts = counts_of(points, tuple(axes))
+    spans = span if isinstance(span, dict) else dict.fromkeys(axes, span)
+    for name in spans:
+        if name not in axes:
+            raise unknown("axis in span=", name, axes)
+    grids = tuple(grid_of(name, spans.get(name, (-1.0, 1.0)), counts[name]) for name in axes)
+    return Plane(tuple(axes), grids, origin, directions, problem.names, about)

@@ -1,0 +1,81 @@
+"""Sharpness along a descent: the largest eigenvalue of the Hessian, followed from step to step.
+
+Gradient descent with step η is stable on a quadratic as long as its eigenvalues stay below 2/η. On neural
+networks the largest one rises to that and then hovers about it: the edge of stability (Cohen et al.,
+2021). For a rule that divides the step by P, entry by entry, it is the largest eigenvalue of P⁻¹H that
+counts (Cohen et al., 2022).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+from jax.tree_util import Partial
+
+from thalweg import curvature, lanczos, products
+from thalweg.errors import InputError
+from thalweg.observables import At, Observable
+from thalweg.params import Layout, Params
+from thalweg.problem import Problem
+
+# Lanczos vectors of the first measurement, and of one that starts from the last one's eigenvector
+_COLD, _WARM = 40, 10
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sharpness(Observable):
+    """An observable, `record={"sharpness": tw.sharpness}`; and a function of a problem and a point."""
+
+    def __call__(self, problem: Problem, params: Params) -> float:
+        """The largest eigenvalue of the Hessian at a point."""
+        return float(curvature.hessian(problem, params).top(1)[0][0])
+
+
+def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any]:
+    """The largest eigenvalue of the (preconditioned) Hessian of all data at the iterate, and its vector."""
+    layout = Layout.of(at.params)
+    point = layout.flatten(at.params)
+
+    def product(vector: Any) -> Any:
+        return products.hessian_product(at.problem, layout, point, vector)
+
+    if not preconditioned:
+        return lanczos.leading(product, start, steps)
+    diagonal = at.optimizer.preconditioner(at, at.params, at.state, at.step)
+    if diagonal is None:
+        raise InputError(
+            f"record: preconditioned_sharpness is for optimizers that divide their step entry by entry "
+            f"(Adam, AdamW, RMSprop, Adagrad); {at.optimizer.name} given. Ask for sharpness."
+        )
+    scale = layout.flatten(diagonal) ** -0.5
+    return lanczos.leading(lambda v: scale * product(scale * v), start, steps)
+
+
+def _first(preconditioned: bool, at: At) -> Any:
+    layout = Layout.of(at.params)
+    start = jax.random.normal(jax.random.key(0), (layout.size,), layout.dtype)
+    return _top(_COLD, preconditioned, at, start)[1]
+
+
+def _next(preconditioned: bool, at: At, vector: Any) -> tuple[Any, Any]:
+    # A little of every direction: what becomes the top may be orthogonal to what was.
+    size = vector.shape[0] ** -0.5
+    noise = size * jax.random.normal(jax.random.fold_in(jax.random.key(1), at.step), vector.shape)
+    return _top(_WARM, preconditioned, at, vector + 0.1 * noise.astype(vector.dtype))
+
+
+def _of(preconditioned: bool) -> tuple[Any, Any]:
+    return Partial(partial(_first, preconditioned)), Partial(partial(_next, preconditioned))
+
+
+sharpness = Sharpness(*_of(False))
+"""λ_max of the Hessian of the risk on all the problem's data, as an observable; each recorded step costs
+ten Hessian products, so that a long descent wants `every=`. `tw.sharpness(problem, params)` is the same
+number at one point."""
+
+preconditioned_sharpness = Observable(*_of(True))
+"""λ_max of P⁻¹H as an observable, P being what Adam, AdamW, RMSprop or Adagrad divides its step by."""

@@ -1,0 +1,262 @@
+"""Lanczos' method with full reorthogonalisation: extreme eigenpairs of a symmetric operator.
+
+Written as a symmetric Krylov–Schur iteration (Stewart, 2002; thick-restart Lanczos of Wu & Simon, 2000):
+the projected matrix holds the coefficients of the orthogonalisation themselves, so that a restart keeps
+the best Ritz vectors and goes on as if nothing had happened. Each new vector is orthogonalised twice
+against all before it (Daniel et al., 1976), without which converged eigenvalues come again as ghosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+Product = Callable[[Any], Any]  # (p,) -> (p,), a symmetric matrix times a vector
+
+_MOST_RESTARTS = 60
+
+
+class Pairs(NamedTuple):
+    """Eigenpairs, the largest value first, each with the norm of A v − λ v."""
+
+    values: Float[np.ndarray, " k"]
+    vectors: Float[np.ndarray, "k p"]
+    residuals: Float[np.ndarray, " k"]
+    products: int
+    converged: bool
+
+
+def room_for(count: int, size: int) -> int:
+    """How many vectors of `size` numbers are held at once, to find `count` eigenpairs."""
+    return min(size, max(2 * count + 20, 40)) + count + 2
+
+
+def extreme(
+    product: Product,
+    size: int,
+    count: int,
+    dtype: Any,
+    tolerance: float,
+    seed: int = 0,
+    told: Callable[[int], None] = lambda products: None,
+) -> Pairs:
+    """The `count` largest eigenvalues of an operator, and their vectors; the smallest are the negatives
+    of those of its negative.
+
+    An eigenvalue counts as found where ‖A v − λ v‖ ≤ tolerance · max|λ|. From one starting vector one
+    copy of a multiple eigenvalue can be found: a second search, orthogonal to what was found, looks
+    for others, until there are none.
+
+    Args:
+        told: called with the number of products so far, after each.
+    """
+    key = jax.random.key(seed)
+    found = _Search(product, size, dtype, tolerance, key, told).run(count)
+    while len(found.values) < size and np.isfinite(found.values).all():
+        key = jax.random.fold_in(key, 1)
+        search = _Search(product, size, dtype, tolerance, key, told, found)
+        least = found.values[count - 1]
+        # as many products as the search keeps vectors: one that was missed stands out by then
+        seen = search.run(1, only_above=least + tolerance * max(abs(found.values[0]), abs(least)))
+        products = found.products + seen.products
+        if not len(seen.values):
+            found = found._replace(products=products)
+            break
+        order = np.argsort(-np.append(found.values, seen.values), kind="stable")
+        found = Pairs(
+            np.append(found.values, seen.values)[order],
+            np.append(found.vectors, seen.vectors, axis=0)[order],
+            np.append(found.residuals, seen.residuals)[order],
+            products,
+            found.converged and seen.converged,
+        )
+    return found._replace(
+        values=found.values[:count],
+        vectors=found.vectors[:count],
+        residuals=found.residuals[:count],
+    )
+
+
+class _Search:
+    """One Krylov space, grown and restarted, orthogonal to what was found before."""
+
+    def __init__(
+        self,
+        product: Product,
+        size: int,
+        dtype: Any,
+        tolerance: float,
+        key: Any,
+        told: Callable[[int], None],
+        found: Pairs | None = None,
+    ) -> None:
+        self.product, self.size, self.tolerance, self.key, self.told = (
+            product, size, tolerance, key, told
+        )  # fmt: skip
+        self.locked = 0 if found is None else len(found.values)
+        self.before = 0 if found is None else found.products
+        self.free = size - self.locked
+        self.found = found
+        self.dtype = dtype
+
+    def run(self, count: int, only_above: float = -np.inf) -> Pairs:
+        """The largest `count` pairs; none if, before the first restart, none lies `only_above`."""
+        count = min(count, self.free)
+        most = min(self.free, max(2 * count + 20, 40))
+        locked = self.locked
+        basis = jnp.zeros((locked + most + 1, self.size), self.dtype)
+        if self.found is not None:
+            basis = basis.at[:locked].set(self.found.vectors)
+        start = jax.random.normal(self.key, (self.size,), self.dtype)
+        basis, _, _ = absorb(basis, start, locked, 0.0, self.key)
+        projected = np.zeros((most, most))
+        scale, left, filled, products = 0.0, 0.0, 0, 0
+        for restart in range(_MOST_RESTARTS):
+            for j in range(filled, most):
+                image = self.product(basis[locked + j])
+                products += 1
+                self.told(self.before + products)
+                scale = max(scale, float(jnp.linalg.norm(image)))
+                basis, coefficients, left = absorb(
+                    basis, image, locked + j + 1, scale, jax.random.fold_in(self.key, products)
+                )
+                projected[: j + 1, j] = np.asarray(coefficients[locked : locked + j + 1])
+                if not np.isfinite(projected[: j + 1, j]).all():
+                    return _nothing(count, self.size, self.before + products)
+            values, vectors = np.linalg.eigh(projected, UPLO="U")
+            values, vectors = values[::-1], vectors[:, ::-1]
+            residuals = abs(float(left) * vectors[-1])
+            size_of_all = max(abs(values[0]), abs(values[-1]))
+            good = residuals[:count] <= self.tolerance * size_of_all
+            done = good.all() or most == self.free
+            if not restart and count and values[0] <= only_above:
+                return Pairs(np.empty(0), np.empty((0, self.size)), np.empty(0), products, True)
+            if done or restart == _MOST_RESTARTS - 1:
+                kept = vectors[:, :count].T.astype(self.dtype) @ basis[locked : locked + most]
+                return Pairs(
+                    values[:count], np.asarray(kept), residuals[:count], products, bool(done)
+                )
+            # Keep the wanted Ritz vectors, some beyond them, and the vector that comes next.
+            filled = min(count + max(count // 2, 8), most - 2)
+            basis = _restarted(basis, vectors[:, :filled].T.astype(self.dtype), locked)
+            projected = np.zeros((most, most))
+            projected[range(filled), range(filled)] = values[:filled]
+        raise AssertionError("the last restart returns")
+
+
+def _nothing(count: int, size: int, products: int) -> Pairs:
+    """What is found of an operator that is not finite."""
+    return Pairs(
+        np.full(count, np.nan),
+        np.full((count, size), np.nan),
+        np.full(count, np.nan),
+        products,
+        False,
+    )
+
+
+@partial(jax.jit, donate_argnums=0)
+def _restarted(basis: Any, vectors: Any, locked: Any) -> Any:
+    filled, most = vectors.shape
+    after = jax.lax.dynamic_slice_in_dim(basis, locked, most + 1)
+    rows = jnp.concatenate(
+        [vectors @ after[:most], after[most:], jnp.zeros_like(after[: most - filled])]
+    )
+    return jax.lax.dynamic_update_slice_in_dim(basis, rows, locked, 0)
+
+
+@partial(jax.jit, donate_argnums=0)
+def absorb(basis: Any, image: Any, row: Any, scale: Any, key: Any) -> tuple[Any, Any, Any]:
+    """Put what is new in `image` (p,) into `basis` (m, p), whose rows from `row` on are zeros.
+
+    Where nothing is new, up to rounding of what is of size `scale`, the basis spans an invariant
+    subspace, and a random direction orthogonal to it takes the place: so further copies of an
+    eigenvalue are found.
+
+    Returns:
+        The basis, the coefficients (m,) of `image` in it before, and the length of what was new.
+    """
+    coefficients, new = _orthogonal(basis, image)
+    length = jnp.linalg.norm(new)
+    floor = 8 * jnp.finfo(basis.dtype).eps * jnp.maximum(scale, jnp.linalg.norm(image))
+
+    def random() -> Any:
+        other = _orthogonal(basis, jax.random.normal(key, image.shape, image.dtype))[1]
+        size = jnp.linalg.norm(other)
+        # a basis of all there is leaves rounding alone
+        return jnp.where(size > 1e-3, other / jnp.where(size == 0, 1, size), 0)
+
+    exhausted = length <= floor
+    following = jax.lax.cond(exhausted, random, lambda: new / jnp.where(length == 0, 1, length))
+    return basis.at[row].set(following), coefficients, jnp.where(exhausted, 0, length)
+
+
+def _orthogonal(basis: Any, vector: Any) -> tuple[Any, Any]:
+    """The coefficients of a vector in a basis with orthonormal (or zero) rows, and what is left."""
+    first = basis @ vector
+    left = vector - first @ basis
+    second = basis @ left
+    return first + second, left - second @ basis
+
+
+def projected(
+    product: Product,
+    start: Any,
+    steps: int,
+    key: Any,
+    told: Callable[[int], None] = lambda products: None,
+) -> Float[np.ndarray, "m m"]:
+    """An operator in the Krylov space of `steps` vectors from `start` (p,), as `krylov` has it, for a
+    product that is called from the host; NaN where it is not finite."""
+    basis = jnp.zeros((steps + 1, start.shape[0]), start.dtype)
+    basis = basis.at[0].set(start / jnp.linalg.norm(start))
+    columns, scale = np.zeros((steps, steps)), 0.0
+    for j in range(steps):
+        image = product(basis[j])
+        told(j + 1)
+        scale = max(scale, float(jnp.linalg.norm(image)))
+        basis, column, _ = absorb(basis, image, j + 1, scale, jax.random.fold_in(key, j))
+        columns[: j + 1, j] = np.asarray(column[: j + 1])
+        if not np.isfinite(columns[: j + 1, j]).all():
+            return np.full(columns.shape, np.nan)
+    return np.triu(columns) + np.triu(columns, 1).T
+
+
+def krylov(product: Product, start: Any, steps: int, key: Any) -> tuple[Any, Any]:
+    """A Krylov space's basis (steps, p) and the operator in it (steps, steps); for use inside a trace.
+
+    `steps` is at most p, and `start` not zero.
+    """
+    basis = jnp.zeros((steps + 1, start.shape[0]), start.dtype)
+    basis = basis.at[0].set(start / jnp.linalg.norm(start))
+
+    def advance(j: Any, carry: Any) -> Any:
+        basis, projected, scale = carry
+        image = product(basis[j])
+        scale = jnp.maximum(scale, jnp.linalg.norm(image))
+        basis, column, _ = absorb(basis, image, j + 1, scale, jax.random.fold_in(key, j))
+        return basis, projected.at[:, j].set(column[:steps]), scale
+
+    projected = jnp.zeros((steps, steps), start.dtype)
+    basis, projected, _ = jax.lax.fori_loop(
+        0, steps, advance, (basis, projected, jnp.zeros((), start.dtype))
+    )
+    upper = jnp.triu(projected)
+    return basis[:steps], upper + jnp.triu(upper, 1).T
+
+
+def leading(product: Product, start: Any, steps: int) -> tuple[Any, Any]:
+    """The largest eigenvalue of an operator and its vector (p,), as a Krylov space of `steps` vectors
+    from `start` (p,) has them; for use inside a trace."""
+    steps = min(steps, start.shape[0])
+    basis, projected = krylov(product, start, steps, jax.random.key(0))
+    values, vectors = jnp.linalg.eigh(projected)
+    return values[-1], vectors[:, -1] @ basis

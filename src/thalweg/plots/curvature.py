@@ -1,0 +1,156 @@
+"""Curvature: spectral densities, sharpness along a descent, and how much a plane shows of a path."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from thalweg.errors import InputError, unknown
+from thalweg.plots import curves, members, style
+from thalweg.results import settings_of
+from thalweg.stability import KNOWN, stability_threshold
+
+
+def density(
+    spectrum: xr.Dataset,
+    *,
+    y: str = "log",
+    ax: Axes | None = None,
+    title: str | None = None,
+    label: str | None = None,
+) -> Axes:
+    """A spectral density, as `Curvature.density` gives it.
+
+    Args:
+        y: "log" or "linear". A log axis goes down to a millionth of the largest density.
+        ax, title, label: as for every plot.
+    """
+    style.one_of("y", y, ("linear", "log"))
+    if "density" not in spectrum:
+        raise InputError("a spectral density was expected, as Curvature.density gives it.")
+    ax = style.new_axes(ax)
+    taken = style.styles_taken(ax)
+    look = style.style(taken)
+    values = spectrum["density"].values
+    ax.plot(
+        spectrum["eigenvalue"].values,
+        values,
+        color=look.color,
+        ls=look.dash,
+        lw=1.6,
+        label=style.plain(label) if label else "density",
+        gid=f"{style.SERIES}-{taken}",
+    )
+    if y == "log":
+        ax.set_yscale("log")
+        drawn = [np.max(line.get_ydata()) for line in ax.lines]
+        low = max(drawn) * 1e-6
+        ax.set_ylim(low, 3 * max(drawn))
+        if (values < low).any():
+            style.note(ax, f"densities below {style.number(low)} are not shown")
+    ax.set(xlabel="eigenvalue", ylabel="density of eigenvalues")
+    width = float(spectrum.attrs["width"])
+    style.note(
+        ax, f"each eigenvalue drawn as a Gaussian of standard deviation {style.number(width)}"
+    )
+    style.titled(ax, title, "spectral density")
+    style.legend(ax)
+    return ax
+
+
+def sharpness(
+    path: xr.Dataset,
+    name: str = "sharpness",
+    *,
+    preconditioned: bool = False,
+    x: str = "linear",
+    y: str = "linear",
+    ax: Axes | None = None,
+    title: str | None = None,
+    label: str | None = None,
+) -> Axes:
+    """Sharpness along a descent, and the largest on which its optimizer is stable, where that is known.
+
+    Args:
+        path: a trajectory that recorded it: record={"sharpness": thalweg.sharpness}.
+        name: the record's name.
+        preconditioned: whether it is of the preconditioned Hessian (thalweg.preconditioned_sharpness): the
+            limit of Adam and its like is of that one, and SGD's is of the Hessian itself.
+        x, y: "linear" or "log".
+        ax, title, label: as for every plot.
+    """
+    path = members.check_trajectory(path)
+    if name not in path:
+        raise unknown("record", name, [str(v) for v in path if "step" in path[v].dims])
+    ax = curves.record(path, name, ax=ax, x=x, y=y, title=title or "Sharpness", label=label)
+    optimizer = settings_of(path)["optimizer"]["name"]
+    if preconditioned is (optimizer == "SGD") or optimizer not in KNOWN:
+        return ax
+    limits = stability_threshold(path)
+    steps = path["step"].values
+    swept = [str(d) for d in limits.dims if d != "step"]
+    rows: list[tuple[str, xr.DataArray]] = []
+    for index in np.ndindex(*(limits.sizes[d] for d in swept)):
+        one = limits.isel(dict(zip(swept, index, strict=True)))
+        named = [f"{style.plain(d)} = {style.value_text(one[d].values[()])}" for d in swept]
+        rows.append((style.joined(*named), one))
+    for i, (who, limit) in enumerate(rows):
+        values = np.broadcast_to(np.asarray(limit.values, float), steps.shape)
+        text = "stable below" + (
+            f" {style.number(float(values[0]))}" if (values == values[0]).all() else ""
+        )
+        ax.plot(
+            steps,
+            values,
+            color="black",
+            ls=style.DASHES[1 + i % (len(style.DASHES) - 1)],
+            lw=1.0,
+            zorder=1.5,
+            label=style.joined(who, text, by=": "),
+        )
+    style.legend(ax)
+    return ax
+
+
+def explained_variance(
+    plane: xr.Dataset,
+    *,
+    components: int = 10,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
+    """How much of a path's variance each principal component explains, beside a random walk's.
+
+    Args:
+        plane: a `pca_plane`'s dataset, or a landscape on it.
+        components: how many to draw.
+        ax, title: as for every plot.
+    """
+    if "explained_variance" not in plane:
+        raise InputError("a plane of principal components was expected, as pca_plane gives it.")
+    ax = style.new_axes(ax)
+    count = min(components, plane.sizes["component"])
+    at = np.arange(1, count + 1)
+    for i, (name, text) in enumerate(
+        {
+            "explained_variance": "this path",
+            "random_walk_variance": f"random walk of {plane.attrs['plane_iterates']:,} iterates",
+        }.items()
+    ):
+        look = style.style(i)
+        ax.plot(
+            at,
+            100 * plane[name].values[:count],
+            color=look.color,
+            ls=look.dash,
+            marker=look.marker,
+            ms=4.5,
+            label=text,
+            gid=f"{style.SERIES}-{i}",
+        )
+    ax.set(xlabel="principal component", ylabel="variance explained (%)", ylim=(0, None))
+    ax.set_xticks(at)
+    style.titled(ax, title, "variance explained by principal components")
+    style.legend(ax)
+    return ax

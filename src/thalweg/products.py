@@ -1,0 +1,241 @@
+"""Products of curvature matrices with vectors: never the matrix, one or two passes a product.
+
+The empirical risk is a sum over samples and so are its matrices: they are computed on some samples at
+a time, as many as memory holds the activations of, and added up in double precision. The passes are
+called from the host one by one: convolutions inside a compiled loop are many times slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thalweg.errors import InputError
+from thalweg.params import Layout
+from thalweg.problem import Problem, pointwise
+from thalweg.programs import model_of, splits
+
+# The matrices by name: of second derivatives of the risk, and second moments of samples' gradients
+_OF_THE_RISK = ("hessian", "gauss_newton")
+KINDS = (*_OF_THE_RISK, "second_moment", "covariance")
+
+_ACTIVATIONS = 256 * 2**20  # bytes of activations that a pass may hold
+
+
+def _sample_bytes(problem: Problem) -> int:
+    """Bytes that a sample takes in a pass: of its activations, or of the few numbers that it is itself."""
+    leaves = jax.tree_util.tree_leaves((problem.x, problem.y))
+    own = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // max(problem.n_samples, 1)
+    return max(model_of(problem).sample_bytes, 4 * own, 64)
+
+
+def at_once(problem: Problem) -> int:
+    """How many products may be computed together."""
+    return max(1, _ACTIVATIONS // (_sample_bytes(problem) * max(problem.n_samples, 1)))
+
+
+def samples_at_a_time(problem: Problem) -> int:
+    """How many samples a pass takes: all of them if there is room, or if the model mixes them; else as few
+    equal parts as there is room for, so that hardly any sample is computed twice."""
+    n = problem.n_samples
+    most = max(1, _ACTIVATIONS // _sample_bytes(problem))
+    size = -(-n // -(-n // most)) if n else 0
+    return size if size < n and splits(problem, size) else n
+
+
+def over_samples(
+    problem: Problem, size: int, one_pass: Callable[[Problem, Any], Any], total: Any
+) -> Any:
+    """`total` after one_pass(part of the problem, total) on all parts of `size` samples."""
+    n = problem.n_samples
+    if size >= n:
+        return one_pass(problem, total)
+    for start in range(0, n, size):
+        # The last part starts early and leaves out what was counted before: one shape, one program.
+        first = min(start, n - size)
+        part = problem.take(np.arange(first, first + size))
+        fresh = np.arange(first, first + size) >= start
+        mask = fresh if problem.mask is None else fresh & problem.mask[first : first + size]
+        total = one_pass(part.replace(mask=jnp.asarray(mask)), total)
+    return total
+
+
+def count_of(problem: Problem, kind: str) -> Any:
+    """What the sum over samples is divided by: their number, but 1 for the matrices of a risk that is a
+    sum. Moments of the gradients are means in any case."""
+    if problem.reduction == "sum" and kind in _OF_THE_RISK:
+        return 1
+    if problem.mask is not None:
+        return problem.mask.sum()
+    return max(problem.n_samples, 1)
+
+
+# For use inside a trace ----------------------------------------------------------------------
+
+
+def losses_of(problem: Problem, layout: Layout) -> Callable[[Any], Any]:
+    """The pointwise risks (n,) as a function of the parameters (p,); zero where masked out."""
+
+    def losses(vector: Any) -> Any:
+        values = pointwise(problem, layout.unflatten(vector))
+        return values if problem.mask is None else jnp.where(problem.mask, values, 0)
+
+    return losses
+
+
+def summed_product(kind: str, problem: Problem, layout: Layout, point: Any, vector: Any) -> Any:
+    """The sum over samples of a curvature matrix at `point` (p,), times `vector` (p,)."""
+    losses = losses_of(problem, layout)
+    if kind == "hessian":
+        return jax.jvp(jax.grad(lambda w: losses(w).sum()), (point,), (vector,))[1]
+    if kind == "gauss_newton":
+        return _gauss_newton(problem, layout, point, vector)
+    # Σ g_k (g_kᵀ v): the slopes of the pointwise risks along v, and back; no gradient is held
+    values, slopes = jax.jvp(losses, (point,), (vector,))
+    return jax.vjp(losses, point)[1](slopes.astype(values.dtype))[0]
+
+
+def _gauss_newton(problem: Problem, layout: Layout, point: Any, vector: Any) -> Any:
+    """Jᵀ H_ℓ J v: the Hessian with the model replaced by its tangent."""
+
+    def predicted(w: Any) -> Any:
+        return problem.predict(layout.unflatten(w), problem.x)
+
+    def loss(yhat: Any) -> Any:
+        return losses_of(problem.replace(predict=jax.tree_util.Partial(_given, yhat)), layout)(
+            point
+        ).sum()
+
+    yhat, change = jax.jvp(predicted, (point,), (vector,))
+    bent = jax.jvp(jax.grad(loss), (yhat,), (change,))[1]
+    return jax.vjp(predicted, point)[1](bent)[0]
+
+
+def _given(yhat: Any, params: Any, x: Any) -> Any:
+    return yhat
+
+
+def penalty_product(problem: Problem, layout: Layout, point: Any, vector: Any) -> Any:
+    """The penalty's Hessian at `point` (p,), times `vector` (p,)."""
+    penalty = problem.penalty
+    return jax.jvp(jax.grad(lambda w: penalty(layout.unflatten(w))), (point,), (vector,))[1]
+
+
+def hessian_product(problem: Problem, layout: Layout, point: Any, vector: Any) -> Any:
+    """The Hessian of the risk, with the penalty, on all samples at once."""
+    total = summed_product("hessian", problem, layout, point, vector)
+    total = total / count_of(problem, "hessian")
+    if problem.penalty is not None:
+        total = total + penalty_product(problem, layout, point, vector)
+    return total
+
+
+# Compiled ------------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnames=("kind", "layout"), donate_argnames="total")
+def _add_product(
+    problem: Problem, total: Any, point: Any, vector: Any, *, kind: str, layout: Layout
+) -> Any:
+    return total + summed_product(kind, problem, layout, point, vector).astype(total.dtype)
+
+
+@partial(jax.jit, static_argnames=("kind", "layout"))
+def _finished(
+    problem: Problem,
+    total: Any,
+    center: Any,
+    point: Any,
+    vector: Any,
+    *,
+    kind: str,
+    layout: Layout,
+) -> Any:
+    product = total / count_of(problem, kind)
+    if kind in _OF_THE_RISK and problem.penalty is not None:
+        product = product + penalty_product(problem, layout, point, vector)
+    if center is not None:
+        product = product - center * (center @ vector)
+    return product.astype(vector.dtype)
+
+
+@partial(jax.jit, static_argnames="layout", donate_argnames="total")
+def _add_gradient(problem: Problem, total: Any, point: Any, *, layout: Layout) -> Any:
+    losses = losses_of(problem, layout)
+    return total + jax.grad(lambda w: losses(w).sum())(point).astype(total.dtype)
+
+
+@partial(jax.jit, static_argnames="layout")
+def _norms(problem: Problem, point: Any, *, layout: Layout) -> Any:
+    def norm(x: Any, y: Any) -> Any:
+        x, y = jax.tree_util.tree_map(lambda leaf: leaf[None], (x, y))
+        losses = losses_of(problem.replace(x=x, y=y, mask=None), layout)
+        return jnp.linalg.norm(jax.grad(lambda w: losses(w)[0])(point))
+
+    return jax.vmap(norm)(problem.x, problem.y)
+
+
+def product(
+    kind: str, problem: Problem, size: int, point: Any, vector: Any, center: Any = None
+) -> Any:
+    """A curvature matrix at `point` (p,) times `vector` (p,), with `size` samples at a time."""
+    layout = problem.layout
+
+    def add(part: Problem, total: Any) -> Any:
+        return _add_product(part, total, point, vector, kind=kind, layout=layout)
+
+    total = over_samples(problem, size, add, jnp.zeros(point.shape))
+    return _finished(problem, total, center, point, vector, kind=kind, layout=layout)
+
+
+@partial(jax.jit, static_argnames=("kind", "layout"))
+def _together(
+    problem: Problem, point: Any, vectors: Any, center: Any, *, kind: str, layout: Layout
+) -> Any:
+    def one(vector: Any) -> Any:
+        total = summed_product(kind, problem, layout, point, vector)
+        return _finished(problem, total, center, point, vector, kind=kind, layout=layout)
+
+    return jax.vmap(one)(vectors)
+
+
+def together(kind: str, problem: Problem, point: Any, vectors: Any, center: Any = None) -> Any:
+    """The matrix at `point` (p,) times each of `vectors` (k, p), all samples and all vectors at once."""
+    return _together(problem, point, vectors, center, kind=kind, layout=problem.layout)
+
+
+def mean_gradient(problem: Problem, size: int, point: Any) -> Any:
+    """The mean of the pointwise risks' gradients (p,), without the penalty."""
+
+    def add(part: Problem, total: Any) -> Any:
+        return _add_gradient(part, total, point, layout=problem.layout)
+
+    total = over_samples(problem, size, add, jnp.zeros(point.shape))
+    return (total / count_of(problem, "covariance")).astype(point.dtype)
+
+
+def gradient_norms(problem: Problem, point: Any) -> np.ndarray:
+    """The norm of each pointwise risk's gradient (n,)."""
+    n = problem.n_samples
+    if not n:
+        raise InputError("this problem has no data, so it has no gradients of single samples.")
+    # not one sample: JAX writes a batch of one differently
+    if n > 1 and not splits(problem, min(2, n - 1)):
+        raise InputError(
+            "the model's predictions depend on several samples at once, so that no gradient belongs to "
+            "a single one."
+        )
+    # each sample's gradient is p numbers
+    most = _ACTIVATIONS // (problem.size * 4 + _sample_bytes(problem))
+    size = max(1, min(n, most))
+    parts = []
+    for start in range(0, n, size):
+        first = min(start, n - size)
+        part = problem.take(np.arange(first, first + size))
+        parts.append(np.asarray(_norms(part, point, layout=problem.layout))[start - first :])
+    return np.concatenate(parts)

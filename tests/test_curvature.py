@@ -1,0 +1,362 @@
+"""Curvature operators against the dense matrices that JAX's own derivatives give in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse.linalg
+from jax.tree_util import Partial
+
+import thalweg as tw
+from thalweg import curvature, products
+from thalweg.catalogue import models
+from thalweg.errors import InputError, NotConverged
+
+WIDTHS = (3, 16, 16, 4)  # 404 parameters: more than are decomposed densely
+
+
+def network(params, x):
+    hidden = x
+    for number in range(1, len(params) + 1):
+        layer = params[f"l{number}"]
+        hidden = hidden @ layer["weight"].T + layer["bias"]
+        hidden = jnp.tanh(hidden) if number < len(params) else hidden
+    return hidden
+
+
+def decay(params):
+    return 0.01 * sum((leaf**2).sum() for leaf in jax.tree_util.tree_leaves(params))
+
+
+def made(loss, widths=WIDTHS, n=20, reduction="mean", dtype="float64", penalty=None):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((n, widths[0]))
+    y = rng.standard_normal((n, widths[-1]))
+    if loss == "cross_entropy":
+        y = rng.integers(0, widths[-1], n)
+    if loss == "bce_with_logits":
+        y = (y > 0).astype(float)
+    params = models.init_mlp(widths, jax.random.key(1))
+    return tw.Problem(
+        network, loss, x, y, params=params, reduction=reduction, dtype=dtype, penalty=penalty
+    )
+
+
+def dense_hessian(problem):
+    return np.asarray(
+        jax.hessian(lambda v: problem.risk(problem.unflatten(v)))(problem.flatten(problem.params))
+    )
+
+
+def sample_gradients(problem):
+    vector = problem.flatten(problem.params)
+    return np.asarray(jax.jacobian(lambda v: problem.pointwise(problem.unflatten(v)))(vector))
+
+
+def given(yhat, params, x):
+    return yhat
+
+
+def dense_gauss_newton(problem):
+    """Jᵀ H_ℓ J from the two of its factors, each formed."""
+    vector = problem.flatten(problem.params)
+    rows = np.asarray(tw.jacobian(problem, problem.params))
+    yhat = problem.predict(problem.params, problem.x)
+
+    def risk_of(flat):
+        fixed = problem.replace(predict=Partial(given, flat.reshape(yhat.shape)))
+        return fixed.risk(problem.params, penalty=False)
+
+    inner = np.asarray(jax.hessian(risk_of)(yhat.reshape(-1)))
+    total = rows.T @ inner @ rows
+    if problem.penalty is not None:
+        total = total + np.asarray(
+            jax.hessian(lambda v: problem.penalty(problem.unflatten(v)))(vector)
+        )
+    return total
+
+
+LOSSES = ("mse", "huber", "cross_entropy", "bce_with_logits")
+CASES = [
+    (loss, reduction, pen) for loss in LOSSES for reduction, pen in (("mean", None), ("sum", decay))
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda c: f"{c[0]}-{c[1]}")
+def problem(request):
+    loss, reduction, penalty = request.param
+    return made(loss, (3, 5, 4), reduction=reduction, penalty=penalty)
+
+
+def test_products_are_those_of_the_dense_matrices(problem):
+    vector = np.random.default_rng(1).standard_normal(problem.size)
+    for operator, matrix in (
+        (tw.hessian(problem, problem.params), dense_hessian(problem)),
+        (tw.gauss_newton(problem, problem.params), dense_gauss_newton(problem)),
+    ):
+        np.testing.assert_allclose(operator @ vector, matrix @ vector, rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(operator.dense(), matrix, rtol=1e-9, atol=1e-10)
+
+
+def test_moments_of_the_gradients(problem):
+    rows = sample_gradients(problem)
+    second = rows.T @ rows / len(rows)
+    off = rows - rows.mean(axis=0)
+    empirical = tw.fisher(problem, problem.params, empirical=True)
+    noise = tw.gradient_covariance(problem, problem.params)
+    np.testing.assert_allclose(empirical.dense(), second, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(noise.dense(), off.T @ off / len(rows), rtol=1e-9, atol=1e-12)
+    norms = tw.gradient_norms(problem, problem.params)
+    np.testing.assert_allclose(norms, np.linalg.norm(rows, axis=1), rtol=1e-9)
+    # the trace of the covariance is the mean squared norm of the noise
+    np.testing.assert_allclose(noise.trace().value, (off**2).sum() / len(rows), rtol=1e-9)
+
+
+def test_the_fisher_information_of_classes_is_an_average_over_them():
+    problem = made("cross_entropy", (3, 5, 4))
+    vector = problem.flatten(problem.params)
+
+    def log_p(v):
+        return jax.nn.log_softmax(problem.predict(problem.unflatten(v), problem.x))
+
+    slopes = np.asarray(jax.jacobian(log_p)(vector))  # (n, classes, p)
+    weights = np.exp(log_p(vector))
+    expected = np.einsum("nc,ncp,ncq->pq", weights, slopes, slopes) / problem.n_samples
+    operator = tw.fisher(problem, problem.params)
+    np.testing.assert_allclose(operator.dense(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 7, 20])
+@pytest.mark.parametrize("kind", products.KINDS)
+def test_samples_stream(kind, size):
+    problem = made("mse", (3, 5, 4))
+    vector = np.random.default_rng(1).standard_normal(problem.size)
+    point = problem.flatten(problem.params)
+    center = products.mean_gradient(problem, size, point) if kind == "covariance" else None
+    whole = products.product(kind, problem, 20, point, vector, center)
+    part = products.product(kind, problem, size, point, vector, center)
+    np.testing.assert_allclose(part, whole, rtol=1e-12, atol=1e-14)
+
+
+def test_samples_that_a_mask_leaves_out_do_not_count():
+    problem = made("mse", (3, 5, 4))
+    masked = problem.take(np.arange(20), jnp.arange(20) < 13)
+    kept = problem.take(np.arange(13))
+    for operator in (tw.hessian, tw.gauss_newton, tw.gradient_covariance):
+        np.testing.assert_allclose(
+            operator(masked, problem.params).dense(),
+            operator(kept, problem.params).dense(),
+            rtol=1e-9,
+            atol=1e-12,
+        )
+
+
+def test_functions_and_residuals_have_curvature_too():
+    f = tw.Problem.from_catalogue("himmelblau")
+    # https://en.wikipedia.org/wiki/Himmelblau's_function: f = (x² + y − 11)² + (x + y² − 7)²; by hand
+    # f_xx = 12x² + 4y − 42, f_xy = 4(x + y), f_yy = 12y² + 4x − 26 at (3, 2)
+    operator = tw.hessian(f, {"x": 3.0, "y": 2.0})
+    np.testing.assert_allclose(operator.dense(), [[74, 20], [20, 34]], rtol=1e-12)
+    values, vectors = operator.top(2)
+    np.testing.assert_allclose(values, 54 + np.array([1, -1]) * np.sqrt(800), rtol=1e-12)
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(2), atol=1e-12)
+    r = tw.Problem.from_residuals(
+        lambda w: jnp.stack([w["a"] ** 2, 3 * w["b"]]), {"a": 2.0, "b": 1.0}
+    )
+    # r = (a², 3b): 2 JᵀJ = diag(8a², 18), and the Hessian has 2 r r'' = 4a² more
+    np.testing.assert_allclose(tw.gauss_newton(r, r.params).dense(), np.diag([32, 18]))
+    np.testing.assert_allclose(tw.hessian(r, r.params).dense(), np.diag([48, 18]))
+
+
+# The ends of the spectrum ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large():
+    problem = made("mse")
+    return problem, tw.hessian(problem, problem.params), np.linalg.eigvalsh(dense_hessian(problem))
+
+
+def test_eigenpairs_are_the_dense_ones(large):
+    problem, operator, expected = large
+    assert problem.size > curvature._SMALL
+    for k in (1, 6):
+        for values, vectors, known in (
+            (*operator.top(k), expected[::-1][:k]),
+            (*operator.bottom(k), expected[:k]),
+        ):
+            np.testing.assert_allclose(values, known, rtol=1e-9, atol=1e-9 * expected[-1])
+            np.testing.assert_allclose(vectors @ vectors.T, np.eye(k), atol=1e-9)
+            images = np.stack([operator @ v for v in vectors])
+            off = np.linalg.norm(images - values[:, None] * vectors, axis=1)
+            assert (off < 1e-6 * expected[-1]).all()
+
+
+def diagonal(entries):
+    """A problem whose Hessian is diag(entries)."""
+    entries = jnp.asarray(entries, float)
+    return tw.Problem.from_function(
+        lambda w: 0.5 * (entries * w["w"] ** 2).sum(), {"w": np.zeros(len(entries))}
+    )
+
+
+def quadratic(matrix, w):
+    return 0.5 * w["w"] @ matrix @ w["w"]
+
+
+def test_no_ghosts_and_no_copy_is_missed():
+    entries = np.concatenate([[9.0, 9.0, 9.0, 5.0], np.linspace(0, 1, 396)])
+    problem = diagonal(entries)
+    operator = tw.hessian(problem, problem.params)
+    np.testing.assert_allclose(operator.top(5)[0], [9, 9, 9, 5, 1], rtol=1e-8)
+    flat = diagonal(np.concatenate([np.zeros(300), np.arange(1.0, 101)]))
+    values, vectors = tw.hessian(flat, flat.params).bottom(4)
+    np.testing.assert_allclose(values, np.zeros(4), atol=1e-6)
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(4), atol=1e-8)
+    same = diagonal(np.full(300, 2.0))
+    np.testing.assert_allclose(tw.hessian(same, same.params).top(3)[0], [2, 2, 2])
+
+
+def test_the_largest_is_not_the_largest_in_size():
+    problem = diagonal(np.concatenate([[-50.0], np.linspace(-1, 3, 299)]))
+    operator = tw.hessian(problem, problem.params)
+    np.testing.assert_allclose(operator.top(1)[0], [3], rtol=1e-8)
+    np.testing.assert_allclose(operator.bottom(1)[0], [-50], rtol=1e-8)
+
+
+def test_scipy_agrees(large):
+    _, operator, _ = large
+    with np.errstate(all="ignore"):
+        theirs = scipy.sparse.linalg.eigsh(
+            scipy.sparse.linalg.aslinearoperator(operator),
+            k=3,
+            which="LA",
+            return_eigenvectors=False,
+        )
+    np.testing.assert_allclose(operator.top(3)[0], np.sort(theirs)[::-1], rtol=1e-8)
+
+
+def test_what_has_not_converged_says_so(large, monkeypatch):
+    _, operator, _ = large
+    monkeypatch.setattr(tw.curvature.lanczos, "_MOST_RESTARTS", 1)
+    with pytest.warns(NotConverged, match="residual is still"):
+        operator.bottom(6, tolerance=1e-14)
+
+
+def root(w):
+    return jnp.sqrt(jnp.abs(w["w"])).sum()
+
+
+def test_where_there_is_no_curvature_it_is_one_line():
+    problem = tw.Problem.from_function(root, {"w": np.zeros(300)})
+    operator = tw.hessian(problem, problem.params)
+    for call in (operator.top, operator.trace, operator.density):
+        with pytest.raises(InputError, match="not finite at this point"):
+            call()
+
+
+def mixing(w, x):
+    return (x / jnp.abs(x).max(axis=0)) @ w["w"]
+
+
+def test_a_model_that_mixes_samples_has_no_gradients_of_single_ones():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((12, 3)), rng.standard_normal(12)
+    problem = tw.Problem(mixing, "mse", x, y, params={"w": np.ones(3)})
+    with pytest.raises(InputError, match="several samples at once"):
+        tw.gradient_norms(problem, problem.params)
+    pair = problem.take(np.arange(2))
+    with pytest.raises(InputError, match="several samples at once"):
+        tw.gradient_norms(pair, pair.params)
+
+
+# Trace and density -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["hutch++", "hutchinson"])
+def test_the_trace_lies_within_its_error(large, method):
+    _, operator, expected = large
+    found = [operator.trace(60, method=method, seed=seed) for seed in range(8)]
+    off = np.array([(f.value - expected.sum()) / f.error for f in found])
+    # eight draws of about a standard normal variable
+    assert abs(off).max() < 4
+    assert abs(off).mean() > 0.1, "an error far too large"
+
+
+def test_hutchpp_is_the_better_estimate_where_few_directions_hold_all():
+    # not in its own basis: of a diagonal matrix random signs give the trace exactly
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((400, 400)))[0]
+    matrix = jnp.asarray(basis / np.arange(1.0, 401) ** 2 @ basis.T)
+    problem = tw.Problem.from_function(Partial(quadratic, matrix), {"w": np.zeros(400)})
+    operator = tw.hessian(problem, problem.params)
+    np.testing.assert_allclose(operator.trace().value, np.trace(matrix), rtol=1e-2)
+    errors = {m: operator.trace(60, method=m).error for m in ("hutch++", "hutchinson")}
+    assert errors["hutch++"] < 0.5 * errors["hutchinson"]
+
+
+def test_a_small_trace_is_exact():
+    problem = made("mse", (3, 5, 4))
+    found = tw.hessian(problem, problem.params).trace()
+    np.testing.assert_allclose(found.value, np.trace(dense_hessian(problem)), rtol=1e-9)
+    assert found.error == 0
+
+
+def test_the_density_is_that_of_the_eigenvalues(large):
+    _, operator, expected = large
+    spectrum = operator.density(probes=20, steps=60)
+    grid, width = spectrum["eigenvalue"].values, spectrum.attrs["width"]
+    bells = np.exp(-0.5 * ((grid[:, None] - expected) / width) ** 2)
+    exact = bells.mean(axis=1) / (width * np.sqrt(2 * np.pi))
+    area = np.trapezoid(abs(spectrum["density"].values - exact), grid)
+    assert area < 0.1  # both integrate to 1; twenty probes of 404 numbers are off by a few per cent
+    np.testing.assert_allclose(spectrum["weight"].sum("node"), 1, rtol=1e-9)
+    # moments: the mean is the trace over p
+    mean = float((spectrum["weight"] * spectrum["ritz_value"]).sum("node").mean())
+    assert abs(mean - expected.mean()) < 0.1 * abs(expected).mean()
+
+
+# Bad input -------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_one_line():
+    problem = made("mse", (3, 5, 4))
+    operator = tw.hessian(problem, problem.params)
+    for call, words in (
+        (lambda: operator.top(0), "k must be a whole number of at least 1"),
+        (lambda: operator.top(1000), "at most the number of parameters, 44"),
+        (lambda: operator @ np.ones(3), "a vector of 44 numbers was expected"),
+        (lambda: operator.trace(method="hutch"), "did you mean 'hutch\\+\\+'"),
+        (lambda: operator.density(width=0), "width must be above 0"),
+        (lambda: operator.density(width=1e-4), "are too few for a width"),
+        (lambda: operator.preconditioned(np.zeros(44)), "above 0 everywhere"),
+        (lambda: tw.hessian(problem, np.full(44, np.nan)), "not finite"),
+        (lambda: tw.hessian(3, None), "Problem was expected"),
+        (lambda: tw.fisher(made("huber", (3, 5, 4)), problem.params), "empirical=True"),
+        (lambda: tw.gauss_newton(tw.Problem.from_catalogue("beale"), {"x": 0.0, "y": 0.0}), "plain function"),
+        (lambda: tw.gradient_norms(tw.Problem.from_catalogue("beale"), {"x": 0.0, "y": 0.0}), "no data"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+
+
+def test_a_preconditioned_matrix():
+    problem = made("mse", (3, 5, 4))
+    diagonal = np.random.default_rng(0).uniform(0.5, 2, problem.size)
+    matrix = dense_hessian(problem)
+    operator = tw.hessian(problem, problem.params).preconditioned(diagonal)
+    expected = matrix / np.sqrt(diagonal) / np.sqrt(diagonal)[:, None]
+    np.testing.assert_allclose(operator.dense(), expected, rtol=1e-9, atol=1e-12)
+    other = np.linalg.eigvals(matrix / diagonal[:, None])
+    np.testing.assert_allclose(operator.top(1)[0], other.real.max(), rtol=1e-9)
+
+
+def test_another_point_and_other_data_compile_nothing(compilations):
+    problem, other = made("mse", (3, 5, 4)), made("mse", (3, 5, 4))
+    other = other.replace(x=other.x + 1)
+    vector = np.ones(problem.size)
+    there = np.asarray(other.flatten(other.params)) + 1
+    tw.hessian(problem, there - 1) @ vector
+    compilations.clear()
+    tw.hessian(other, there) @ vector
+    assert len(compilations) == 0

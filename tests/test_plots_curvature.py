@@ -1,0 +1,100 @@
+"""Pictures of curvature, by what they draw."""
+
+import jax
+import numpy as np
+import pytest
+from figure_checks import faults
+from test_edge import regression
+
+import thalweg as tw
+from thalweg.errors import InputError
+
+
+def series(ax):
+    return {line.get_label(): line for line in ax.lines}
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return regression()
+
+
+@pytest.mark.parametrize("y", ["log", "linear"])
+def test_a_density(problem, y):
+    spectrum = tw.hessian(problem, problem.params).density(width=0.2)
+    ax = tw.plot.density(spectrum, y=y, label="at the start")
+    line = series(ax)["at the start"]
+    np.testing.assert_array_equal(line.get_xdata(), spectrum["eigenvalue"])
+    np.testing.assert_array_equal(line.get_ydata(), spectrum["density"])
+    assert ax.get_yscale() == y
+    assert faults(ax.figure) == []
+    assert any("standard deviation 0.2" in text.get_text() for text in ax.texts)
+    assert (y == "log") == any("are not shown" in text.get_text() for text in ax.texts)
+    ax = tw.plot.density(spectrum, ax=ax, label="again")
+    assert len({line.get_color() for line in ax.lines}) == 2
+
+
+def test_sharpness_and_what_is_stable(problem):
+    path = tw.descend(
+        problem, tw.SGD(lr=[0.05, 0.1]), steps=40, every=10, record={"sharpness": tw.sharpness}
+    )
+    ax = tw.plot.sharpness(path)
+    lines = series(ax)
+    for lr, limit in ((0.05, 40), (0.1, 20)):
+        (mine,) = [
+            v for k, v in lines.items() if k.startswith(f"lr = {lr:g}") and "stable" not in k
+        ]
+        np.testing.assert_allclose(mine.get_ydata(), path["sharpness"].sel(lr=lr))
+        np.testing.assert_allclose(lines[f"lr = {lr:g}: stable below {limit}"].get_ydata(), limit)
+    assert faults(ax.figure) == []
+    one = tw.plot.sharpness(path.isel(lr=0), title="One")
+    assert "stable below 40" in series(one)
+    assert one.get_title() == "One"
+
+
+def test_a_schedules_threshold_moves(problem):
+    path = tw.descend(
+        problem,
+        tw.SGD(lr=lambda t: 0.1 / (1 + t)),
+        steps=4,
+        record={"sharp": tw.sharpness},
+    )
+    ax = tw.plot.sharpness(path, "sharp")
+    np.testing.assert_allclose(
+        series(ax)["stable below"].get_ydata(), 20 * np.array([1, 2, 3, 4, 4])
+    )
+    with pytest.raises(InputError, match="did you mean 'sharp'"):
+        tw.plot.sharpness(path, "shap")
+
+
+def test_variance_explained(problem):
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=30)
+    plane = tw.pca_plane(problem, path, points=3).dataset()
+    ax = tw.plot.explained_variance(plane, components=5)
+    lines = series(ax)
+    np.testing.assert_allclose(
+        lines["this path"].get_ydata(), 100 * plane["explained_variance"][:5]
+    )
+    walk = lines["random walk of 31 iterates"].get_ydata()
+    np.testing.assert_allclose(walk, 100 * plane["random_walk_variance"][:5])
+    assert faults(ax.figure) == []
+    with pytest.raises(InputError, match="pca_plane"):
+        tw.plot.explained_variance(tw.line(problem, problem.params, *_other(problem)).dataset())
+
+
+def _other(problem):
+    return (jax.tree_util.tree_map(lambda leaf: leaf + 1, problem.params),)
+
+
+def test_a_limit_is_drawn_only_where_it_belongs(problem):
+    path = tw.descend(
+        problem,
+        tw.Adam(lr=0.01),
+        steps=4,
+        record={"plain": tw.sharpness, "own": tw.preconditioned_sharpness},
+    )
+    assert not any("stable" in name for name in series(tw.plot.sharpness(path, "plain")))
+    lines = series(tw.plot.sharpness(path, "own", preconditioned=True))
+    np.testing.assert_allclose(lines["stable below 3.8e+03"].get_ydata(), 3800)
+    other = tw.descend(problem, tw.NAdam(lr=0.01), steps=4, record={"sharpness": tw.sharpness})
+    assert list(series(tw.plot.sharpness(other))) == ["sharpness"]
