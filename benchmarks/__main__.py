@@ -7,13 +7,13 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks import descents, landscapes, least_squares, startup, tools
+from benchmarks import descents, landscapes, large, least_squares, startup, tools
 from benchmarks.harness import CASES, TURN, DisagreementError, Row, measure
 
 _HEAD = Row(
     "case", "who", "measured part", "first call", "time", "ratio to ours", "goal", "agrees to"
 )
-_MODULES = (descents, landscapes, least_squares, startup)  # importing them fills CASES
+_MODULES = (descents, landscapes, large, least_squares, startup)  # importing them fills CASES
 
 
 def main(names: list[str]) -> int:

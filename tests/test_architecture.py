@@ -123,6 +123,6 @@ def test_the_public_surface_is_what_it_is():
         "GaussNewton", "LevenbergMarquardt", "least_squares",
         "plotly", "Curvature", "fisher", "gauss_newton", "gradient_covariance", "gradient_norms",
         "hessian", "preconditioned_sharpness", "sharpness", "stability_threshold", "hessian_plane",
-        "interpolation", "pca_plane", "random_plane",
+        "interpolation", "pca_plane", "random_plane", "from_torch", "to_torch", "record", "trajectory",
     }  # fmt: skip
     assert set(thalweg.__all__) <= set(dir(thalweg))

@@ -54,6 +54,9 @@ _NAMES = {
         ("hessian_plane", "interpolation", "pca_plane", "random_plane"), "directions"
     ),
     "landscape": "landscapes",
+    # PyTorch: its models, its loops, its checkpoints
+    **dict.fromkeys(("from_torch", "to_torch"), "pytorch"),
+    **dict.fromkeys(("record", "trajectory"), "recording"),
     # what a function computes
     "computation_graph": "graphs",
     # results

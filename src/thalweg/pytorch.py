@@ -1,0 +1,495 @@
+"""The PyTorch door: an `nn.Module` becomes a problem, and parameters become a `state_dict` again.
+
+The module's own Python code runs, once for each program that is compiled, on tensors that stand for JAX
+arrays (torchax). Nothing of the user's is touched: the code runs on a copy of the module without
+weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from thalweg.errors import InputError, optional, unknown
+from thalweg.params import Params
+from thalweg.problem import Problem
+
+_BATCH_NORM = ("frozen", "recomputed")
+_CHECKED = 8  # samples on which the translation is compared with PyTorch's own numbers
+# How far float32 results of the same arithmetic in another order may differ, relative to their size;
+# a wrong translation is off by more than that.
+_AGREES = 1e-3
+
+
+def from_torch(
+    module: Any,
+    loss: Any,
+    x: Any,
+    y: Any = None,
+    *,
+    batch_norm: str = "frozen",
+    reduction: str | None = None,
+    dtype: Any = None,
+    expected: Callable[[Params], Any] | None = None,
+    penalty: Callable[[Params], Any] | None = None,
+) -> Problem:
+    """The problem of a PyTorch model, with its weights as the starting point.
+
+    Parameters bear the names of the `state_dict`; those that do not require a gradient stay as they are,
+    and so do buffers. The module, its mode and device, its gradients, and torch's random state are left
+    as they were. Forward hooks on it do not run.
+
+    Args:
+        module: an `nn.Module`. It is evaluated as in `eval()` mode, but for batch norm.
+        loss: a name ("mse", "cross_entropy", …), a loss module of `torch.nn`, a function of
+            `torch.nn.functional`, or any function of tensors (ŷ, y). One that returns a scalar must be the
+            mean or the sum of what it gives for the samples one by one, and is checked for that.
+        x, y: tensors or arrays with the samples along the first axis. A tuple x is `module(*x)`, a
+            dictionary `module(**x)`. Or x is a `DataLoader` whose items are pairs (x, y): its data set
+            is read once, in its own order.
+        batch_norm: "frozen" keeps the running statistics of the module, whatever the parameters are;
+            "recomputed" takes those of all the samples given (in a descent: of the batch) at each point.
+        reduction: "mean" or "sum" over the samples; without it, that of the loss.
+        dtype, expected, penalty: as for `Problem`.
+
+    Raises:
+        InputError: dropout in training mode, an operation that has no translation, data that do not fit.
+        MissingExtra: torchax is not installed.
+    """
+    torch = optional("torch", "PyTorch models need", "torch")
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"an nn.Module was expected, {type(module).__name__} given.")
+    if batch_norm not in _BATCH_NORM:
+        raise unknown("batch_norm policy", batch_norm, _BATCH_NORM)
+    _refuse_dropout(module)
+    with _random_state_kept(torch):
+        if isinstance(x, torch.utils.data.DataLoader):
+            if y is not None:
+                raise InputError("a DataLoader brings its own y; leave y= out.")
+            x, y = _read(x)
+        forward = _Forward(module, batch_norm)
+        free, held = forward.split(module)
+        named, function, own_reduction = _loss(loss)
+        problem = Problem(
+            Partial(forward, held),
+            named or _PerSample(function),
+            x,
+            y,
+            params=free,
+            reduction=reduction or own_reduction,
+            dtype=dtype,
+            expected=expected,
+            penalty=penalty,
+        )
+        return _as_torch(problem, forward, module, loss, reduction)
+
+
+def _as_torch(
+    problem: Problem, forward: _Forward, module: Any, loss: Any, reduction: str | None
+) -> Problem:
+    """The problem with the reduction of the user's loss, once it agrees with PyTorch on a few samples.
+
+    Predictions are compared, and then, at PyTorch's own, the losses: near a minimum a loss is a small
+    difference of large numbers.
+    """
+    import torch
+
+    some = problem.take(np.arange(min(_CHECKED, problem.n_samples)))
+    yhat, y = _torchs_predictions(forward, module, some)
+    ours = jax.tree_util.tree_leaves(some.predict(some.params, some.x))
+    for mine, theirs in zip(ours, jax.tree_util.tree_leaves(yhat), strict=True):
+        _compare("predictions", mine, theirs)
+    if isinstance(loss, str):
+        return problem
+    whole = float(loss(yhat, y).double().mean())  # of one that leaves the samples apart
+    each = [loss(*(_row(v, i) for v in (yhat, y))) for i in range(some.n_samples)]
+    values = np.array([float(v.double().mean()) for v in each])
+    sums = {"mean": values.mean(), "sum": values.sum()}
+    for name in sorted(sums, key=lambda name: name != problem.reduction):
+        if abs(sums[name] - whole) <= _AGREES * max(abs(whole), np.abs(values).max()):
+            found = name
+            break
+    else:
+        raise InputError(
+            f"on the first {len(values)} samples the loss is {whole:.6g}, and that of the samples one by "
+            f"one has the mean {values.mean():.6g} and the sum {values.sum():.6g}: a loss must be one or "
+            f"the other (class weights under reduction='mean' are neither; use reduction='sum')."
+        )
+    problem = problem if reduction else problem.replace(reduction=found)
+    if problem.reduction == found:
+        given = jax.tree_util.tree_map(lambda t: jnp.array(t.numpy()), yhat)
+        at_theirs = some.replace(predict=Partial(_given, given), reduction=found)
+        _compare("losses", at_theirs.pointwise(some.params), torch.tensor(values))
+    return problem
+
+
+def _given(yhat: Any, params: Params, x: Any) -> Any:
+    return yhat
+
+
+def _row(tree: Any, i: int) -> Any:
+
+    return jax.tree_util.tree_map(lambda tensor: tensor[i : i + 1], tree)
+
+
+def _compare(what: str, ours: Any, theirs: Any) -> None:
+    ours, theirs = np.asarray(ours, float), theirs.double().numpy()
+    if not np.isfinite(theirs).all():
+        raise InputError(f"the {what} in PyTorch are not finite.")
+    off = np.abs(ours - theirs).max(initial=0)
+    if not off <= _AGREES * max(np.abs(theirs).max(initial=0), np.finfo(float).tiny):
+        raise InputError(
+            f"the {what} differ from PyTorch's by {off:.2g}, so that this model was not translated "
+            f"rightly; please report it."
+        )
+
+
+def _torchs_predictions(forward: _Forward, module: Any, some: Problem) -> tuple[Any, Any]:
+    """PyTorch's own predictions, of the module as the problem evaluates it, and the targets."""
+    import torch
+
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    state = {n: torch.tensor(_numpy(t)) for n, t in tensors if n in forward.known}
+    dtype = next(state[n].dtype for n, p in module.named_parameters() if p.requires_grad)
+
+    def tensor(leaf: Any) -> Any:
+        made = torch.tensor(np.array(leaf))
+        return made.to(dtype) if made.is_floating_point() else made
+
+    x, y = jax.tree_util.tree_map(tensor, (some.x, some.y))
+    args, kwargs = _arguments(x)
+    with torch.no_grad():
+        yhat = torch.func.functional_call(forward.module, state, args, kwargs)
+    forward.leave()
+    return yhat, y
+
+
+def to_torch(problem: Problem, params: Params = None) -> dict[str, Any]:
+    """A `state_dict` for the module that `from_torch` was given: `module.load_state_dict(...)` takes it.
+
+    Args:
+        params: a pytree of the problem's structure, a vector (p,), or a trajectory's iterate; without it
+            the problem's starting point.
+
+    Returns:
+        Tensors of the module's own dtypes, on the CPU. Parameters that were held and buffers are those
+        that the module had.
+
+    Raises:
+        InputError: a problem that did not come from PyTorch.
+    """
+    torch = optional("torch", "PyTorch models need", "torch")
+    forward = _forward_of(problem)
+    params = problem.params if params is None else params
+    vector = np.asarray(getattr(params, "values", params)) if not isinstance(params, dict) else None
+    if vector is not None and vector.shape == (problem.size,):
+        params = problem.unflatten(vector)
+    else:
+        params = problem.at(params).params
+    values = {**forward.left_out, **problem.predict.args[0], **params}
+    return {
+        name: torch.tensor(np.array(values[own])).to(dtype) for name, own, dtype in forward.state
+    }
+
+
+def _forward_of(problem: Any) -> _Forward:
+    forward = getattr(getattr(problem, "predict", None), "func", None)
+    if not isinstance(forward, _Forward):
+        raise InputError("this problem did not come from PyTorch (thalweg.from_torch).")
+    return forward
+
+
+class _Forward:
+    """A module as a pure function of arrays: held ones, parameters and inputs."""
+
+    def __init__(self, module: Any, batch_norm: str) -> None:
+        import torch
+
+        if any(map(torch.nn.parameter.is_lazy, module.parameters())):
+            raise InputError(
+                "the module has lazy parameters without a shape; call it once on a batch first."
+            )
+        every = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        # the copy shares nothing with the module and holds no numbers
+        memo = {
+            id(p): torch.nn.Parameter(p.detach().to("meta"), requires_grad=False)
+            for p in module.parameters()
+        }
+        memo |= {id(b): b.detach().to("meta") for b in module.buffers()}
+        try:
+            self.module = copy.deepcopy(module, memo).eval()
+        except Exception as error:  # a module's own __deepcopy__ may fail in any way
+            raise InputError(
+                f"the module cannot be copied ({_first_line(error)}); for weight or spectral norm use "
+                f"torch.nn.utils.parametrizations."
+            ) from error
+        for layer in self.module.modules():  # the user's, which watch what is not theirs here
+            layer._forward_hooks.clear()
+        for layer in self.module.modules():
+            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+                _set_policy(layer, batch_norm)
+        copied = (*self.module.named_parameters(), *self.module.named_buffers())
+        self.known = {name for name, _ in copied}
+        # buffers that a recomputing layer has no use for, which go back as they were
+        self.left_out = {n: _numpy(b) for n, b in module.named_buffers() if n not in self.known}
+        first = {id(tensor): name for name, tensor in reversed(every.items())}
+        # every entry of the state_dict: its name, that of the tensor it is tied to, its dtype
+        self.state = [
+            (name, first.get(id(tensor), name), tensor.dtype)
+            for name, tensor in module.state_dict(keep_vars=True).items()
+            if isinstance(tensor, torch.Tensor)
+        ]
+        self._inside: list[str] = []
+        self._watch()
+
+    def split(self, module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The module's parameters, and all else that it holds, as arrays by name."""
+        every = dict(module.named_parameters())
+        free = {n: _numpy(p) for n, p in every.items() if p.requires_grad}
+        held = {n: _numpy(p) for n, p in every.items() if not p.requires_grad}
+        held |= {n: _numpy(b) for n, b in module.named_buffers() if n in self.known}
+        if not free:
+            raise InputError("the module has no parameters that require a gradient.")
+        return free, {name: jnp.array(array) for name, array in held.items()}
+
+    def __call__(self, held: dict[str, Any], params: dict[str, Any], x: Any) -> Any:
+        import torch
+
+        args, kwargs = _arguments(x)
+
+        def run(state: Any, args: Any, kwargs: Any) -> Any:
+            return torch.func.functional_call(self.module, state, args, kwargs)
+
+        self.leave()
+        return _translated(run, self._where)({**held, **params}, args, kwargs)
+
+    def leave(self) -> None:
+        """Forget which submodule was at work."""
+        self._inside.clear()
+
+    def _where(self) -> str:
+        return f" in the module {self._inside[-1]!r}" if self._inside else ""
+
+    def _watch(self) -> None:
+        """Know which submodule is at work, for errors."""
+        for name, layer in self.module.named_modules():
+            if name:
+                layer.register_forward_pre_hook(lambda *_, name=name: self._inside.append(name))
+                layer.register_forward_hook(lambda *_: self._inside.pop() and None)
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    """A tensor as an array; bfloat16, which NumPy has not, as float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and the named arguments that inputs stand for."""
+    if isinstance(x, tuple):
+        return x, {}
+    return ((), dict(x)) if isinstance(x, Mapping) else ((x,), {})
+
+
+class _PerSample:
+    """A loss of tensors as a function (ŷ, y) -> (n,) of arrays: that of each sample alone."""
+
+    def __init__(self, loss: Callable[[Any, Any], Any]) -> None:
+        import torch
+
+        state = {}
+        if isinstance(loss, torch.nn.Module):  # class weights are its buffers
+            state = {name: jnp.array(b.detach().cpu().numpy()) for name, b in loss.named_buffers()}
+
+        def call(state: Any, yhat: Any, y: Any) -> Any:
+            if isinstance(loss, torch.nn.Module):
+                return torch.func.functional_call(loss, state, (yhat, y))
+            return loss(yhat, y)
+
+        self.loss = functools.partial(_translated(call, lambda: " in the loss"), state)
+
+    def __call__(self, yhat: Any, y: Any) -> Any:
+        def one(yhat: Any, y: Any) -> Any:
+            yhat, y = jax.tree_util.tree_map(lambda leaf: leaf[None], (yhat, y))
+            return jnp.mean(self.loss(yhat, y))
+
+        return jax.vmap(one)(yhat, y)
+
+
+def _translated(function: Callable[..., Any], where: Callable[[], str]) -> Callable[..., Any]:
+    """A function of tensors as one of arrays; `where` says what was at work when it failed."""
+    torchax = _torchax()
+    import torch
+
+    env = torchax.default_env()
+
+    def of_arrays(*arguments: Any) -> Any:
+        tensors = env.j2t_iso(arguments)
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with env, torch.device("jax"):
+                out = function(*tensors)
+            return env.t2j_iso(out)
+        except torchax.tensor.OperatorNotFound as error:
+            raise InputError(
+                f"the operation {_operation(error)}{where()} has no translation to JAX; write it with "
+                f"other operations, or record a training loop in PyTorch (thalweg.record)."
+            ) from error
+        except jax.errors.UnexpectedTracerError as error:
+            raise InputError(
+                f"the code{where()} draws random numbers (dropout by torch.nn.functional, torch.randn), "
+                f"which makes the risk random; leave that out."
+            ) from error
+        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+            raise InputError(
+                f"the code{where()} decides by the values of its tensors (if, .item(), int(tensor)), "
+                f"which a compiled program cannot; write it with torch.where."
+            ) from error
+        except AssertionError as error:
+            if "mixed math" not in str(error):
+                raise
+            raise InputError(
+                f"the code{where()} uses a tensor that is neither a parameter nor a buffer; make it one "
+                f"with self.register_buffer(name, tensor)."
+            ) from error
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+    return of_arrays
+
+
+def _operation(error: Exception) -> str:
+    words = str(error).split()
+    return words[words.index("name") + 1] if "name" in words[:-1] else str(error)
+
+
+@functools.cache
+def _torchax() -> Any:
+    import torch
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:  # importing it turns PyTorch's fast path for attention off, for everyone
+        return optional("torchax", "PyTorch models need", "torch")
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _random_state_kept(torch: Any) -> Iterator[None]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        yield
+
+
+# What the user gives -------------------------------------------------------------------------
+
+
+def _refuse_dropout(module: Any) -> None:
+    """An error where the risk would be random."""
+    import torch
+
+    for name, layer in module.named_modules():
+        if not layer.training:
+            continue
+        rate = (
+            getattr(layer, "p", 0) if isinstance(layer, torch.nn.modules.dropout._DropoutNd) else 0
+        )
+        if isinstance(layer, (torch.nn.RNNBase, torch.nn.MultiheadAttention)):
+            rate = layer.dropout
+        if rate:
+            raise InputError(
+                f"the module {name or type(layer).__name__!r} drops out in training mode, which makes the "
+                f"risk random: call module.eval() first, or set its rate to 0."
+            )
+
+
+def _set_policy(layer: Any, batch_norm: str) -> None:
+    if batch_norm == "recomputed":
+        # without running statistics a layer takes those of its inputs, and updates nothing
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+        layer.track_running_stats = False
+    elif layer.running_mean is None:
+        raise InputError(
+            "a batch norm layer without running statistics cannot be frozen; use "
+            "batch_norm='recomputed'."
+        )
+
+
+def _read(loader: Any) -> tuple[Any, Any]:
+    """A loader's whole data set, in its own order, as one batch."""
+    import torch
+
+    data = loader.dataset
+    if isinstance(data, torch.utils.data.IterableDataset):
+        items = list(data)
+    else:
+        items = [data[i] for i in range(len(data))]
+    if not items:
+        raise InputError("the DataLoader's data set holds no samples.")
+    collate = (
+        loader.collate_fn if loader.batch_size is not None else torch.utils.data.default_collate
+    )
+    batch = collate(items)
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise InputError(
+            "a DataLoader of pairs (x, y) was expected; give x= and y= themselves instead."
+        )
+    return batch[0], batch[1]
+
+
+def _loss(loss: Any) -> tuple[str | None, Any, str]:
+    """The name of a loss that Thalweg has, or None and a function of tensors; and its reduction."""
+    import torch
+
+    if isinstance(loss, str):
+        return loss, None, "mean"
+    if isinstance(loss, torch.nn.Module):
+        if isinstance(loss, torch.nn.CrossEntropyLoss) and loss.ignore_index >= 0:
+            raise InputError(
+                "CrossEntropyLoss with ignore_index: leave those samples out of the data."
+            )
+        reduction = "sum" if getattr(loss, "reduction", "mean") == "sum" else "mean"
+        return _named(loss), loss, reduction
+    if not callable(loss):
+        raise InputError(
+            f"a loss module, a function or a name was expected, {type(loss).__name__} given."
+        )
+    functions = {
+        torch.nn.functional.mse_loss: "mse",
+        torch.nn.functional.l1_loss: "l1",
+        torch.nn.functional.smooth_l1_loss: "smooth_l1",
+        torch.nn.functional.huber_loss: "huber",
+        torch.nn.functional.cross_entropy: "cross_entropy",
+        torch.nn.functional.binary_cross_entropy_with_logits: "bce_with_logits",
+    }
+    return functions.get(loss), loss, "mean"
+
+
+def _named(loss: Any) -> str | None:
+    import torch
+
+    kind = type(loss)
+    if kind in (torch.nn.MSELoss, torch.nn.L1Loss):
+        return "mse" if kind is torch.nn.MSELoss else "l1"
+    if kind is torch.nn.SmoothL1Loss:
+        return f"smooth_l1:{loss.beta}"
+    if kind is torch.nn.HuberLoss:
+        return f"huber:{loss.delta}"
+    if kind is torch.nn.CrossEntropyLoss and loss.weight is None and not loss.label_smoothing:
+        return "cross_entropy"
+    if kind is torch.nn.BCEWithLogitsLoss and loss.weight is None and loss.pos_weight is None:
+        return "bce_with_logits"
+    return None

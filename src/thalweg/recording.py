@@ -1,0 +1,408 @@
+"""Trajectories of training that happened elsewhere: a PyTorch loop as it runs, or its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from thalweg import blocks, inputs, results
+from thalweg.errors import InputError, optional, unknown
+from thalweg.problem import Problem
+
+_MEASURES = ("grad_norm", "movement", "relative_movement", "lr")
+_RECORDED = ("params", "loss", "grad", *_MEASURES)
+# under which of its keys a checkpoint of many things usually holds the state_dict
+_KEYS = ("state_dict", "model_state_dict", "model", "net")
+
+
+@contextmanager
+def record(
+    optimizer: Any,
+    model: Any,
+    *,
+    record: Iterable[str] = ("params", "loss"),
+    every: int = 1,
+) -> Iterator[xr.Dataset]:
+    """Record a PyTorch training loop that is not ours, as in
+
+        with thalweg.record(optimizer, model) as path:
+            train()                     # the loop as it is
+        thalweg.plot.loss(path)
+
+    Any object with a `step` method is an optimizer here. The loss of a step is that on which `backward`
+    was called since the step before, added up if it was called several times (accumulated gradients); of
+    a closure, that of its first call. Nothing of the loop's is changed; while it runs,
+    `torch.autograd.backward` and the optimizer's steps are watched.
+
+    Args:
+        model: the `nn.Module` whose parameters that require a gradient are recorded, by their names in
+            the `state_dict`.
+        record: of "params", "loss", "grad" (what the optimizer was given), "grad_norm", "movement",
+            "relative_movement" and "lr" (of the first parameter group).
+        every: record steps 0, every, 2·every, … and the last.
+
+    Yields:
+        A dataset, empty at first. When the block ends, by itself or by an exception, it becomes a
+        trajectory as `thalweg.descend` gives it, without the batches, the optimizer's state, and the
+        loss at the last iterate, which no step has computed. After an exception its status is
+        "interrupted".
+
+    Raises:
+        InputError: objects without `step` or parameters, an unknown record.
+    """
+    torch = optional("torch", "recording a PyTorch loop needs", "torch")
+    wanted = (record,) if isinstance(record, str) else tuple(dict.fromkeys(record))
+    for name in wanted:
+        if name not in _RECORDED:
+            raise unknown("record", name, _RECORDED)
+    if not callable(getattr(optimizer, "step", None)) or not hasattr(optimizer, "__dict__"):
+        raise InputError(f"an optimizer with a step method was expected, {optimizer!r:.80} given.")
+    if not isinstance(model, torch.nn.Module):
+        raise InputError(f"an nn.Module was expected, {type(model).__name__} given.")
+    tensors = {n: p for n, p in sorted(model.named_parameters()) if p.requires_grad}
+    if not tensors:
+        raise InputError("the model has no parameters that require a gradient.")
+    tape = _Tape(tensors, optimizer, wanted, inputs.whole_number("every", every, 1))
+    path = xr.Dataset()
+    status = "interrupted"
+    try:
+        with _watched(torch, optimizer, tape):
+            yield path
+        status = "completed"
+    finally:
+        tape.end()
+        _become(path, tape.trajectory(status))
+
+
+def trajectory(
+    checkpoints: Iterable[Any],
+    problem: Problem | None = None,
+    *,
+    steps: Iterable[int] | None = None,
+    key: str | None = None,
+) -> xr.Dataset:
+    """A trajectory from a series of checkpoints, of training that happened elsewhere.
+
+    Args:
+        checkpoints: `state_dict`s, or files of them in order: PyTorch's (read with `weights_only=True`:
+            a file is never unpickled) or safetensors.
+        problem: whose parameters to take (`thalweg.from_torch`), and whose risk then is the trajectory's
+            loss; without it all entries of floating point are, and the loss is NaN.
+        steps: the step of each checkpoint; 0, 1, … without it.
+        key: where in a checkpoint the state_dict is, as in "ema"; by default it is looked for under
+            the usual names.
+
+    Raises:
+        InputError: files that hold no state_dict, entries that are missing or of another shape.
+    """
+    rows, names, shapes = [], None, None
+    like = None if problem is None else problem.layout
+    for number, checkpoint in enumerate(checkpoints):
+        state = _state_dict(checkpoint, key, number)
+        if names is None:
+            names = sorted(_floating(state)) if like is None else list(like.leaf_names)
+        arrays = []
+        for name in names:
+            if name not in state:
+                raise InputError(f"checkpoint {number} has no entry {name!r}.")
+            arrays.append(_array(state[name]))
+        found = [a.shape for a in arrays]
+        shapes = shapes or (found if like is None else list(like.shapes))
+        for name, shape, expected in zip(names, found, shapes, strict=True):
+            if shape != expected:
+                raise InputError(
+                    f"checkpoint {number}: {name!r} has shape {shape}; expected {expected}."
+                )
+        rows.append(np.concatenate([a.ravel() for a in arrays]))
+    if not rows or names is None or shapes is None:
+        raise InputError("no checkpoints were given.")
+    at = np.arange(len(rows)) if steps is None else np.asarray(list(steps))
+    if at.shape != (len(rows),) or at.dtype.kind not in "iu" or (np.diff(at) <= 0).any():
+        raise InputError(
+            f"steps= must hold an increasing whole number for each of the {len(rows)} checkpoints."
+        )
+    params = np.stack(rows)
+    loss = np.full(len(rows), np.nan)
+    if problem is not None:
+        loss = np.array([float(problem.risk(problem.unflatten(row))) for row in params])
+    data = {"params": params, "loss": loss}
+    return _trajectory(at, _names(names, shapes), data, "completed", {"name": "checkpoints"})
+
+
+# A loop as it runs ---------------------------------------------------------------------------
+
+
+class _Tape:
+    """What a running loop leaves behind."""
+
+    def __init__(
+        self, tensors: dict[str, Any], optimizer: Any, wanted: tuple[str, ...], every: int
+    ) -> None:
+        self.tensors, self.optimizer, self.wanted, self.every = tensors, optimizer, wanted, every
+        self.names = _names(list(tensors), [tuple(p.shape) for p in tensors.values()])
+        self.hyperparameters = _hyperparameters(optimizer)
+        self.start = self._now()
+        self.step = 0
+        self.inside = self.closed = False  # in a step; in one whose closure was called
+        self.loss: float | None = None
+        self.steps: list[int] = []
+        self.rows: dict[str, list[Any]] = {name: [] for name in wanted}
+
+    def _now(self) -> np.ndarray:
+        return np.concatenate([_array(p).ravel() for p in self.tensors.values()])
+
+    def backward(self, tensors: Any) -> None:
+        """A loss was differentiated: before a step, or within one that was given a closure. Of the
+        several evaluations of a closure the first is at the iterate."""
+        if self.inside and self.loss is not None:
+            return
+        for tensor in tensors if isinstance(tensors, (list, tuple)) else [tensors]:
+            scalar = hasattr(tensor, "numel") and tensor.numel() == 1
+            if scalar and not tensor.is_complex():
+                self.loss = (self.loss or 0.0) + float(tensor.detach())
+
+    def after_backward(self) -> None:
+        """The gradient of a closure's first call is there, at the iterate of the row just written."""
+        if self.inside and not self.closed:
+            self.closed = True
+            if self.steps and self.steps[-1] == self.step:
+                for name in {"grad", "grad_norm"} & self.rows.keys():
+                    self.rows[name][-1] = self._gradient(name)
+
+    def before_step(self) -> None:
+        self.inside = True
+        if self.step % self.every == 0:
+            self._write(with_gradient=True)
+
+    def after_step(self) -> None:
+        if "loss" in self.rows and self.steps and self.steps[-1] == self.step:
+            self.rows["loss"][-1] = np.nan if self.loss is None else self.loss
+        self.inside = self.closed = False
+        self.loss = None
+        self.step += 1
+
+    def end(self) -> None:
+        """The last iterate, of which no loss and no gradient are known."""
+        self.loss = None
+        if not self.steps or self.steps[-1] != self.step:
+            self._write(with_gradient=False)
+
+    def _write(self, with_gradient: bool) -> None:
+        count = len(self.steps)
+        if count & (count - 1) == 0:  # at 0, 1, 2, 4, …: as many rows again
+            kept = sum(name in ("params", "grad") for name in self.wanted)
+            blocks.check_memory(
+                max(count, 1) * kept * self.start.nbytes,
+                f"{max(count, 1)} more recorded iterates of {self.start.size} parameters",
+                "record fewer with every=, or leave params out of record=",
+            )
+        now = self._now()
+        self.steps.append(self.step)
+        for name in self.wanted:
+            self.rows[name].append(self._value(name, now, with_gradient))
+
+    def _value(self, name: str, now: np.ndarray, with_gradient: bool) -> Any:
+        if name == "params":
+            return now
+        if name == "loss":
+            return np.nan if self.loss is None else self.loss
+        if name == "lr":
+            groups = getattr(self.optimizer, "param_groups", None)
+            return float(groups[0]["lr"]) if groups and "lr" in groups[0] else np.nan
+        if name in ("grad", "grad_norm"):
+            return self._gradient(name, known=with_gradient)
+        moved = float(np.linalg.norm((now - self.start).astype(float)))
+        size = float(np.linalg.norm(self.start.astype(float)))
+        return moved / (size or 1.0) if name == "relative_movement" else moved
+
+    def _gradient(self, name: str, known: bool = True) -> Any:
+        """The gradient that the optimizer sees, or its norm; NaN where it is not known."""
+        parts = [
+            np.full(p.numel(), 0.0 if known else np.nan)
+            if p.grad is None or not known
+            else _array(p.grad).ravel()
+            for p in self.tensors.values()
+        ]
+        gradient = np.concatenate(parts).astype(self.start.dtype)
+        return gradient if name == "grad" else float(np.linalg.norm(gradient.astype(float)))
+
+    def trajectory(self, status: str) -> xr.Dataset:
+        data = {name: np.array(rows) for name, rows in self.rows.items()}
+        rule = {"name": type(self.optimizer).__name__, **self.hyperparameters}
+        path = _trajectory(np.array(self.steps), self.names, data, status, rule, self.start)
+        path["final"] = ("param", self._now())
+        return path
+
+
+@contextmanager
+def _watched(torch: Any, optimizer: Any, tape: _Tape) -> Iterator[None]:
+    """Tell the tape of every backward pass and every step; all is as before afterwards."""
+    backward = torch.autograd.backward
+
+    def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        tape.backward(tensors)
+        backward(tensors, *args, **kwargs)
+        tape.after_backward()
+
+    with contextlib.ExitStack() as stack:
+        torch.autograd.backward = watched_backward
+        stack.callback(setattr, torch.autograd, "backward", backward)
+        if isinstance(optimizer, torch.optim.Optimizer):
+            before = optimizer.register_step_pre_hook(lambda *_: tape.before_step())
+            after = optimizer.register_step_post_hook(lambda *_: tape.after_step())
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        else:
+            stack.enter_context(_wrapped(optimizer, tape))
+        yield
+
+
+@contextmanager
+def _wrapped(optimizer: Any, tape: _Tape) -> Iterator[None]:
+    """`step` of an optimizer that has no hooks, watched."""
+    step, own = optimizer.step, "step" in vars(optimizer)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        tape.before_step()
+        returned = step(*args, **kwargs)
+        tape.after_step()
+        return returned
+
+    optimizer.step = watched
+    try:
+        yield
+    finally:
+        if own:
+            optimizer.step = step
+        else:
+            del optimizer.step
+
+
+def _hyperparameters(optimizer: Any) -> dict[str, Any]:
+    """Those of the first parameter group, as it was at the start."""
+    groups = getattr(optimizer, "param_groups", None) or [{}]
+    found = {k: v for k, v in groups[0].items() if isinstance(v, (bool, int, float))}
+    betas = groups[0].get("betas")
+    return found | ({"beta1": betas[0], "beta2": betas[1]} if betas else {})
+
+
+def _become(dataset: xr.Dataset, other: xr.Dataset) -> None:
+    """Fill an empty dataset, which somebody holds already, with what is in another one."""
+    dataset.update(other)
+    dataset.attrs.update(other.attrs)
+
+
+# Checkpoints ---------------------------------------------------------------------------------
+
+
+def _state_dict(checkpoint: Any, key: str | None, number: int) -> Mapping[str, Any]:
+    """The tensors of a checkpoint, by name."""
+    if isinstance(checkpoint, (str, os.PathLike)):
+        checkpoint = _read(Path(checkpoint))
+    if key is not None:
+        if not isinstance(checkpoint, Mapping) or key not in checkpoint:
+            known = list(checkpoint) if isinstance(checkpoint, Mapping) else []
+            raise unknown(f"key of checkpoint {number}", key, map(str, known))
+        checkpoint = checkpoint[key]
+    elif isinstance(checkpoint, Mapping) and not _floating(checkpoint):
+        inner = [checkpoint[name] for name in _KEYS if isinstance(checkpoint.get(name), Mapping)]
+        checkpoint = inner[0] if inner else checkpoint
+    if not isinstance(checkpoint, Mapping) or not _floating(checkpoint):
+        raise InputError(
+            f"checkpoint {number} holds no state_dict; say under which key it is with key=."
+        )
+    return checkpoint
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.")
+    if path.suffix == ".safetensors":
+        return optional("safetensors.torch", "this file needs", "torch").load_file(path)
+    torch = optional("torch", "PyTorch's checkpoints need", "torch")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what its readers do
+        raise InputError(
+            f"{path} cannot be read as weights alone, and a file is never unpickled: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+
+
+def _floating(state: Mapping[str, Any]) -> list[str]:
+    """The names of a state_dict's entries of floating point."""
+    return [
+        name
+        for name, value in state.items()
+        if isinstance(name, str) and hasattr(value, "shape") and _is_floating(value)
+    ]
+
+
+def _is_floating(value: Any) -> bool:
+    return "float" in str(value.dtype)
+
+
+def _array(tensor: Any) -> np.ndarray:
+    """A tensor as an array of our own; half precision, which netCDF has not, as float32."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        tensor = tensor.float() if tensor.element_size() == 2 else tensor
+    return np.array(np.asarray(tensor))
+
+
+def _names(names: list[str], shapes: list[tuple[int, ...]]) -> np.ndarray:
+    """The parameters' names, as a problem with these tensors has them."""
+    return np.array(
+        [
+            f"{name}[{','.join(map(str, index))}]" if shape else name
+            for name, shape in zip(names, shapes, strict=True)
+            for index in np.ndindex(*shape)
+        ]
+    )
+
+
+def _trajectory(
+    steps: np.ndarray,
+    names: np.ndarray,
+    data: dict[str, np.ndarray],
+    status: str,
+    optimizer: dict[str, Any],
+    start: Any = None,
+) -> xr.Dataset:
+    """A trajectory in the schema of `descend`, without an optimizer's state."""
+    bad = np.zeros(len(steps), bool)
+    if "params" in data:
+        bad |= ~np.isfinite(data["params"]).all(axis=1)
+    if "loss" in data:
+        bad |= np.isinf(data["loss"])  # one that is not known is NaN
+    diverged_at = int(steps[np.argmax(bad)]) if bad.any() else -1
+    variables: dict[str, Any] = {}
+    for name, values in data.items():
+        values = values.copy()
+        if diverged_at >= 0:
+            values[steps >= diverged_at] = np.nan
+        variables[name] = (("step", "param") if values.ndim == 2 else ("step",), values)
+    if start is None:
+        start = data["params"][0]
+    variables["start"] = ("param", start)
+    if "params" in data:
+        variables["final"] = ("param", variables["params"][1][-1])
+    variables["status"] = ((), "diverged" if diverged_at >= 0 else status)
+    variables["diverged_at"] = ((), np.int64(diverged_at))
+    variables["stopped_at"] = ((), np.int64(-1))
+    attrs = results.provenance(
+        "trajectory",
+        {"optimizer": optimizer, "record": list(data), "recorded": True},
+        dtype=str(start.dtype),
+        device="",
+        last_step=int(steps[-1]),
+        interrupted=int(status == "interrupted"),
+    )
+    return xr.Dataset(variables, coords={"step": steps.astype(int), "param": names}, attrs=attrs)

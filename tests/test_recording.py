@@ -1,0 +1,251 @@
+"""PyTorch loops recorded as they run, and checkpoints read, against descents of the same steps."""
+
+import contextlib
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import thalweg as tw
+from thalweg.errors import InputError
+
+
+@pytest.fixture
+def training():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    return model, torch.randn(20, 2).double(), torch.randn(20, 1).double()
+
+
+def loop(model, optimizer, x, y, steps, scheduler=None):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+
+
+def test_a_loop_is_the_descent_of_the_same_problem(training, tmp_path):
+    model, x, y = training
+    problem = tw.from_torch(model, nn.MSELoss(), x, y)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5)
+    wanted = ["params", "loss", "grad", "grad_norm", "movement", "relative_movement", "lr"]
+    with tw.record(optimizer, model, record=wanted) as path:
+        loop(model, optimizer, x, y, 12, scheduler)
+    ours = tw.descend(
+        problem,
+        tw.SGD(lr=lambda t: 0.1 * 0.1 ** (t // 5), momentum=0.9),
+        steps=12,
+        record=["grad", "grad_norm", "movement", "relative_movement"],
+    )
+    assert list(path["param"].values) == list(problem.names)
+    for name in wanted[:-1]:
+        known = (
+            path[name].values[:-1] if name in ("loss", "grad", "grad_norm") else path[name].values
+        )
+        np.testing.assert_allclose(known, ours[name].values[: len(known)], rtol=1e-9, atol=1e-12)
+    assert np.isnan(path["loss"].values[-1])
+    np.testing.assert_allclose(path["lr"].values, 0.1 * 0.1 ** (np.minimum(np.arange(13), 12) // 5))
+    np.testing.assert_array_equal(path["final"], path["params"][-1])
+    assert str(path["status"].values) == "completed"
+    assert float(tw.stability_threshold(path)) == pytest.approx(2 * 1.9 / 0.1)
+    # what a trajectory is good for
+    again = tw.load(tw.save(path, tmp_path / "path.nc"))
+    assert again.identical(path)
+    plane = tw.pca_plane(problem, path, points=5)
+    tw.plot.contour(tw.landscape(problem, plane), path)
+    tw.plot.loss(path)
+
+
+def test_every_so_many_steps(training):
+    model, x, y = training
+    optimizer = torch.optim.Adam(model.parameters())
+    with tw.record(optimizer, model, every=5) as path:
+        loop(model, optimizer, x, y, 12)
+    assert list(path["step"].values) == [0, 5, 10, 12]
+    np.testing.assert_array_equal(np.isnan(path["loss"].values), [False, False, False, True])
+
+
+def test_accumulated_gradients_add_up(training):
+    model, x, y = training
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    whole = nn.functional.mse_loss(model(x), y).item()
+    with tw.record(optimizer, model) as path:
+        for part in (slice(0, 10), slice(10, 20)):
+            (0.5 * nn.functional.mse_loss(model(x[part]), y[part])).backward()
+        optimizer.step()
+    assert float(path["loss"][0]) == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_closure_is_evaluated_at_the_iterate_first(training):
+    model, x, y = training
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=3)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        return loss
+
+    expected, slopes = [], []
+    with tw.record(optimizer, model, record=["loss", "grad_norm", "loss"]) as path:
+        for _ in range(4):
+            loss = nn.functional.mse_loss(model(x), y)
+            parts = torch.autograd.grad(loss, list(model.parameters()))
+            slopes.append(torch.cat([p.ravel() for p in parts]).norm().item())
+            expected.append(loss.item())
+            optimizer.step(closure)
+    np.testing.assert_allclose(path["loss"].values[:-1], expected, rtol=1e-12)
+    np.testing.assert_allclose(path["grad_norm"].values[:-1], slopes, rtol=1e-12)
+
+
+class OwnSGD:
+    """An optimizer in torch's style that is none of torch's."""
+
+    def __init__(self, parameters, lr):
+        self.parameters, self.lr = list(parameters), lr
+
+    def zero_grad(self):
+        for p in self.parameters:
+            p.grad = None
+
+    def step(self):
+        with torch.no_grad():
+            for p in self.parameters:
+                p -= self.lr * p.grad
+
+
+def test_any_object_with_a_step_is_an_optimizer(training):
+    model, x, y = training
+    problem = tw.from_torch(model, nn.MSELoss(), x, y)
+    optimizer = OwnSGD(model.parameters(), 0.1)
+    with tw.record(optimizer, model) as path:
+        loop(model, optimizer, x, y, 6)
+    assert "step" not in vars(optimizer)
+    ours = tw.descend(problem, tw.SGD(lr=0.1), steps=6)
+    np.testing.assert_allclose(path["params"], ours["params"], rtol=1e-9, atol=1e-12)
+
+
+def test_all_is_as_before_even_after_an_exception(training):
+    model, x, y = training
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = (torch.autograd.backward, optimizer.step.__func__, torch.get_rng_state())
+    with contextlib.suppress(ZeroDivisionError), tw.record(optimizer, model) as path:
+        loop(model, optimizer, x, y, 3)
+        raise ZeroDivisionError
+    assert str(path["status"].values) == "interrupted"
+    assert path.attrs["interrupted"] == 1
+    assert path.sizes["step"] == 4
+    after = (torch.autograd.backward, optimizer.step.__func__, torch.get_rng_state())
+    assert before[:2] == after[:2]
+    assert torch.equal(before[2], after[2])
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_no_step_and_a_diverging_loop(training):
+    model, x, y = training
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e200)
+    with tw.record(optimizer, model) as path:
+        pass
+    assert list(path["step"].values) == [0]
+    with tw.record(optimizer, model) as path:
+        loop(model, optimizer, x, y, 4)
+    at = int(path["diverged_at"])
+    assert str(path["status"].values) == "diverged"
+    assert np.isnan(path["params"].values[at:]).all()
+    assert np.isfinite(path["params"].values[:at]).all()
+    tw.plot.loss(path)
+
+
+def test_one_parameter_that_is_lost():
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=float("inf"))
+    with tw.record(optimizer, model) as path:
+        loop(model, optimizer, torch.ones(1, 1), torch.zeros(1, 1), 3)
+    assert str(path["status"].values) == "diverged"
+    assert int(path["diverged_at"]) == 1
+
+
+# Checkpoints -----------------------------------------------------------------------------------
+
+
+def states(model, count=3):
+    kept = []
+    for i in range(count):
+        with torch.no_grad():
+            for p in model.parameters():
+                p += i
+        kept.append({k: v.clone() for k, v in model.state_dict().items()})
+    return kept
+
+
+def test_checkpoints_become_a_trajectory(training, tmp_path):
+    model, x, y = training
+    problem = tw.from_torch(model, nn.MSELoss(), x, y)
+    kept = states(model)
+    files = []
+    for i, state in enumerate(kept):
+        files += [tmp_path / f"{i}.pt", tmp_path / f"{i}.safetensors", tmp_path / f"{i}-more.pt"]
+        torch.save(state, files[-3])
+        save_file(state, files[-2])
+        torch.save({"epoch": i, "model_state_dict": state, "ema": state}, files[-1])
+    expected = tw.trajectory(kept, problem, steps=[0, 10, 20])
+    assert list(expected["step"].values) == [0, 10, 20]
+    for kind in range(3):
+        path = tw.trajectory(files[kind::3], problem, steps=[0, 10, 20])
+        assert path.equals(expected)
+    assert tw.trajectory(files[2::3], problem, steps=[0, 10, 20], key="ema").equals(expected)
+    risks = [float(problem.risk(problem.unflatten(row))) for row in expected["params"].values]
+    np.testing.assert_array_equal(expected["loss"], risks)
+    alone = tw.trajectory(files[::3])
+    np.testing.assert_array_equal(alone["params"], expected["params"])
+    assert np.isnan(alone["loss"]).all()
+    tw.pca_plane(problem, expected, components=1)
+
+
+class Harm:
+    def __reduce__(self):
+        return (print, ("unpickled",))
+
+
+def test_a_file_is_never_unpickled(training, tmp_path, capsys):
+    harmful = tmp_path / "harm.pt"
+    torch.save({"weight": Harm()}, harmful)
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Harm()))
+    for file in (harmful, tmp_path / "plain.pt"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about the file's format
+            with pytest.raises(InputError, match="never unpickled"):
+                tw.trajectory([file])
+    assert "unpickled" not in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line(training, tmp_path):
+    model, x, y = training
+    problem = tw.from_torch(model, nn.MSELoss(), x, y)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = model.state_dict()
+    for call, words in (
+        (lambda: tw.record(optimizer, model, record=["gradd"]).__enter__(), "did you mean 'grad'"),
+        (lambda: tw.record(3, model).__enter__(), "a step method was expected"),
+        (lambda: tw.record(optimizer, 3).__enter__(), "an nn.Module was expected"),
+        (lambda: tw.record(optimizer, model, every=0).__enter__(), "at least 1"),
+        (lambda: tw.trajectory([]), "no checkpoints"),
+        (lambda: tw.trajectory([tmp_path / "none.pt"]), "there is no file"),
+        (lambda: tw.trajectory([{"epoch": 3}]), "say under which key"),
+        (lambda: tw.trajectory([state], key="emma"), "unknown key of checkpoint 0"),
+        (lambda: tw.trajectory([{"0.weight": torch.ones(2)}], problem), "no entry '0.bias'"),
+        (lambda: tw.trajectory([{**state, "0.bias": torch.ones(2)}], problem), "expected \\(3,\\)"),
+        (lambda: tw.trajectory([state, state], steps=[1, 1]), "increasing whole number"),
+    ):
+        with pytest.raises(InputError, match=words) as raised:
+            call()
+        assert "\n" not in str(raised.value)
