@@ -136,7 +136,6 @@ def _given(yhat: Any, params: Params, x: Any) -> Any:
 
 
 def _row(tree: Any, i: int) -> Any:
-
     return jax.tree_util.tree_map(lambda tensor: tensor[i : i + 1], tree)
 
 
