@@ -250,6 +250,39 @@ def _lazy_scaling() -> Iterable[Work]:
     yield Work(2 * 2 * len(s.sweep) * s.steps, "steps of the sweep over α", smooth)
 
 
+@loop("edge-of-stability")
+def _edge_of_stability() -> Iterable[Work]:
+    s = make_settings("edge-of-stability", {})
+    x, y = torch.randn(s.n_samples, 2).double(), torch.randn(s.n_samples, 1).double()
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise((2, *[s.width] * s.depth, 1)):
+        layers += [nn.Linear(n_in, n_out), nn.Tanh()]
+    model = nn.Sequential(*layers[:-1]).double()
+    descents = len(s.lrs) + len(s.adam_lrs)
+    step = training(model, torch.optim.SGD, x, y, lr=0.01)
+    yield Work(descents * s.steps, "steps of gradient descent and Adam", step)
+    parameters = list(model.parameters())
+
+    def sharpnesses(k: int) -> list[float]:
+        """By power iteration, as notebooks do it: ten products of the Hessian with a vector."""
+        values = []
+        for _ in range(k):
+            vector = [torch.randn_like(p) for p in parameters]
+            slopes = torch.autograd.grad(
+                nn.functional.mse_loss(model(x), y), parameters, create_graph=True
+            )
+            for _ in range(10):
+                size = float(sum((v**2).sum() for v in vector)) ** 0.5
+                vector = [v / size for v in vector]
+                along = sum((g * v).sum() for g, v in zip(slopes, vector, strict=True))
+                vector = list(torch.autograd.grad(along, parameters, retain_graph=True))
+            values.append(float(sum((v**2).sum() for v in vector)) ** 0.5)
+        return values
+
+    measured = (descents + len(s.adam_lrs)) * (s.steps // s.every + 1)
+    yield Work(measured, "sharpnesses", sharpnesses, 100)
+
+
 @loop("lazy-1d")
 def _lazy_1d() -> Iterable[Work]:
     s = make_settings("lazy-1d", {})

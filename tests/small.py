@@ -45,6 +45,7 @@ SMALL = {
         "sweep": (10.0, 300.0, 1000.0),
     },
     "lazy-1d": {"points": 101, "alphas": (1.0, 100.0, 1000.0, 10000.0)},
+    "edge-of-stability": {"lrs": (0.1, 0.25), "adam_lrs": (0.01,), "steps": 400, "every": 10},
     "gradient-flow": {
         "runs": 8,
         "steps": 300,

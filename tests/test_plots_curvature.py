@@ -40,12 +40,12 @@ def test_sharpness_and_what_is_stable(problem):
     )
     ax = tw.plot.sharpness(path)
     lines = series(ax)
-    for lr, limit in ((0.05, 40), (0.1, 20)):
-        (mine,) = [
-            v for k, v in lines.items() if k.startswith(f"lr = {lr:g}") and "stable" not in k
-        ]
-        np.testing.assert_allclose(mine.get_ydata(), path["sharpness"].sel(lr=lr))
-        np.testing.assert_allclose(lines[f"lr = {lr:g}: stable below {limit}"].get_ydata(), limit)
+    for lr in (0.05, 0.1):
+        np.testing.assert_allclose(lines[f"lr = {lr:g}"].get_ydata(), path["sharpness"].sel(lr=lr))
+    for name, limit in (("stable below 40, 20", 40), ("_limit", 20)):
+        np.testing.assert_allclose(lines[name].get_ydata(), limit)
+    colors = [lines[name].get_color() for name in ("lr = 0.05", "stable below 40, 20")]
+    assert colors[0] == colors[1]
     assert faults(ax.figure) == []
     one = tw.plot.sharpness(path.isel(lr=0), title="One")
     assert "stable below 40" in series(one)
@@ -61,7 +61,7 @@ def test_a_schedules_threshold_moves(problem):
     )
     ax = tw.plot.sharpness(path, "sharp")
     np.testing.assert_allclose(
-        series(ax)["stable below"].get_ydata(), 20 * np.array([1, 2, 3, 4, 4])
+        series(ax)["limit of stability"].get_ydata(), 20 * np.array([1, 2, 3, 4, 4])
     )
     with pytest.raises(InputError, match="did you mean 'sharp'"):
         tw.plot.sharpness(path, "shap")

@@ -42,6 +42,7 @@ def density(
         label=style.plain(label) if label else "density",
         gid=f"{style.SERIES}-{taken}",
     )
+    style.drop_notes(ax)  # of the density before, which these include
     if y == "log":
         ax.set_yscale("log")
         drawn = [np.max(line.get_ydata()) for line in ax.lines]
@@ -90,25 +91,25 @@ def sharpness(
     limits = stability_threshold(path)
     steps = path["step"].values
     swept = [str(d) for d in limits.dims if d != "step"]
-    rows: list[tuple[str, xr.DataArray]] = []
-    for index in np.ndindex(*(limits.sizes[d] for d in swept)):
-        one = limits.isel(dict(zip(swept, index, strict=True)))
-        named = [f"{style.plain(d)} = {style.value_text(one[d].values[()])}" for d in swept]
-        rows.append((style.joined(*named), one))
-    for i, (who, limit) in enumerate(rows):
-        values = np.broadcast_to(np.asarray(limit.values, float), steps.shape)
-        text = "stable below" + (
-            f" {style.number(float(values[0]))}" if (values == values[0]).all() else ""
-        )
+    places = np.ndindex(*(limits.sizes[d] for d in swept))
+    rows = [limits.isel(dict(zip(swept, place, strict=True))) for place in places]
+    steady = [float(limit) for limit in rows if limit.ndim == 0]
+    text = "limit of stability"
+    if len(steady) == len(rows):
+        text = f"stable below {', '.join(map(style.number, steady))}"
+    for i, limit in enumerate(rows):
         ax.plot(
             steps,
-            values,
-            color="black",
-            ls=style.DASHES[1 + i % (len(style.DASHES) - 1)],
-            lw=1.0,
+            np.broadcast_to(np.asarray(limit.values, float), steps.shape),
+            color=style.style(i).color if len(rows) > 1 else "black",
+            ls=style.DIVERGED_DASH,
+            lw=1.4,
             zorder=1.5,
-            label=style.joined(who, text, by=": "),
+            label="_limit" if i else text,
         )
+    if y == "linear":  # room for the legend above curves that fill the width
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high + 0.35 * (high - low))
     style.legend(ax)
     return ax
 

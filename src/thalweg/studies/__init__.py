@@ -71,6 +71,10 @@ STUDIES = {
         "gradient_flow",
         "small and large steps, the flow they approximate, and which minimum every start reaches",
     ),
+    "edge-of-stability": (
+        "edge_of_stability",
+        "the Hessian's largest eigenvalue along descents: it rises to what the learning rate allows",
+    ),
 }
 # the command's `descend` is a study of the user's own data
 _OWN = {"fit": ("fit", "columns of a table, a model, and the way an optimizer took to fit it")}
