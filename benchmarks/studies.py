@@ -1,5 +1,5 @@
-"""How long each study takes: `python -m benchmarks.studies [STUDY ...]`; without a name, all of them,
-and docs/timings.md is written.
+"""How long each study takes: `python -m benchmarks.studies [STUDY ...]` measures those, or all of them,
+and puts their lines in docs/timings.md.
 
 Each study is run by the command with nothing compiled and once more with what the first kept, and in
 one process twice without drawing. Beside it stands the same work as the PyTorch loop that a notebook
@@ -80,34 +80,50 @@ def _unit(work: Work) -> float:
     return min(taken)
 
 
-def row(name: str) -> tuple[list[str], float, float]:
-    """A line of the table, and the seconds of the command, first time and again."""
+def row(name: str) -> list[str]:
+    """A line of the table."""
     cache = tools.scratch() / f"cache-{name}"
     cache.mkdir()
     first, again = commanding(name, cache), commanding(name, cache)
     cold, warm = tools.fresh("studies", "computing", name)
     loop, parts = tools.fresh("studies", "looping", name)
     numbers = [first, again, cold, warm, loop]
-    cells = [f"`{name}`", *map(seconds, numbers), ratio(loop / cold), ratio(loop / warm), parts]
-    return cells, first, again
+    return [f"`{name}`", *map(seconds, numbers), ratio(loop / cold), ratio(loop / warm), parts]
+
+
+def _measured() -> dict[str, list[str]]:
+    """The lines that the page has, by study."""
+    if not PAGE.exists():
+        return {}
+    lines = [
+        line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")
+    ]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {line[0].strip("`"): line for line in cells}
+
+
+def _total(rows: list[list[str]], column: int) -> str:
+    """The sum of a column of seconds, as far as their digits go."""
+    units = {"s": 1.0, "ms": 1e-3}
+    parts = (row[column].replace(",", "").split() for row in rows)
+    return seconds(sum(float(number) * units[unit] for number, unit in parts))
 
 
 def main(names: list[str]) -> int:
     from thalweg.studies import STUDIES
 
-    rows, totals = [], [0.0, 0.0]
+    found = _measured()
     for name in names or STUDIES:
         print(f"{name} …", file=sys.stderr)
-        cells, first, again = row(name)
-        print(" | ".join(cells), file=sys.stderr)
-        rows.append(cells)
-        totals[0] += first
-        totals[1] += again
+        found[name] = row(name)
+        print(" | ".join(found[name]), file=sys.stderr)
+    rows = [found[name] for name in STUDIES if name in found]
     page = "\n".join(
         [
             "# How long the studies take",
             "",
-            "`python -m benchmarks.studies` writes this page: every study at its default settings. *The "
+            "`python -m benchmarks.studies [STUDY ...]` writes this page: every study at its default "
+            "settings. *The "
             "command* is `thalweg run STUDY --out DIR` as a whole process, with its figures and its "
             "report; *first time* with nothing compiled before, *again* with the compiled programs that "
             "it keeps in the user's cache folder. *Computing alone* is `thalweg.studies.run` in a new "
@@ -119,16 +135,15 @@ def main(names: list[str]) -> int:
             "|" + "---|" * len(_HEAD),
             *("| " + " | ".join(cells) + " |" for cells in rows),
             "",
-            f"All commands one after the other: {seconds(totals[0])} the first time, "
-            f"{seconds(totals[1])} again.",
+            f"All commands one after the other: {_total(rows, 1)} the first time, "
+            f"{_total(rows, 2)} again.",
             "",
             *(f"- {line}" for line in tools.machine()),
             "",
         ]
     )
     print(page)
-    if not names:
-        PAGE.write_text(page, encoding="utf-8")
+    PAGE.write_text(page, encoding="utf-8")
     return 0
 
 
