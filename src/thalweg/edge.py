@@ -41,7 +41,7 @@ def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any
     point = layout.flatten(at.params)
 
     def product(vector: Any) -> Any:
-        return products.hessian_product(at.problem, layout, point, vector)
+        return products.whole_product("hessian", at.problem, layout, point, vector)
 
     if not preconditioned:
         return lanczos.leading(product, start, steps)

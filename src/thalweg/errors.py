@@ -39,6 +39,11 @@ class NotConverged(UserWarning):
         warnings.warn(message, cls, stacklevel=4)
 
 
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def optional(module: str, what: str, extra: str) -> Any:
     """Import a module of an optional library, as in
 

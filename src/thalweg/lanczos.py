@@ -34,9 +34,14 @@ class Pairs(NamedTuple):
     converged: bool
 
 
+def _vectors_for(count: int, size: int) -> int:
+    """How many Krylov vectors of `size` numbers are kept between restarts, for `count` eigenpairs."""
+    return min(size, max(2 * count + 20, 40))
+
+
 def room_for(count: int, size: int) -> int:
     """How many vectors of `size` numbers are held at once, to find `count` eigenpairs."""
-    return min(size, max(2 * count + 20, 40)) + count + 2
+    return _vectors_for(count, size) + count + 2
 
 
 def extreme(
@@ -110,7 +115,7 @@ class _Search:
     def run(self, count: int, only_above: float = -np.inf) -> Pairs:
         """The largest `count` pairs; none if, before the first restart, none lies `only_above`."""
         count = min(count, self.free)
-        most = min(self.free, max(2 * count + 20, 40))
+        most = _vectors_for(count, self.free)
         locked = self.locked
         basis = jnp.zeros((locked + most + 1, self.size), self.dtype)
         if self.found is not None:

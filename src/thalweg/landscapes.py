@@ -84,7 +84,11 @@ def landscape(
             "this problem has no expected risk; give it as Problem(..., expected=params -> scalar)."
         )
     with backend.on_device(device) as move:
-        there = move(problem).replace(init=problem.init, source=problem.source)
+        there = problem
+        if (
+            device is not None
+        ):  # a pytree's leaves alone are moved: what it is on the host comes after
+            there = move(problem).replace(init=problem.init, source=problem.source)
         variables = {}
         if curvature:
             variables = _curvature_at(there if penalty else there.replace(penalty=None), plane)

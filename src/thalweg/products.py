@@ -17,7 +17,7 @@ import numpy as np
 
 from thalweg.errors import InputError
 from thalweg.params import Layout
-from thalweg.problem import Problem, pointwise
+from thalweg.problem import Problem, pointwise, predicting
 from thalweg.programs import model_of, splits
 
 # The matrices by name: of second derivatives of the risk, and second moments of samples' gradients
@@ -107,17 +107,11 @@ def _gauss_newton(problem: Problem, layout: Layout, point: Any, vector: Any) -> 
         return problem.predict(layout.unflatten(w), problem.x)
 
     def loss(yhat: Any) -> Any:
-        return losses_of(problem.replace(predict=jax.tree_util.Partial(_given, yhat)), layout)(
-            point
-        ).sum()
+        return losses_of(predicting(problem, yhat), layout)(point).sum()
 
     yhat, change = jax.jvp(predicted, (point,), (vector,))
     bent = jax.jvp(jax.grad(loss), (yhat,), (change,))[1]
     return jax.vjp(predicted, point)[1](bent)[0]
-
-
-def _given(yhat: Any, params: Any, x: Any) -> Any:
-    return yhat
 
 
 def penalty_product(problem: Problem, layout: Layout, point: Any, vector: Any) -> Any:
@@ -126,13 +120,12 @@ def penalty_product(problem: Problem, layout: Layout, point: Any, vector: Any) -
     return jax.jvp(jax.grad(lambda w: penalty(layout.unflatten(w))), (point,), (vector,))[1]
 
 
-def hessian_product(problem: Problem, layout: Layout, point: Any, vector: Any) -> Any:
-    """The Hessian of the risk, with the penalty, on all samples at once."""
-    total = summed_product("hessian", problem, layout, point, vector)
-    total = total / count_of(problem, "hessian")
-    if problem.penalty is not None:
-        total = total + penalty_product(problem, layout, point, vector)
-    return total
+def whole_product(
+    kind: str, problem: Problem, layout: Layout, point: Any, vector: Any, center: Any = None
+) -> Any:
+    """A curvature matrix at `point` (p,) times `vector` (p,), on all samples at once."""
+    total = summed_product(kind, problem, layout, point, vector)
+    return _finished(problem, total, center, point, vector, kind=kind, layout=layout)
 
 
 # Compiled ------------------------------------------------------------------------------------
@@ -197,11 +190,7 @@ def product(
 def _together(
     problem: Problem, point: Any, vectors: Any, center: Any, *, kind: str, layout: Layout
 ) -> Any:
-    def one(vector: Any) -> Any:
-        total = summed_product(kind, problem, layout, point, vector)
-        return _finished(problem, total, center, point, vector, kind=kind, layout=layout)
-
-    return jax.vmap(one)(vectors)
+    return jax.vmap(lambda v: whole_product(kind, problem, layout, point, v, center))(vectors)
 
 
 def together(kind: str, problem: Problem, point: Any, vectors: Any, center: Any = None) -> Any:

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from thalweg.errors import InputError, optional, unknown
+from thalweg.errors import InputError, first_line, optional, unknown
 from thalweg.params import Params
-from thalweg.problem import Problem
+from thalweg.problem import Problem, predicting
 
 _BATCH_NORM = ("frozen", "recomputed")
 _CHECKED = 8  # samples on which the translation is compared with PyTorch's own numbers
@@ -126,13 +126,9 @@ def _as_torch(
     problem = problem if reduction else problem.replace(reduction=found)
     if problem.reduction == found:
         given = jax.tree_util.tree_map(lambda t: jnp.array(t.numpy()), yhat)
-        at_theirs = some.replace(predict=Partial(_given, given), reduction=found)
+        at_theirs = predicting(some, given).replace(reduction=found)
         _compare("losses", at_theirs.pointwise(some.params), torch.tensor(values))
     return problem
-
-
-def _given(yhat: Any, params: Params, x: Any) -> Any:
-    return yhat
 
 
 def _row(tree: Any, i: int) -> Any:
@@ -227,12 +223,11 @@ class _Forward:
             self.module = copy.deepcopy(module, memo).eval()
         except Exception as error:  # a module's own __deepcopy__ may fail in any way
             raise InputError(
-                f"the module cannot be copied ({_first_line(error)}); for weight or spectral norm use "
+                f"the module cannot be copied ({first_line(error)}); for weight or spectral norm use "
                 f"torch.nn.utils.parametrizations."
             ) from error
-        for layer in self.module.modules():  # the user's, which watch what is not theirs here
-            layer._forward_hooks.clear()
         for layer in self.module.modules():
+            layer._forward_hooks.clear()  # the user's, which would watch what is not theirs
             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
                 _set_policy(layer, batch_norm)
         copied = (*self.module.named_parameters(), *self.module.named_buffers())
@@ -291,10 +286,6 @@ def _numpy(tensor: Any) -> np.ndarray:
     return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and the named arguments that inputs stand for."""
     if isinstance(x, tuple):
@@ -310,7 +301,7 @@ class _PerSample:
 
         state = {}
         if isinstance(loss, torch.nn.Module):  # class weights are its buffers
-            state = {name: jnp.array(b.detach().cpu().numpy()) for name, b in loss.named_buffers()}
+            state = {name: jnp.array(_numpy(b)) for name, b in loss.named_buffers()}
 
         def call(state: Any, yhat: Any, y: Any) -> Any:
             if isinstance(loss, torch.nn.Module):

@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 
 from thalweg import blocks, inputs, results
-from thalweg.errors import InputError, optional, unknown
+from thalweg.errors import InputError, first_line, optional, unknown
+from thalweg.params import Layout
 from thalweg.problem import Problem
 
 _MEASURES = ("grad_norm", "movement", "relative_movement", "lr")
@@ -133,7 +134,9 @@ def trajectory(
     if problem is not None:
         loss = np.array([float(problem.risk(problem.unflatten(row))) for row in params])
     data = {"params": params, "loss": loss}
-    return _trajectory(at, _names(names, shapes), data, "completed", {"name": "checkpoints"})
+    if like is None:  # as a problem with these tensors has them
+        like = Layout.of({n: np.empty(s) for n, s in zip(names, shapes, strict=True)})
+    return _trajectory(at, like.names, data, "completed", {"name": "checkpoints"})
 
 
 # A loop as it runs ---------------------------------------------------------------------------
@@ -146,7 +149,7 @@ class _Tape:
         self, tensors: dict[str, Any], optimizer: Any, wanted: tuple[str, ...], every: int
     ) -> None:
         self.tensors, self.optimizer, self.wanted, self.every = tensors, optimizer, wanted, every
-        self.names = _names(list(tensors), [tuple(p.shape) for p in tensors.values()])
+        self.names = Layout.of({n: _array(p) for n, p in tensors.items()}).names
         self.hyperparameters = _hyperparameters(optimizer)
         self.start = self._now()
         self.step = 0
@@ -332,7 +335,7 @@ def _read(path: Path) -> Any:
     except Exception as error:  # torch raises what its readers do
         raise InputError(
             f"{path} cannot be read as weights alone, and a file is never unpickled: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"{first_line(error)}."
         ) from error
 
 
@@ -357,20 +360,9 @@ def _array(tensor: Any) -> np.ndarray:
     return np.array(np.asarray(tensor))
 
 
-def _names(names: list[str], shapes: list[tuple[int, ...]]) -> np.ndarray:
-    """The parameters' names, as a problem with these tensors has them."""
-    return np.array(
-        [
-            f"{name}[{','.join(map(str, index))}]" if shape else name
-            for name, shape in zip(names, shapes, strict=True)
-            for index in np.ndindex(*shape)
-        ]
-    )
-
-
 def _trajectory(
     steps: np.ndarray,
-    names: np.ndarray,
+    names: tuple[str, ...],
     data: dict[str, np.ndarray],
     status: str,
     optimizer: dict[str, Any],
@@ -405,4 +397,6 @@ def _trajectory(
         last_step=int(steps[-1]),
         interrupted=int(status == "interrupted"),
     )
-    return xr.Dataset(variables, coords={"step": steps.astype(int), "param": names}, attrs=attrs)
+    return xr.Dataset(
+        variables, coords={"step": steps.astype(int), "param": np.array(names)}, attrs=attrs
+    )

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, first_line, unknown
 
 SCHEMA_VERSION = 1
 
@@ -127,7 +127,7 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
             result.to_netcdf(scratch, engine="h5netcdf")
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"this result cannot be stored as netCDF: {_first_line(error)}."
+                f"this result cannot be stored as netCDF: {first_line(error)}."
             ) from error
     return Path(path)
 
@@ -171,7 +171,7 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             tree = tree.load()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a result: {_first_line(error)}.") from None
+        raise InputError(f"{path} is not a result: {first_line(error)}.") from None
     if not isinstance(tree.attrs.get("schema_version"), (int, np.integer)):
         raise InputError(f"{path} is not a Thalweg result: it has no schema_version.")
     if tree.attrs["schema_version"] > SCHEMA_VERSION:
@@ -202,10 +202,6 @@ def _as_saved(dataset: xr.Dataset) -> xr.Dataset:
 
 def _python(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_names(result: xr.Dataset | xr.DataTree) -> None:

@@ -148,7 +148,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     )
     ax = None
     for when in ("start", "end"):
-        if f"spectrum/{when}" in [node.path.lstrip("/") for node in tree.subtree]:
+        if when in tree["spectrum"].children:
             name = when if when == "start" else f"end, lr = {_last(descent):g}"
             ax = plots.density(results.part(tree, f"spectrum/{when}"), ax=ax, label=name)
     assert ax is not None
@@ -181,15 +181,15 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
     risen = descent["loss"].diff("step") > 0
     rises = risen.sum("step") / max(risen.sizes["step"], 1)
     rows = [("optimizer", "learning rate", "limit", "median sharpness / limit", "final loss")]
-    limits = {id(p): stability_threshold(p) for p in (descent, adam)}
     for name, path, shares in (("gradient descent", descent, share), ("Adam", adam, own)):
+        limits = stability_threshold(path).values
         for i, lr in enumerate(path["lr"].values):
             loss = path["loss"].values[-1, i]
             rows.append(
                 (
                     name,
                     f"{lr:g}",
-                    f"{float(limits[id(path)][i]):.4g}",
+                    f"{limits[i]:.4g}",
                     f"{float(shares[i]):.3f}",
                     "diverged" if path["status"].values[i] == "diverged" else f"{loss:.3g}",
                 )
