@@ -126,16 +126,44 @@ def test_the_fisher_information_of_classes_is_an_average_over_them():
     np.testing.assert_allclose(operator.dense(), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("size", [1, 7, 20])
 @pytest.mark.parametrize("kind", products.KINDS)
-def test_samples_stream(kind, size):
+def test_samples_stream(kind, size, masked):
     problem = made("mse", (3, 5, 4))
+    if masked:
+        problem = problem.take(np.arange(20), np.arange(20) % 3 > 0)
     vector = np.random.default_rng(1).standard_normal(problem.size)
     point = problem.flatten(problem.params)
     center = products.mean_gradient(problem, size, point) if kind == "covariance" else None
     whole = products.product(kind, problem, 20, point, vector, center)
     part = products.product(kind, problem, size, point, vector, center)
     np.testing.assert_allclose(part, whole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 97, 512, 1000])
+def test_parts_fit_a_pass_and_hardly_overlap(n, workers, monkeypatch):
+    monkeypatch.setattr(products, "_workers", lambda: workers)
+    monkeypatch.setattr(products, "_PASS", 64 * 30)  # of a model that counts 64 bytes a sample
+    x = np.linspace(-1, 1, n)
+    problem = tw.Problem(lambda w, x: w["a"] * x, "mse", x, x, params={"a": 0.0})
+    size = products.samples_at_a_time(problem)
+    parts = -(-n // size)
+    if n <= 30:
+        assert size == n
+        return
+    assert 1 <= size <= 30
+    assert parts * size < n + max(workers, 0.05 * n)
+
+    def one_pass(where, total):
+        taken = products.part(problem, where, size)
+        kept = taken.x if taken.mask is None else taken.x[taken.mask]
+        return np.append(total, kept)
+
+    shares = products.over_samples(problem, size, one_pass, lambda: np.empty(0))
+    assert len(shares) == min(workers, parts)
+    np.testing.assert_array_equal(np.concatenate(shares), x)  # each once, in order
 
 
 def test_samples_that_a_mask_leaves_out_do_not_count():

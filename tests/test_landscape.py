@@ -429,8 +429,9 @@ def test_a_device_by_its_name():
             tw.landscape(problem, plane, device=device)
 
 
-def test_point_by_point_is_the_same(monkeypatch):
-    """As a model too large for chunks of points is evaluated."""
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_point_by_point_is_the_same(monkeypatch, workers):
+    """As a model too large for chunks of points is evaluated: in parts, that workers share."""
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((23, 3)), rng.standard_normal(23)
     problem = tw.Problem(dot, "mse", x, y, params={"w": np.ones(3)}, penalty=norm2, expected=norm2)
@@ -438,11 +439,30 @@ def test_point_by_point_is_the_same(monkeypatch):
     risks = ("empirical", "expected", "pointwise")
     plain = {p: tw.landscape(problem, plane, risks, penalty=p) for p in (True, False)}
     monkeypatch.setattr(landscapes, "_ACTIVATIONS", 1)
-    monkeypatch.setattr(passes, "_ACTIVATIONS", 64 * 5)
+    monkeypatch.setattr(passes, "_PASS", 64 * 5)
+    monkeypatch.setattr(passes, "_workers", lambda: workers)
+    assert passes.samples_at_a_time(problem) <= 5
     for penalty, expected in plain.items():
         found = tw.landscape(problem, plane, risks, penalty=penalty)
         for risk in risks:
             np.testing.assert_allclose(found[risk], expected[risk], rtol=1e-12)
+
+
+def test_workers_wait_for_one_compilation(monkeypatch, compilations):
+    x = np.linspace(-1, 1, 40)[:, None]
+    problem = tw.Problem(dot, "mse", x, x[:, 0], params={"w": np.ones(1)})
+    plane = tw.random_plane(problem, problem.params, vectors=True, points=3)
+    monkeypatch.setattr(landscapes, "_ACTIVATIONS", 1)
+    monkeypatch.setattr(passes, "_PASS", 64 * 5)
+    counts = []
+    for workers in (1, 4):
+        monkeypatch.setattr(passes, "_workers", lambda workers=workers: workers)
+        landscapes._losses.clear_cache()
+        compilations.clear()
+        tw.landscape(problem, plane)
+        counts.append(len(compilations))
+        assert landscapes._losses._cache_size() == 1
+    assert 1 <= counts[1] <= counts[0]
 
 
 def dot(w, x):

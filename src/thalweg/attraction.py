@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -97,7 +96,7 @@ def basins(
     if scale == 0:
         raise InputError("basins needs a plane with more than one point.")
     crowd = _Crowd(problem, optimizer, starts, scale)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(backend.cores()) as pool:
         crowd.look(0)
         _, interrupted = blocks.until(
             steps,

@@ -21,12 +21,22 @@ if "JAX_ENABLE_X64" not in os.environ:
     jax.config.update("jax_enable_x64", True)
 
 
+def device() -> Any:
+    """The device computations run on, of jax.devices()."""
+    chosen = getattr(jax.config, "jax_default_device", None) or jax.devices()[0]
+    return jax.devices(chosen)[0] if isinstance(chosen, str) else chosen
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def device_name() -> str:
     """The device computations run on, as `platform:kind`."""
-    device = getattr(jax.config, "jax_default_device", None) or jax.devices()[0]
-    if isinstance(device, str):
-        device = jax.devices(device)[0]
-    return f"{device.platform}:{device.device_kind}"
+    return f"{device().platform}:{device().device_kind}"
 
 
 def keep_compiled(folder: Path) -> None:

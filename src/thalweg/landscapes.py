@@ -257,27 +257,27 @@ def _point_by_point(
 
     def at_point(index: int) -> dict[str, Any]:
         place = np.unravel_index(index, plane.shape)
-        shifts = [
-            c[i] * d for c, i, d in zip(plane.coordinates, place, plane.directions, strict=True)
-        ]
-        params = layout.unflatten(plane.origin + sum(shifts))
+        where = np.array(plane.origin, float)
+        for c, i, d in zip(plane.coordinates, place, plane.directions, strict=True):
+            where += c[i] * d
+        point = jnp.asarray(where, layout.dtype)
         found: dict[str, Any] = {}
-        parts: list[Any] = []
 
-        def add(part: Problem, sofar: Any) -> Any:
-            losses, added = _losses(part, params)
-            parts.append(losses if "pointwise" in wanted else None)
-            return sofar + added
+        def add(taken: Any, sofar: Any) -> Any:
+            losses, added = _losses(problem, taken, point, layout=layout, size=size)
+            rows, total = sofar
+            return [*rows, losses] if "pointwise" in wanted else rows, total + added
 
         if {"empirical", "pointwise"} & set(wanted):
-            sofar = products.over_samples(problem, size, add, 0.0)
+            totals = products.over_samples(problem, size, add, lambda: ([], 0.0))
+            total = sum(total for _, total in totals)
             mean = problem.reduction == "mean"
-            found["empirical"] = sofar / max(problem.n_samples, 1) if mean else sofar
-            found["pointwise"] = parts
+            found["empirical"] = total / max(problem.n_samples, 1) if mean else total
+            found["pointwise"] = [losses for rows, _ in totals for losses in rows]
             if penalty and problem.penalty is not None:
-                found["empirical"] += _penalty(problem, params)
+                found["empirical"] += _penalty(problem, layout.unflatten(point))
         if "expected" in wanted:
-            found["expected"] = problem.expected(params, penalty=penalty)
+            found["expected"] = problem.expected(layout.unflatten(point), penalty=penalty)
         return found
 
     def collect(start: int, count: int, found: list[dict[str, Any]]) -> None:
@@ -298,11 +298,14 @@ def _point_by_point(
     return values, interrupted
 
 
-@jax.jit
-def _losses(problem: Problem, params: Any) -> tuple[Any, Any]:
-    """The pointwise risks of a part of the data, and their sum in float64 of those not masked out."""
-    losses = pointwise(problem, params)
-    counted = losses if problem.mask is None else jnp.where(problem.mask, losses, 0)
+@partial(jax.jit, static_argnames=("layout", "size"))
+def _losses(
+    problem: Problem, where: Any, point: Any, *, layout: Layout, size: int
+) -> tuple[Any, Any]:
+    """The pointwise risks of a part of the data, and the sum in float64 of those that count."""
+    there = products.part(problem, where, size)
+    losses = pointwise(there, layout.unflatten(point))
+    counted = losses if there.mask is None else jnp.where(there.mask, losses, 0)
     return losses, counted.astype(float).sum()
 
 

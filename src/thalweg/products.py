@@ -8,6 +8,7 @@ called from the host one by one: convolutions inside a compiled loop are many ti
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thalweg import backend
 from thalweg.errors import InputError
 from thalweg.params import Layout
 from thalweg.problem import Problem, pointwise, predicting
@@ -24,7 +26,10 @@ from thalweg.programs import model_of, splits
 _OF_THE_RISK = ("hessian", "gauss_newton")
 KINDS = (*_OF_THE_RISK, "second_moment", "covariance")
 
-_ACTIVATIONS = 256 * 2**20  # bytes of activations that a pass may hold
+_ACTIVATIONS = 256 * 2**20  # bytes of activations that products computed together may hold
+# Measured on two cores: from 16 to 64 MiB it is all the same, above that a pass leaves the caches.
+_PASS = 32 * 2**20  # bytes of activations of one pass
+_WORKERS = 8  # passes at a time, at most
 
 
 def _sample_bytes(problem: Problem) -> int:
@@ -39,30 +44,68 @@ def at_once(problem: Problem) -> int:
     return max(1, _ACTIVATIONS // (_sample_bytes(problem) * max(problem.n_samples, 1)))
 
 
+def _workers() -> int:
+    """How many passes run side by side: on the CPU as many as there are cores. An operation that all
+    cores share ends with the slowest of them; passes that have a core each wait for no other."""
+    return min(backend.cores(), _WORKERS) if backend.device().platform == "cpu" else 1
+
+
 def samples_at_a_time(problem: Problem) -> int:
-    """How many samples a pass takes: all of them if there is room, or if the model mixes them; else as few
-    equal parts as there is room for, so that hardly any sample is computed twice."""
+    """How many samples a pass takes: all of them if there is room, or if the model mixes them; else equal
+    parts, as many for each worker, of such a size that hardly any sample is computed twice."""
     n = problem.n_samples
-    most = max(1, _ACTIVATIONS // _sample_bytes(problem))
-    size = -(-n // -(-n // most)) if n else 0
-    return size if size < n and splits(problem, size) else n
+    fewest = -(-n * _sample_bytes(problem) // _PASS)
+    if fewest <= 1:
+        return n
+    workers = _workers()
+    each = -(-fewest // workers)
+    parts = min(
+        (workers * k for k in range(each, 2 * each + 1)), key=lambda parts: -(-n // parts) * parts
+    )
+    size = -(-n // parts)
+    return size if splits(problem, size) else n
 
 
 def over_samples(
-    problem: Problem, size: int, one_pass: Callable[[Problem, Any], Any], total: Any
-) -> Any:
-    """`total` after one_pass(part of the problem, total) on all parts of `size` samples."""
+    problem: Problem, size: int, one_pass: Callable[[Any, Any], Any], start: Callable[[], Any]
+) -> list[Any]:
+    """What one_pass(where, so far) has made of start() after all parts of `size` samples, for `part` to find
+    `where`: one such total from each of the workers, who take successive runs of parts, in the order of
+    the data."""
+    n = problem.n_samples
+    here = backend.device()  # a thread does not inherit it
+
+    def work(begins: range) -> Any:
+        with jax.default_device(here):
+            total = start()
+            for begin in begins:
+                # The last part starts early and leaves out what was counted before: one program.
+                total = one_pass((np.int64(min(begin, n - size)), np.int64(begin)), total)
+            return jax.block_until_ready(total)
+
+    begins = range(0, max(n, 1), max(size, 1))
+    each = -(-len(begins) // _workers())
+    shares = [begins[k : k + each] for k in range(0, len(begins), each)]
+    if len(shares) == 1:
+        return [work(begins)]
+    with ThreadPoolExecutor(len(shares)) as pool:
+        return list(pool.map(work, shares))
+
+
+def part(problem: Problem, where: Any, size: int) -> Problem:
+    """The problem on the `size` samples that a pass takes; inside a trace."""
     n = problem.n_samples
     if size >= n:
-        return one_pass(problem, total)
-    for start in range(0, n, size):
-        # The last part starts early and leaves out what was counted before: one shape, one program.
-        first = min(start, n - size)
-        part = problem.take(np.arange(first, first + size))
-        fresh = np.arange(first, first + size) >= start
-        mask = fresh if problem.mask is None else fresh & problem.mask[first : first + size]
-        total = one_pass(part.replace(mask=jnp.asarray(mask)), total)
-    return total
+        return problem
+    first, begin = where
+    x, y, mask = jax.tree_util.tree_map(
+        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, size),
+        (problem.x, problem.y, problem.mask),
+    )
+    if n % size:
+        fresh = first + jnp.arange(size) >= begin
+        mask = fresh if mask is None else fresh & mask
+    return problem.replace(x=x, y=y, mask=mask)
 
 
 def count_of(problem: Problem, kind: str) -> Any:
@@ -131,11 +174,13 @@ def whole_product(
 # Compiled ------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=("kind", "layout"), donate_argnames="total")
+@partial(jax.jit, static_argnames=("kind", "layout", "size"), donate_argnames="total")
 def _add_product(
-    problem: Problem, total: Any, point: Any, vector: Any, *, kind: str, layout: Layout
-) -> Any:
-    return total + summed_product(kind, problem, layout, point, vector).astype(total.dtype)
+    problem: Problem, where: Any, total: Any, point: Any, vector: Any,
+    *, kind: str, layout: Layout, size: int,
+) -> Any:  # fmt: skip
+    there = part(problem, where, size)
+    return total + summed_product(kind, there, layout, point, vector).astype(total.dtype)
 
 
 @partial(jax.jit, static_argnames=("kind", "layout"))
@@ -157,9 +202,11 @@ def _finished(
     return product.astype(vector.dtype)
 
 
-@partial(jax.jit, static_argnames="layout", donate_argnames="total")
-def _add_gradient(problem: Problem, total: Any, point: Any, *, layout: Layout) -> Any:
-    losses = losses_of(problem, layout)
+@partial(jax.jit, static_argnames=("layout", "size"), donate_argnames="total")
+def _add_gradient(
+    problem: Problem, where: Any, total: Any, point: Any, *, layout: Layout, size: int
+) -> Any:
+    losses = losses_of(part(problem, where, size), layout)
     return total + jax.grad(lambda w: losses(w).sum())(point).astype(total.dtype)
 
 
@@ -179,10 +226,12 @@ def product(
     """A curvature matrix at `point` (p,) times `vector` (p,), with `size` samples at a time."""
     layout = problem.layout
 
-    def add(part: Problem, total: Any) -> Any:
-        return _add_product(part, total, point, vector, kind=kind, layout=layout)
+    def add(where: Any, total: Any) -> Any:
+        return _add_product(
+            problem, where, total, point, vector, kind=kind, layout=layout, size=size
+        )
 
-    total = over_samples(problem, size, add, jnp.zeros(point.shape))
+    total = sum(over_samples(problem, size, add, lambda: jnp.zeros(point.shape)))
     return _finished(problem, total, center, point, vector, kind=kind, layout=layout)
 
 
@@ -201,10 +250,10 @@ def together(kind: str, problem: Problem, point: Any, vectors: Any, center: Any 
 def mean_gradient(problem: Problem, size: int, point: Any) -> Any:
     """The mean of the pointwise risks' gradients (p,), without the penalty."""
 
-    def add(part: Problem, total: Any) -> Any:
-        return _add_gradient(part, total, point, layout=problem.layout)
+    def add(where: Any, total: Any) -> Any:
+        return _add_gradient(problem, where, total, point, layout=problem.layout, size=size)
 
-    total = over_samples(problem, size, add, jnp.zeros(point.shape))
+    total = sum(over_samples(problem, size, add, lambda: jnp.zeros(point.shape)))
     return (total / count_of(problem, "covariance")).astype(point.dtype)
 
 
