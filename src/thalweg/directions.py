@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from thalweg import blocks, curvature, inputs
+from thalweg import blocks, curvature, inputs, names
 from thalweg.errors import InputError, unknown
 from thalweg.params import Params
 from thalweg.planes import Plane, Points, counts_of, grid_of, line, point_of
@@ -174,6 +174,8 @@ def pca_plane(
 
 def _iterates(problem: Problem, path: Any) -> np.ndarray:
     """The finite iterates (n, p) of a path, step by step within each member."""
+    if isinstance(path, (xr.Dataset, xr.DataArray)) and not names.same(path, problem.names):
+        raise InputError("the path has other parameters than the problem.")
     if isinstance(path, xr.Dataset):
         if "params" not in path:
             raise InputError(
@@ -183,8 +185,6 @@ def _iterates(problem: Problem, path: Any) -> np.ndarray:
         lost = path["status"] == "diverged"
         path = path["params"] if lost.all() else path["params"].where(~lost)
     if isinstance(path, xr.DataArray):
-        if "param" in path.coords and tuple(path["param"].values) != problem.names:
-            raise InputError("the path has other parameters than the problem.")
         last = [d for d in ("step", "param") if d in path.dims]
         others = [d for d in path.dims if d not in last]
         path = path.transpose(*others, *last).values

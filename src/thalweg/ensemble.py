@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import xarray as xr
 
+from thalweg import names
 from thalweg.errors import InputError
 from thalweg.inputs import whole_number
 from thalweg.optimizers.base import Optimizer
@@ -124,10 +125,10 @@ def members(
 
 def check_same_parameters(what: str, path: xr.Dataset, problem: Problem) -> None:
     """An error unless a trajectory is over the problem's parameters."""
-    names = tuple(path["param"].values)
-    if names != problem.names:
+    there = names.found(path)
+    if there != problem.names:
         raise InputError(
-            f"{what} is a trajectory over the parameters {names[:8]}; the problem's are "
+            f"{what} is a trajectory over the parameters {(there or ())[:8]}; the problem's are "
             f"{problem.names[:8]}."
         )
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, inputs, observables, results
+from thalweg import backend, blocks, inputs, names, observables, results
 from thalweg.ensemble import Members, members
 from thalweg.errors import InputError
 from thalweg.integrator import DIVERGED, EXPLICIT, GAVE_UP, STIFF, Flow, begin, block, observe
@@ -272,7 +272,7 @@ class _Job:
         coords = {
             "step": steps,
             "time": ("step", self.times[: len(steps)]),
-            "param": np.array(self.layout.names),
+            **names.coords(self.layout.names),
             **self.who.coords,
         }
         attrs = results.provenance(

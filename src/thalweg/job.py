@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, observables, results, sampling
+from thalweg import backend, blocks, names, observables, results, sampling
 from thalweg.ensemble import Members, member_vectors
 from thalweg.errors import InputError
 from thalweg.logbook import Record, storable
@@ -221,7 +221,7 @@ class Job:
             data[f"schedule_{name}"] = (("update",), table)
         if with_batches:
             data["batch"] = self._batches()
-        coords = {"step": self.record.steps, "param": np.array(self.layout.names), **who.coords}
+        coords = {"step": self.record.steps, **names.coords(self.layout.names), **who.coords}
         attrs = results.provenance(
             "trajectory",
             settings,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thalweg import backend as _backend  # noqa: F401  (64-bit mode, before any array is made)
+from thalweg import names
 from thalweg.errors import InputError, unknown
 
 Params = Any
@@ -77,13 +78,9 @@ class Layout:
         return jnp.result_type(*self.dtypes) if self.dtypes else np.dtype(float)
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Sequence[str]:
         """One name a parameter: the leaf's own where it is a scalar, else with its index."""
-        return tuple(
-            f"{name}[{','.join(map(str, index))}]" if shape else name
-            for name, shape in zip(self.leaf_names, self.shapes, strict=True)
-            for index in product(*map(range, shape))
-        )
+        return names.names_of(zip(self.leaf_names, self.shapes, strict=True))
 
     def index(self, name: str) -> int:
         """The place of the parameter called `name` in the flattened vector."""

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from thalweg import results
+from thalweg import names, results
 from thalweg.errors import InputError, unknown
 from thalweg.params import Params
 from thalweg.problem import Problem
@@ -39,7 +39,7 @@ class Plane:
     coordinates: tuple[Float[np.ndarray, " n"], ...]
     origin: Float[np.ndarray, " p"]
     directions: Float[np.ndarray, "k p"]
-    names: tuple[str, ...]
+    names: Sequence[str]
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Plane:
             coords={
                 "direction": np.array(self.axes),
                 "other": np.array(self.axes),
-                "param": np.array(self.names),
+                **names.coords(self.names),
                 **dict(zip(self.axes, self.coordinates, strict=True)),
             }
         ).coords
@@ -191,7 +191,7 @@ def point_of(problem: Problem, params: Params, needed: bool = True) -> np.ndarra
                 )
             return np.zeros(problem.size)
     if isinstance(params, xr.DataArray):
-        if "param" in params.coords and tuple(params["param"].values) != problem.names:
+        if not names.same(params, problem.names):
             raise InputError("a point of the plane has other parameters than the problem.")
         params = params.values
     if isinstance(params, (np.ndarray, jax.Array)) and params.shape == (problem.size,):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -207,8 +207,9 @@ class Problem:
         return Layout.of(jax.eval_shape(self.init, jax.random.key(0)))
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The parameters' names, in the order of JAX's leaves (dictionaries sorted by key)."""
+    def names(self) -> Sequence[str]:
+        """The parameters' names, in the order of JAX's leaves (dictionaries sorted by key): a tuple; of
+        more than 65,536 parameters a sequence that makes each name when it is asked for."""
         return self.layout.names
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import xarray as xr
 
 from thalweg import blocks, inputs, results
 from thalweg.errors import InputError, first_line, optional, unknown
+from thalweg.names import coords
 from thalweg.params import Layout
 from thalweg.problem import Problem
 
@@ -362,7 +363,7 @@ def _array(tensor: Any) -> np.ndarray:
 
 def _trajectory(
     steps: np.ndarray,
-    names: tuple[str, ...],
+    names: Sequence[str],
     data: dict[str, np.ndarray],
     status: str,
     optimizer: dict[str, Any],
@@ -397,6 +398,4 @@ def _trajectory(
         last_step=int(steps[-1]),
         interrupted=int(status == "interrupted"),
     )
-    return xr.Dataset(
-        variables, coords={"step": steps.astype(int), "param": np.array(names)}, attrs=attrs
-    )
+    return xr.Dataset(variables, coords={"step": steps.astype(int), **coords(names)}, attrs=attrs)

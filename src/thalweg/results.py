@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from thalweg import names
 from thalweg.errors import InputError, first_line, unknown
 
 SCHEMA_VERSION = 1
@@ -29,6 +30,7 @@ SCHEMA_VERSION = 1
 RESERVED_DIMS = (
     "step",
     "param",
+    "tensor",
     "run",
     "sample",
     "direction",
@@ -284,6 +286,7 @@ def project(plane: xr.Dataset, path: xr.Dataset | xr.DataArray | np.ndarray) -> 
 
 def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
     """The points of a trajectory, or of an array, that may be drawn on a plane."""
+    given, own = path, names.found(plane)
     if isinstance(path, xr.Dataset):
         if "params" not in path:
             raise InputError(
@@ -299,7 +302,7 @@ def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
             f"the points must have the plane's {plane.sizes['param']} parameters; they have "
             f"{dict(path.sizes)}."
         )
-    if "param" in path.coords and list(path["param"].values) != list(plane["param"].values):
+    if own and isinstance(given, (xr.Dataset, xr.DataArray)) and not names.same(given, own):
         raise InputError("the points and the plane have different parameters.")
     return path
 

@@ -155,7 +155,7 @@ def path3d(
     return canvas.figure(title, {"scene": scene}, [(row, int(track.step[row])) for row in rows])
 
 
-def _three(known: list[str], names: Sequence[str] | None) -> list[str]:
+def _three(known: Sequence[Any], names: Sequence[str] | None) -> Sequence[str]:
     given = known[:3] if names is None else list(names)
     for name in given:
         if name not in known:

@@ -9,13 +9,13 @@ import numpy as np
 import xarray as xr
 from matplotlib.colors import to_hex
 
-from thalweg import results
+from thalweg import names, results
 from thalweg.errors import InputError
 from thalweg.plots import bands, paths, style
 from thalweg.plots.bands import Bands
 from thalweg.plots.canvas import CAMERA, Canvas, axis, plain
 from thalweg.plots.ground import Ground
-from thalweg.plots.tracks import Track
+from thalweg.plots.tracks import IN_HOVER, Track
 
 _FLOOR = 0.15  # of the surface's height: how far below it the floor lies
 _LIFT = 0.015  # of the picture's height: how far above the surface paths and points are drawn
@@ -109,9 +109,8 @@ def draw_path(
 ) -> list[tuple[int, int]]:
     """The path on the contours, on the surface and on the floor; returns the slider's rows and steps."""
     track = Track.of(path, label)
-    points = xr.DataArray(
-        track.params, dims=("step", "run", "param"), coords={"param": track.names}
-    )
+    results.points_of(landscape, path)  # of the same parameters
+    points = xr.DataArray(track.params, dims=("step", "run", "param"))
     with np.errstate(all="ignore"):  # a run on its way to infinity
         where = results.project(landscape, points)
         off = paths.off_plane(landscape, track.params, where)
@@ -173,7 +172,8 @@ def draw_point(
         canvas.note(f"{text} lies outside the window")
         return
     height = ground.at(x, y)
-    told = dict(zip(map(str, landscape["param"].values), np.asarray(point, float), strict=True))
+    there = (names.found(landscape) or ())[:IN_HOVER]
+    told = dict(zip(there, np.asarray(point, float), strict=False))
     told["height here"] = height
     off = paths.off_plane(landscape, point, where)
     if off:

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from thalweg import results
+from thalweg import names, results
 from thalweg.errors import InputError
 from thalweg.plots import curves, members, style
 
@@ -87,7 +87,8 @@ def movement_by_parameter(
 def _records(path: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
     """The record of each tensor: along `param` where each parameter is a number, else a variable."""
     if name in path and "param" in path[name].dims:
-        return {str(p): path[name].sel(param=p) for p in path["param"].values}
+        each = names.found(path) or range(path.sizes["param"])
+        return {str(p): path[name].isel(param=i) for i, p in enumerate(each)}
     prefix = f"{name}_"
     found = {
         str(key).removeprefix(prefix): record
@@ -115,6 +116,6 @@ def _median(values: np.ndarray) -> np.ndarray:
 
 def _starts_at_zero(path: xr.Dataset, tensor: str) -> bool:
     """Whether a tensor is zero at some member's start."""
-    own = [name == tensor or name.startswith(f"{tensor}[") for name in path["param"].values]
+    own = names.slices(names.found(path) or ())[tensor]
     start = path["start"].transpose("param", ...).values[own]
     return not start.any(axis=0).all()

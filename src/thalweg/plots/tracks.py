@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from thalweg import results
+from thalweg import names, results
 from thalweg.errors import InputError
 from thalweg.plots import members, style
 from thalweg.plots.canvas import Canvas, plain
@@ -18,7 +18,7 @@ _ITERATES = 2_500  # of all members together
 _FEWEST = 20  # of each member, however many there are
 _FRAMES = 60
 _POSITIONS = 30_000  # of all members in all frames
-_IN_HOVER = 12  # parameters that a hover names one by one
+IN_HOVER = 12  # parameters that a hover names one by one
 _DASHES = ("solid", "dash", "dashdot", "dot", "longdash")
 _BESIDE = ("top center", "bottom center", "middle right", "middle left")
 
@@ -54,7 +54,7 @@ class Track:
     loss: np.ndarray
     lost: np.ndarray
     series: list[Series]
-    names: list[str]
+    names: Sequence[Any]
     note: str
 
     @classmethod
@@ -81,7 +81,7 @@ class Track:
             loss=chosen["loss"].transpose("step", *dims).values.reshape(n, count),
             lost=lost,
             series=_series(path, label, lost),
-            names=[str(name) for name in path["param"].values],
+            names=names.found(path) or range(p),
             note=f"{n:,} of {total:,} recorded steps are drawn" if n < total else "",
         )
 
@@ -95,7 +95,7 @@ class Track:
 
         `more` are arrays (n, members) by name.
         """
-        chosen = self.names[:_IN_HOVER]
+        chosen = self.names[:IN_HOVER]
         told = {
             "loss": self.loss,
             **(more or {}),

@@ -1,0 +1,114 @@
+"""The parameters' names: one for each number, spelt out where there are few enough to read.
+
+The names of a million parameters take more memory than the parameters, and nobody reads them. Results
+of large models have the names and shapes of their tensors instead, which say the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, product
+from typing import Any, overload
+
+import numpy as np
+
+FEW = 2**16  # parameters; above, names are made when they are asked for
+
+Tensor = tuple[str, tuple[int, ...]]
+
+
+class Names(Sequence[str]):
+    """The names of many parameters, each made when it is asked for."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.tensors = tuple(tensors)
+        self._ends = tuple(accumulate(math.prod(shape) for _, shape in self.tensors))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[str]:
+        for name, shape in self.tensors:
+            yield from _entries(name, shape)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, at: int | slice) -> str | tuple[str, ...]:
+        if isinstance(at, slice):
+            return tuple(self[i] for i in range(*at.indices(len(self))))
+        place = range(len(self))[at]
+        which = int(np.searchsorted(self._ends, place, side="right"))
+        name, shape = self.tensors[which]
+        place -= self._ends[which - 1] if which else 0
+        return _entry(name, np.unravel_index(place, shape) if shape else None)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Names):
+            return self.tensors == other.tensors
+        return isinstance(other, tuple) and len(other) == len(self) and tuple(self) == other
+
+    def __hash__(self) -> int:
+        return hash(self.tensors)
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} names: {', '.join(map(repr, self[:3]))}, …>"
+
+
+def _entry(name: str, index: Iterable[Any] | None) -> str:
+    return name if index is None else f"{name}[{','.join(str(int(i)) for i in index)}]"
+
+
+def _entries(name: str, shape: tuple[int, ...]) -> Iterator[str]:
+    return (_entry(name, index if shape else None) for index in product(*map(range, shape)))
+
+
+def names_of(tensors: Iterable[Tensor]) -> Sequence[str]:
+    """One name a parameter: a tensor's own where it is a number, else with its index."""
+    names = Names(tensors)
+    return tuple(names) if len(names) <= FEW else names
+
+
+# In a result ---------------------------------------------------------------------------------
+
+
+def coords(names: Sequence[str]) -> dict[str, Any]:
+    """What a result says of its parameters' names, as coordinates."""
+    if not isinstance(names, Names):
+        return {"param": np.array(names)}
+    return {
+        "tensor": np.array([name for name, _ in names.tensors]),
+        "tensor_shape": ("tensor", np.array([json.dumps(shape) for _, shape in names.tensors])),
+    }
+
+
+def found(result: Any) -> Sequence[str] | None:
+    """The parameters' names in a result, an array or their coordinates; None if it does not say."""
+    if "tensor_shape" in result.coords:
+        tensors = zip(result["tensor"].values, result["tensor_shape"].values, strict=True)
+        return Names((str(name), tuple(json.loads(str(shape)))) for name, shape in tensors)
+    if "param" in result.coords:
+        return tuple(map(str, result["param"].values))
+    return None
+
+
+def same(result: Any, names: Sequence[str]) -> bool:
+    """Whether a result is over the parameters `names`, as far as it says."""
+    there = found(result)
+    return there is None or there == names
+
+
+def slices(names: Sequence[str]) -> Mapping[str, slice]:
+    """Where each tensor's parameters lie among them."""
+    if not isinstance(names, Names):
+        tensors = [name.partition("[")[0] for name in names]
+        begins = {name: tensors.index(name) for name in dict.fromkeys(tensors)}
+        return {name: slice(at, at + tensors.count(name)) for name, at in begins.items()}
+    ends = names._ends
+    return {
+        name: slice(end - math.prod(shape), end)
+        for (name, shape), end in zip(names.tensors, ends, strict=True)
+    }
