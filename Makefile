@@ -40,12 +40,18 @@ lint: .venv/tests-installed
 	$(BIN)/ruff check src tests benchmarks docs/*.py notebooks
 	$(BIN)/pyright
 
-bench: .venv/tests-installed
-	$(BIN)/python -m benchmarks
+bench: .venv-bench/installed
+	.venv-bench/bin/python -m benchmarks
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[all]'
+	touch $@
+
+# The packages that the benchmarks are run against have an environment of their own.
+.venv-bench/installed: pyproject.toml benchmarks/requirements.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --editable '.[test]' --requirement benchmarks/requirements.txt
 	touch $@
 
 .venv/tests-installed: pyproject.toml .venv/installed
@@ -62,4 +68,4 @@ notebooks: .venv/tests-installed
 	touch $@
 
 clean:
-	rm -rf .venv out build
+	rm -rf .venv .venv-bench out build

@@ -1,4 +1,5 @@
-"""Planes through a large convolutional network, against PyTorch's own forward passes."""
+"""Planes through networks: a middling one against the loss-landscapes package, a large convolutional one
+against PyTorch's own forward passes."""
 
 from __future__ import annotations
 
@@ -9,9 +10,120 @@ from typing import Any
 import numpy as np
 
 import thalweg as tw
-from benchmarks.harness import Contender, Race, case
+from benchmarks import tools
+from benchmarks.harness import Contender, Gauge, Race, case
 
+SAMPLES, SIDE = 1000, 41
 IMAGES, BATCH, POINTS = 512, 128, 3
+
+
+@case
+def middling_landscape() -> Iterator[Race]:
+    """A network of 10-64-64-3 on 1,000 samples, in 41 × 41 points of one and the same plane."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    layers = [nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)]
+    model = nn.Sequential(*layers)
+    x, y = torch.randn(SAMPLES, 10), torch.randint(0, 3, (SAMPLES,))
+    loss = nn.CrossEntropyLoss()
+    problem = tw.from_torch(model, loss, x, y)
+    missing = tools.missing("loss-landscapes")
+    origin = problem.flatten(problem.params)
+    directions = np.random.default_rng(0).standard_normal((2, problem.size))
+    if not missing:
+        directions = _their_directions(model, problem)
+    # They evaluate their even rows from 1 − n/2 to n/2, the odd ones from −n/2 to n/2 − 1.
+    steps = np.arange(SIDE) - SIDE / 2
+    plane = tw.Plane(("one", "two"), (steps, steps + 1), origin, directions, problem.names)
+
+    def ours() -> np.ndarray:
+        return tw.landscape(problem, plane)["empirical"].values
+
+    def theirs() -> np.ndarray:
+        import loss_landscapes
+        from loss_landscapes.metrics import Loss
+
+        torch.manual_seed(1)
+        return loss_landscapes.random_plane(
+            model, Loss(loss, x, y), steps=SIDE, deepcopy_model=True
+        )
+
+    flat = [p.detach().clone() for p in model.parameters()]
+    rows = [
+        [torch.as_tensor(v, dtype=p.dtype) for v, p in zip(parts, flat, strict=True)]
+        for parts in (list(_in_order(model, problem, d)) for d in directions)
+    ]
+
+    def notebook() -> np.ndarray:
+        """The double loop that people write, each point afresh."""
+        surface = np.empty((SIDE, SIDE))
+        copy = nn.Sequential(*layers)
+        with torch.no_grad():
+            for i, a in enumerate(steps):
+                for j, b in enumerate(steps + 1):
+                    for p, w, d, e in zip(copy.parameters(), flat, *rows, strict=True):
+                        p.copy_(w + a * d + b * e)
+                    surface[i, j] = loss(copy(x), y).item()
+            for p, w in zip(copy.parameters(), flat, strict=True):
+                p.copy_(w)
+        return surface
+
+    weights = [p.detach().numpy().T.copy() for p in model.parameters() if p.ndim == 2]
+    activations = [np.ones((SAMPLES, len(w)), np.float32) for w in weights]
+
+    def products() -> None:
+        for _ in range(SIDE**2):
+            for a, w in zip(activations, weights, strict=True):
+                a @ w
+
+    def deviation(answers: dict[str, Any]) -> dict[str, float]:
+        ours = answers["thalweg.landscape"]
+        off = {"PyTorch's double loop": np.abs(answers["PyTorch's double loop"] / ours - 1).max()}
+        if "loss-landscapes 3.0.6" in answers:
+            theirs = answers["loss-landscapes 3.0.6"]
+            even = np.abs(theirs[::2] / ours[::2] - 1).max()
+            odd = np.abs(theirs[1::2, 1:] / ours[1::2, :-1] - 1).max()
+            off["loss-landscapes 3.0.6"] = max(even, odd)
+        return {name: float(value) for name, value in off.items()}
+
+    yield Race(
+        f"plane of an MLP 10-64-64-3, {SIDE} × {SIDE}, {SAMPLES:,} samples",
+        [
+            Contender("thalweg.landscape", ours),
+            Contender("loss-landscapes 3.0.6", theirs, goal=2.0, skipped=missing),
+            Contender("PyTorch's double loop", notebook),
+            Contender("its matrix products alone (NumPy)", products),
+        ],
+        deviation=deviation,
+        tolerance=1e-3,  # they walk through the plane by adding up steps in single precision
+        rounds=5,
+    )
+
+
+def _their_directions(model: Any, problem: tw.Problem) -> np.ndarray:
+    """The steps that loss_landscapes.random_plane takes after torch.manual_seed(1)."""
+    import torch
+    from loss_landscapes.model_interface.model_parameters import orthogonal_to, rand_u_like
+    from loss_landscapes.model_interface.model_wrapper import wrap_model
+
+    start = wrap_model(model).get_module_parameters()
+    torch.manual_seed(1)
+    one = rand_u_like(start)
+    rows = []
+    for direction in (one, orthogonal_to(one)):
+        direction.filter_normalize_(start)
+        direction.mul_(start.model_norm() / SIDE / direction.model_norm())
+        named = dict(zip((name for name, _ in model.named_parameters()), direction, strict=True))
+        rows.append(np.asarray(problem.flatten({k: v.detach().numpy() for k, v in named.items()})))
+    return np.array(rows)
+
+
+def _in_order(model: Any, problem: tw.Problem, vector: np.ndarray) -> Iterator[np.ndarray]:
+    """The parts of a vector of parameters in the order of `model.parameters()`."""
+    parts = problem.unflatten(vector)
+    return (np.asarray(parts[name]) for name, _ in model.named_parameters())
 
 
 @functools.cache
@@ -46,33 +158,20 @@ def resnet20() -> Any:
 
 
 @case
-def large_landscape() -> Iterator[Race]:
+def large_landscape() -> Iterator[Race | Gauge]:
     """ResNet-20 on 512 images of 32 × 32, in nine points of a filter-normalised plane."""
     import torch
 
-    model = resnet20()
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(IMAGES, 3, 32, 32, generator=generator)
-    y = torch.randint(0, 10, (IMAGES,), generator=generator)
-    problem = tw.from_torch(model, torch.nn.CrossEntropyLoss(), x, y)
+    x, y = _images()
+    problem = tw.from_torch(resnet20(), torch.nn.CrossEntropyLoss(), x, y)
     plane = tw.random_plane(problem, problem.params, points=POINTS)
 
     def ours() -> np.ndarray:
         return tw.landscape(problem, plane)["empirical"].values
 
     def theirs() -> float:
-        total = 0.0
-        with torch.no_grad():
-            for _ in range(
-                POINTS**2
-            ):  # as many forward passes; the weights do not matter to the clock
-                total = 0.0
-                for i in range(0, IMAGES, BATCH):
-                    part = slice(i, i + BATCH)
-                    logits = model(x[part])
-                    loss = torch.nn.functional.cross_entropy(logits, y[part], reduction="sum")
-                    total += loss.item()
-        return total / IMAGES
+        # as many passes; the weights do not matter to the clock
+        return [_forward(x, y) for _ in range(POINTS**2)][-1]
 
     middle = POINTS // 2
     yield Race(
@@ -89,3 +188,54 @@ def large_landscape() -> Iterator[Race]:
         tolerance=1e-5,
         rounds=5,
     )
+
+    parameters = 272_474 * 4 / 2**20
+    passes = tools.fresh("large", "memory_of_a_pass")
+    title = f"memory over the baseline: ResNet-20, {IMAGES} images"
+    yield Gauge(title, f"PyTorch's forward pass of {BATCH}", "MiB", lambda: passes, rounds=1)
+    yield Gauge(
+        title,
+        "thalweg.landscape",
+        "MiB",
+        lambda: tools.fresh("large", "memory_of_a_plane"),
+        limit=2 * parameters + passes,
+        rounds=3,
+    )
+
+
+def _images() -> tuple[Any, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(IMAGES, 3, 32, 32, generator=generator)
+    return x, torch.randint(0, 10, (IMAGES,), generator=generator)
+
+
+def _forward(x: Any, y: Any) -> float:
+    """The mean loss by PyTorch's own passes."""
+    import torch
+
+    total = 0.0
+    with torch.no_grad():
+        for i in range(0, IMAGES, BATCH):
+            part = slice(i, i + BATCH)
+            logits = resnet20()(x[part])
+            total += torch.nn.functional.cross_entropy(logits, y[part], reduction="sum").item()
+    return total / IMAGES
+
+
+def memory_of_a_pass() -> float:
+    """MiB over the baseline of PyTorch's passes, once warm; in a process of its own."""
+    x, y = _images()
+    _forward(x, y)
+    return tools.growth_mib(lambda: _forward(x, y))
+
+
+def memory_of_a_plane() -> float:
+    """MiB over the baseline of 5 × 5 points of a plane, once compiled; in a process of its own."""
+    import torch
+
+    problem = tw.from_torch(resnet20(), torch.nn.CrossEntropyLoss(), *_images())
+    small, large = (tw.random_plane(problem, problem.params, points=n) for n in (2, 5))
+    tw.landscape(problem, small)
+    return tools.growth_mib(lambda: tw.landscape(problem, large))
