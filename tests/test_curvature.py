@@ -8,7 +8,7 @@ import scipy.sparse.linalg
 from jax.tree_util import Partial
 
 import thalweg as tw
-from thalweg import curvature, products
+from thalweg import backend, curvature, products
 from thalweg.catalogue import models
 from thalweg.errors import InputError, NotConverged
 
@@ -144,7 +144,7 @@ def test_samples_stream(kind, size, masked):
 @pytest.mark.parametrize("workers", [1, 2, 8])
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 97, 512, 1000])
 def test_parts_fit_a_pass_and_hardly_overlap(n, workers, monkeypatch):
-    monkeypatch.setattr(products, "_workers", lambda: workers)
+    monkeypatch.setattr(backend, "workers", lambda: workers)
     monkeypatch.setattr(products, "_PASS", 64 * 30)  # of a model that counts 64 bytes a sample
     x = np.linspace(-1, 1, n)
     problem = tw.Problem(lambda w, x: w["a"] * x, "mse", x, x, params={"a": 0.0})

@@ -10,7 +10,7 @@ import pytest
 from problems import bowl, bowl_problem, data, line, line_problem
 
 import thalweg as tw
-from thalweg import landscapes
+from thalweg import backend, landscapes
 from thalweg import products as passes
 from thalweg.errors import InputError
 
@@ -438,9 +438,9 @@ def test_point_by_point_is_the_same(monkeypatch, workers):
     plane = tw.random_plane(problem, problem.params, vectors=True, points=(4))
     risks = ("empirical", "expected", "pointwise")
     plain = {p: tw.landscape(problem, plane, risks, penalty=p) for p in (True, False)}
-    monkeypatch.setattr(landscapes, "_ACTIVATIONS", 1)
+    monkeypatch.setattr(landscapes, "_LARGE", 1)
     monkeypatch.setattr(passes, "_PASS", 64 * 5)
-    monkeypatch.setattr(passes, "_workers", lambda: workers)
+    monkeypatch.setattr(backend, "workers", lambda: workers)
     assert passes.samples_at_a_time(problem) <= 5
     for penalty, expected in plain.items():
         found = tw.landscape(problem, plane, risks, penalty=penalty)
@@ -448,15 +448,32 @@ def test_point_by_point_is_the_same(monkeypatch, workers):
             np.testing.assert_allclose(found[risk], expected[risk], rtol=1e-12)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("points", [1, 3, 4])
+def test_workers_share_the_chunks(monkeypatch, workers, points):
+    """As a model is evaluated that hands arrays from layer to layer, in chunks of two points."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((23, 3)), rng.standard_normal(23)
+    problem = tw.Problem(dot, "mse", x, y, params={"w": np.ones(3)})
+    plane = tw.random_plane(problem, problem.params, vectors=True, points=points)
+    rows = np.moveaxis(np.meshgrid(*plane.coordinates, indexing="ij"), 0, -1) @ plane.directions
+    expected = (np.einsum("abp,np->nab", plane.origin + rows, x) - y[:, None, None]) ** 2
+    monkeypatch.setattr(landscapes, "_ACTIVATIONS", 2 * 23 * 40)
+    monkeypatch.setattr(backend, "workers", lambda: workers)
+    found = tw.landscape(problem, plane, ("empirical", "pointwise"))
+    np.testing.assert_allclose(found["pointwise"], expected, rtol=1e-12)
+    np.testing.assert_allclose(found["empirical"], expected.mean(axis=0), rtol=1e-12)
+
+
 def test_workers_wait_for_one_compilation(monkeypatch, compilations):
     x = np.linspace(-1, 1, 40)[:, None]
     problem = tw.Problem(dot, "mse", x, x[:, 0], params={"w": np.ones(1)})
     plane = tw.random_plane(problem, problem.params, vectors=True, points=3)
-    monkeypatch.setattr(landscapes, "_ACTIVATIONS", 1)
+    monkeypatch.setattr(landscapes, "_LARGE", 1)
     monkeypatch.setattr(passes, "_PASS", 64 * 5)
     counts = []
     for workers in (1, 4):
-        monkeypatch.setattr(passes, "_workers", lambda workers=workers: workers)
+        monkeypatch.setattr(backend, "workers", lambda workers=workers: workers)
         landscapes._losses.clear_cache()
         compilations.clear()
         tw.landscape(problem, plane)

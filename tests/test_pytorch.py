@@ -1,6 +1,7 @@
 """The PyTorch door: numbers against PyTorch's own, and nothing of the user's changed."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -613,3 +614,20 @@ def test_other_data_and_hyperparameters_compile_nothing(compilations):
     tw.descend(other, tw.SGD(lr=0.2), steps=4, starts=None)
     assert len(compilations) <= 1  # the sum above
     assert jax.tree_util.tree_leaves(path["final"].values)
+
+
+def test_threads_may_trace_one_module():
+    """Programs of several shapes, compiled from several threads at once."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    x, y = torch.randn(12, 3), torch.randn(12, 1)
+    problem = tw.from_torch(module, nn.MSELoss(), x, y)
+
+    def risk(n):
+        return float(problem.take(np.arange(n)).risk(problem.params))
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(risk, range(1, 13)))
+    with torch.no_grad():
+        expected = [float(nn.functional.mse_loss(module(x[:n]), y[:n])) for n in range(1, 13)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -17,6 +17,8 @@ import jax
 
 from thalweg.errors import unknown
 
+_WORKERS = 8  # programs side by side at most: each holds its own intermediate results
+
 if "JAX_ENABLE_X64" not in os.environ:
     jax.config.update("jax_enable_x64", True)
 
@@ -48,6 +50,12 @@ def keep_compiled(folder: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def workers() -> int:
+    """How many programs run best side by side: on the CPU as many as there are cores. An operation that
+    all cores share ends with the slowest of them; programs with a core each wait for no other."""
+    return min(cores(), _WORKERS) if device().platform == "cpu" else 1
 
 
 @contextmanager

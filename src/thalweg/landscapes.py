@@ -1,15 +1,17 @@
 """`landscape`: risks evaluated on a plane.
 
 Samples stream: nothing of size samples × grid is made unless the pointwise risk is asked for, and
-sums over samples run in float64. Points go in chunks, many at a time where the model is tiny; where its
-activations are large they go one by one, each by its own calls, because convolutions under `vmap` or
-inside a compiled loop take several times as long.
+sums over samples run in float64. Points go in chunks, many at a time where the model is tiny; fewer, on
+each core its own, where it hands arrays from layer to layer; and where these are large, points go one by
+one, each by its own calls, because convolutions under `vmap` or inside a compiled loop take several times
+as long.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,10 +32,11 @@ from thalweg.programs import model_of, splits
 # samples at a time are written out: their sum then needs no loop of its own, and vectorises.
 _ENTRYWISE_POINTS = 32768
 _ENTRYWISE_SAMPLES = 20
-# Other models hand arrays from layer to layer.
+# Other models hand arrays from layer to layer, which should stay in a core's cache.
 _POINTS = 2048
 _SAMPLES = 4096
-_ACTIVATIONS = 32 * 2**20  # bytes a chunk of points may keep between a model's layers
+_ACTIVATIONS = 8 * 2**20  # bytes a chunk of points may keep between a model's layers
+_LARGE = 16 * 2**20  # bytes of a single point's, from which on points go one by one
 _ROWS = 64 * 2**20  # bytes of results held on the device at a time
 
 
@@ -123,7 +126,7 @@ def _evaluate(
     total = math.prod(plane.shape)
     model = model_of(problem)
     tiling = _tiling(problem, total, "pointwise" in wanted)
-    if tiling.points == 1 < total and not tiling.entrywise:
+    if tiling.one_by_one and total > 1:
         return _point_by_point(problem, plane, wanted, penalty, progress)
     point_bytes = sum(
         model.values * model.dtype.itemsize if risk == "pointwise" else 8 for risk in wanted
@@ -144,33 +147,53 @@ def _evaluate(
         risk: np.empty((size, model.values), model.dtype) if risk == "pointwise" else np.empty(size)
         for risk in wanted
     }
-    room = max(1, min(chunks, _ROWS // max(row, 1)))
+    workers = 1 if tiling.entrywise else min(backend.workers(), chunks)
+    room = max(1, min(-(-chunks // workers), _ROWS // max(row, 1)))
+    here = backend.device()  # a thread does not inherit it
 
-    def launch(start: int, count: int) -> Any:
-        return _chunks(
-            problem,
-            plane.origin,
-            plane.directions,
-            plane.coordinates,
-            np.int64(start),
-            np.int64(count),
-            wanted=wanted,
-            layout=problem.layout,
-            penalty=bool(penalty),
-            tiling=tiling,
-            room=room,
+    def evaluate(start: int, count: int) -> Any:
+        with jax.default_device(here):
+            return _chunks(
+                problem,
+                plane.origin,
+                plane.directions,
+                plane.coordinates,
+                np.int64(start),
+                np.int64(count),
+                wanted=wanted,
+                layout=problem.layout,
+                penalty=bool(penalty),
+                tiling=tiling,
+                room=room,
+            )
+
+    def launch(start: int, count: int) -> Iterable[Any]:
+        if workers == 1:
+            return [(start, count, evaluate(start, count))]
+        each = -(-count // workers)
+        begins = range(start, start + count, each)
+        counts = [min(each, start + count - begin) for begin in begins]
+        parts = pool.map(lambda *span: jax.block_until_ready(evaluate(*span)), begins, counts)
+        return zip(begins, counts, parts, strict=True)
+
+    def collect(start: int, count: int, spans: Iterable[Any]) -> None:
+        for begin, length, parts in spans:
+            for risk, part in parts.items():
+                rows = np.asarray(part)
+                for i in range(length):
+                    at = (begin + i) * tiling.points
+                    values[risk][at : at + tiling.points] = rows[i]
+
+    with ThreadPoolExecutor(workers) as pool:  # which starts no thread before there is work for it
+        done, interrupted = blocks.run(
+            chunks,
+            launch,
+            collect,
+            most=room * workers,
+            label="landscape",
+            unit="chunk",
+            progress=progress,
         )
-
-    def collect(start: int, count: int, parts: dict[str, Any]) -> None:
-        for risk, part in parts.items():
-            rows = np.asarray(part)
-            for i in range(count):
-                at = (start + i) * tiling.points
-                values[risk][at : at + tiling.points] = rows[i]
-
-    done, interrupted = blocks.run(
-        chunks, launch, collect, most=room, label="landscape", unit="chunk", progress=progress
-    )
     for risk in wanted:
         values[risk][done * tiling.points :] = np.nan
     return {risk: values[risk][:total] for risk in wanted}, interrupted
@@ -198,6 +221,7 @@ class _Tiling(NamedTuple):
     points: int
     samples: int
     entrywise: bool
+    one_by_one: bool = False
 
 
 def _tiling(problem: Problem, total: int, with_samples: bool) -> _Tiling:
@@ -210,16 +234,14 @@ def _tiling(problem: Problem, total: int, with_samples: bool) -> _Tiling:
         if with_samples:
             points = min(points, max(1, _ROWS // (n * model.dtype.itemsize)))
         return _Tiling(_even(total, points), _divisor(n, _ENTRYWISE_SAMPLES), True)
-    most = min(n, _SAMPLES)
-    if model.sample_bytes:
-        most = max(1, min(n, 8 * _ACTIVATIONS // model.sample_bytes))
+    samples = n
     # The pointwise risks of a chunk of points are kept for all samples at once.
-    samples = n if with_samples else _divisor(n, most)
-    if samples < n and not splits(problem, samples):
-        samples = n
-    held = max(model.sample_bytes, model.dtype.itemsize if with_samples else 0)
-    points = min(_POINTS, total, max(1, _ACTIVATIONS // max(samples * held, 1)))
-    return _Tiling(_even(total, points), samples, False)
+    if not with_samples and not model.sample_bytes:
+        samples = _divisor(n, min(n, _SAMPLES))
+        samples = samples if splits(problem, samples) else n
+    held = samples * max(model.sample_bytes, model.dtype.itemsize if with_samples else 0)
+    points = min(_POINTS, total, max(1, _ACTIVATIONS // max(held, 1)))
+    return _Tiling(_even(total, points), samples, False, held > _LARGE)
 
 
 def _even(total: int, most: int) -> int:

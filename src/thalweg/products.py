@@ -29,7 +29,6 @@ KINDS = (*_OF_THE_RISK, "second_moment", "covariance")
 _ACTIVATIONS = 256 * 2**20  # bytes of activations that products computed together may hold
 # Measured on two cores: from 16 to 64 MiB it is all the same, above that a pass leaves the caches.
 _PASS = 32 * 2**20  # bytes of activations of one pass
-_WORKERS = 8  # passes at a time, at most
 
 
 def _sample_bytes(problem: Problem) -> int:
@@ -44,12 +43,6 @@ def at_once(problem: Problem) -> int:
     return max(1, _ACTIVATIONS // (_sample_bytes(problem) * max(problem.n_samples, 1)))
 
 
-def _workers() -> int:
-    """How many passes run side by side: on the CPU as many as there are cores. An operation that all
-    cores share ends with the slowest of them; passes that have a core each wait for no other."""
-    return min(backend.cores(), _WORKERS) if backend.device().platform == "cpu" else 1
-
-
 def samples_at_a_time(problem: Problem) -> int:
     """How many samples a pass takes: all of them if there is room, or if the model mixes them; else equal
     parts, as many for each worker, of such a size that hardly any sample is computed twice."""
@@ -57,7 +50,7 @@ def samples_at_a_time(problem: Problem) -> int:
     fewest = -(-n * _sample_bytes(problem) // _PASS)
     if fewest <= 1:
         return n
-    workers = _workers()
+    workers = backend.workers()
     each = -(-fewest // workers)
     parts = min(
         (workers * k for k in range(each, 2 * each + 1)), key=lambda parts: -(-n // parts) * parts
@@ -84,7 +77,7 @@ def over_samples(
             return jax.block_until_ready(total)
 
     begins = range(0, max(n, 1), max(size, 1))
-    each = -(-len(begins) // _workers())
+    each = -(-len(begins) // backend.workers())
     shares = [begins[k : k + each] for k in range(0, len(begins), each)]
     if len(shares) == 1:
         return [work(begins)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,8 @@ _CHECKED = 8  # samples on which the translation is compared with PyTorch's own 
 # How far float32 results of the same arithmetic in another order may differ, relative to their size;
 # a wrong translation is off by more than that.
 _AGREES = 1e-3
+# A module's code runs on the one copy, into which the stand-ins are put: from one thread after another.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def from_torch(
@@ -262,8 +265,9 @@ class _Forward:
         def run(state: Any, args: Any, kwargs: Any) -> Any:
             return torch.func.functional_call(self.module, state, args, kwargs)
 
-        self.leave()
-        return _translated(run, self._where)({**held, **params}, args, kwargs)
+        with _ONE_AT_A_TIME:
+            self.leave()
+            return _translated(run, self._where)({**held, **params}, args, kwargs)
 
     def leave(self) -> None:
         """Forget which submodule was at work."""
@@ -326,6 +330,10 @@ def _translated(function: Callable[..., Any], where: Callable[[], str]) -> Calla
     env = torchax.default_env()
 
     def of_arrays(*arguments: Any) -> Any:
+        with _ONE_AT_A_TIME:
+            return translate(arguments)
+
+    def translate(arguments: Any) -> Any:
         tensors = env.j2t_iso(arguments)
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
