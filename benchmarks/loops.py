@@ -283,6 +283,38 @@ def _edge_of_stability() -> Iterable[Work]:
     yield Work(measured, "sharpnesses", sharpnesses, 100)
 
 
+@loop("filter-normalisation")
+def _filter_normalisation() -> Iterable[Work]:
+    s = make_settings("filter-normalisation", {})
+    x, y = torch.randn(s.n_samples, 2), (torch.rand(s.n_samples, 1) > 0.5).float()
+    loss = nn.functional.binary_cross_entropy_with_logits
+    for depth in s.depths:
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise((2, *[s.width] * depth, 1)):
+            layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        model = nn.Sequential(*layers[:-1])
+        step = training(model, torch.optim.Adam, x, y, loss, lr=s.lr)
+        yield Work(2 * s.runs * s.steps, f"steps of {depth} hidden layers", step)
+        start = [p.detach().clone() for p in model.parameters()]
+        direction = [torch.randn_like(p) for p in start]
+
+        def risks(
+            k: int, model: Any = model, start: Any = start, direction: Any = direction
+        ) -> list[float]:
+            values = []
+            with torch.no_grad():
+                for i in range(k):
+                    for p, w, d in zip(model.parameters(), start, direction, strict=True):
+                        p.copy_(w + i * 1e-6 * d)
+                    values.append(loss(model(x), y).item())
+            return values
+
+        points = 2 * (s.points**2 + s.runs * s.lines * s.line_points)
+        if depth == s.depths[0]:
+            points += 4 * s.points**2
+        yield Work(points, f"risks of {depth} hidden layers", risks)
+
+
 @loop("lazy-1d")
 def _lazy_1d() -> Iterable[Work]:
     s = make_settings("lazy-1d", {})

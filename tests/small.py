@@ -45,6 +45,15 @@ SMALL = {
         "sweep": (10.0, 300.0, 1000.0),
     },
     "lazy-1d": {"points": 101, "alphas": (1.0, 100.0, 1000.0, 10000.0)},
+    "filter-normalisation": {
+        "depths": (3, 5),
+        "steps": 200,
+        "lr": 0.02,
+        "runs": 2,
+        "points": 11,
+        "lines": 2,
+        "line_points": 21,
+    },
     "edge-of-stability": {"lrs": (0.1, 0.25), "adam_lrs": (0.01,), "steps": 400, "every": 10},
     "gradient-flow": {
         "runs": 8,

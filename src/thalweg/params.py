@@ -72,7 +72,7 @@ class Layout:
         """The number of parameters, p."""
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype:
         """The dtype of the flattened vector: what the leaves promote to."""
         return jnp.result_type(*self.dtypes) if self.dtypes else np.dtype(float)

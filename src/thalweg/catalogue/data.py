@@ -19,6 +19,22 @@ def noisy_line(
     return x, slope * x + noise * rng.standard_normal(n)
 
 
+def spirals(
+    n: int = 200, *, turns: float = 1.0, noise: float = 0.03, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two spirals wound into each other, in turns: x (n, 2) within about the unit disc, y (n,) 0.0 or 1.0.
+
+    Points lie at r·(cos 2πtr, sin 2πtr) and opposite, for t `turns`, with r² uniform on (0.02, 1) and
+    normal noise on both coordinates.
+    """
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    r = np.sqrt(rng.uniform(0.02, 1, n))
+    angle = 2 * np.pi * turns * r + np.pi * y
+    x = r[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return x + noise * rng.standard_normal((n, 2)), y.astype(float)
+
+
 def curved_line(n: int = 50, *, seed: int = 20240215) -> tuple[np.ndarray, np.ndarray]:
     """x standard normal and y = ¾x² + x + 2 + 0.3·noise, both (n,) in float32.
 

@@ -75,6 +75,59 @@ def init_mlp(widths: Sequence[int], key: Any, dtype: Any = float) -> dict[str, A
     return params
 
 
+def residual_mlp(
+    params: dict[str, Any], x: Any, activation: Callable[[Any], Any] = jax.nn.relu
+) -> Any:
+    """`mlp` with a skip connection around each pair of hidden layers but the first: with φ the activation,
+    h ← φ(h + W′φ(Wh + b) + b′). The parameters are those of `mlp`, with an odd number of hidden layers of
+    one width.
+
+    Source: He et al. (2016), "Deep residual learning for image recognition", with matrices for convolutions.
+    """
+    hidden = x[:, None] if x.ndim == 1 else x
+    layers = [params[f"l{number}"] for number in range(1, len(params) + 1)]
+    if len(layers) % 2 or len({len(layer["bias"]) for layer in layers[:-1]}) > 1:
+        raise InputError(
+            "a residual network needs an odd number of hidden layers, all of one width; their widths are "
+            f"{[len(layer['bias']) for layer in layers[:-1]]}."
+        )
+
+    def affine(layer: dict[str, Any], hidden: Any) -> Any:
+        return hidden @ layer["weight"].T + layer["bias"]
+
+    hidden = activation(affine(layers[0], hidden))
+    for one, two in zip(layers[1:-1:2], layers[2:-1:2], strict=True):
+        hidden = activation(hidden + affine(two, activation(affine(one, hidden))))
+    return affine(layers[-1], hidden)[:, 0]
+
+
+def init_he(
+    widths: Sequence[int], key: Any, dtype: Any = float, *, residual: bool = False
+) -> dict[str, Any]:
+    """Weights from N(0, 2/fan_in), biases zero: through ReLU layers a signal keeps its size.
+
+    With `residual` the second weight of each pair of `residual_mlp` is divided by √(number of pairs), so
+    that the sum of all pairs keeps its size too. `widths` are those of all layers, input and output
+    among them.
+
+    Source: He et al. (2015), "Delving deep into rectifiers".
+    """
+    params = {}
+    pairs = (len(widths) - 3) // 2
+    # all numbers at once: a draw for each of many layers takes seconds to compile
+    drawn = jax.random.normal(key, (sum(a * b for a, b in pairwise(widths)),), dtype)
+    for number, (n_in, n_out) in enumerate(pairwise(widths), 1):
+        scale = math.sqrt(2 / n_in)
+        if residual and number % 2 and 1 < number < len(widths) - 1:
+            scale /= math.sqrt(pairs)
+        own, drawn = jnp.split(drawn, (n_in * n_out,))
+        params[f"l{number}"] = {
+            "weight": scale * own.reshape(n_out, n_in),
+            "bias": jnp.zeros(n_out, dtype),
+        }
+    return params
+
+
 def fourier_features(
     x: Any, dimension: int, *, frequency: float = 2 * math.pi, first: int = 0
 ) -> jax.Array:

@@ -75,6 +75,10 @@ STUDIES = {
         "edge_of_stability",
         "the Hessian's largest eigenvalue along descents: it rises to what the learning rate allows",
     ),
+    "filter-normalisation": (
+        "filter_normalisation",
+        "what a plane through a network may be believed, and what depth and skip connections do",
+    ),
 }
 # the command's `descend` is a study of the user's own data
 _OWN = {"fit": ("fit", "columns of a table, a model, and the way an optimizer took to fit it")}

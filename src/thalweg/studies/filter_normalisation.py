@@ -1,0 +1,486 @@
+"""Filter normalisation: what a picture of a network's landscape may be believed.
+
+Two networks that compute the same function, drawn along random directions with and without filter
+normalisation; and then, with it, networks of growing depth, narrow, with and without skip connections.
+The claims of Li et al. (2018), "Visualizing the loss landscape of neural nets", that hold at this scale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from thalweg import plots, results
+from thalweg.errors import InputError
+from thalweg.plots import style
+from thalweg.studies import Drawing, Findings, setting
+
+TITLE = "Filter normalisation"
+
+KINDS = ("plain", "skip")
+CHANCE = float(np.log(2))  # the risk of a network that says "even odds" to every sample
+TRAINED = 0.1  # below this final loss a network counts as trained
+_NAMES = {"plain": "plain", "skip": "with skip connections"}
+_NORMALIZATIONS = {"filter": "filter-normalised", "none": "not normalised"}
+_LEVELS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What can be changed."""
+
+    seed: int = setting(0, "seed of the data, of the starts and of the directions")
+    n_samples: int = setting(200, "samples, of two spirals")
+    width: int = setting(10, "width of the hidden layers, with ReLU")
+    depths: tuple[int, ...] = setting((3, 9, 33), "hidden layers, odd numbers")
+    lr: float = setting(0.003, "learning rate of Adam")
+    steps: int = setting(800, "full-batch steps")
+    runs: int = setting(5, "starts of each network")
+    scale: float = setting(10.0, "one layer times, and the next divided by, this number")
+    points: int = setting(51, "points along each axis of the planes")
+    span: float = setting(1.0, "how far planes and lines go, in lengths of the weights themselves")
+    lines: int = setting(5, "random lines through each trained network")
+    line_points: int = setting(201, "points along a line")
+
+
+def run(settings: Settings) -> dict[str, xr.Dataset]:
+    """The descents, planes through what they end at, and lines through it."""
+    import thalweg as tw
+    from thalweg.catalogue import data, models
+
+    _check(settings)
+    x, y = data.spirals(settings.n_samples, seed=settings.seed)
+    nodes = {"data": xr.Dataset({"x": (("sample", "input"), x), "y": ("sample", y)})}
+    lines = _Lines(settings)
+    first = None
+    for depth in settings.depths:
+        widths = (2, *[settings.width] * depth, 1)
+        for kind, network in zip(KINDS, (models.mlp, models.residual_mlp), strict=True):
+            init = _init(widths, kind == "skip")
+            problem = tw.Problem(network, "bce_with_logits", x, y, init=init)
+            path = tw.descend(
+                problem,
+                tw.Adam(lr=settings.lr),
+                steps=settings.steps,
+                runs=settings.runs,
+                seed=settings.seed,
+                record={"params": False},
+            )
+            nodes[f"path/{kind}-{depth}"] = path
+            trained = path["loss"].values[-1] < TRAINED
+            shown = int(np.argmax(trained))  # the first that is trained, or else the first
+            ends = [
+                problem.unflatten(end) for end in path["final"].transpose("run", "param").values
+            ]
+            for number in np.flatnonzero(trained).tolist():
+                lines.measure(problem, ends[number], kind, depth, number)
+            plane = tw.random_plane(
+                problem,
+                ends[shown],
+                seed=settings.seed,
+                points=settings.points,
+                span=(-settings.span, settings.span),
+            )
+            nodes[f"plane/{kind}-{depth}"] = tw.landscape(problem, plane)
+            first = first or (problem, ends[shown])
+    assert first is not None
+    nodes |= _invariance(*first, settings)
+    nodes["lines"] = lines.dataset()
+    return nodes
+
+
+@functools.cache  # the same function each time, so that a second study compiles nothing for it
+def _init(widths: tuple[int, ...], residual: bool) -> Any:
+    from thalweg.catalogue import models
+
+    return functools.partial(models.init_he, widths, residual=residual)
+
+
+def _invariance(problem: Any, params: Any, settings: Settings) -> dict[str, xr.Dataset]:
+    """Planes through a network and through the same function with other weights."""
+    import thalweg as tw
+
+    rescaled = dict(params)
+    # ReLU(c·z) = c·ReLU(z) for c > 0: what the first layer gains the second one loses
+    rescaled["l1"] = {name: settings.scale * value for name, value in params["l1"].items()}
+    rescaled["l2"] = {**params["l2"], "weight": params["l2"]["weight"] / settings.scale}
+
+    def plane_of(point: Any, normalize: str, span: float) -> tw.Plane:
+        return tw.random_plane(
+            problem,
+            point,
+            seed=settings.seed,
+            normalize=normalize,
+            points=settings.points,
+            span=(-span, span),
+        )
+
+    # The plain Gaussian plane goes as far as the filter-normalised one of the original.
+    lengths = {
+        normalize: np.linalg.norm(plane_of(params, normalize, 1.0).directions, axis=1).mean()
+        for normalize in _NORMALIZATIONS
+    }
+    return {
+        f"invariance/{normalize}-{name}": tw.landscape(
+            problem, plane_of(point, normalize, settings.span * lengths["filter"] / length)
+        )
+        for normalize, length in lengths.items()
+        for name, point in (("original", params), ("rescaled", rescaled))
+    }
+
+
+class _Lines:
+    """Risks along random lines through the trained networks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.distance = np.linspace(-settings.span, settings.span, settings.line_points)
+        self.dims = ("kind", "depth", "run", "line")
+        shape = (len(KINDS), len(settings.depths), settings.runs, settings.lines)
+        self.loss = np.full((*shape, settings.line_points), np.nan)
+
+    def measure(self, problem: Any, params: Any, kind: str, depth: int, number: int) -> None:
+        """All lines through the parameters that a run has ended at."""
+        import thalweg as tw
+
+        at = KINDS.index(kind), self.settings.depths.index(depth), number
+        for line in range(self.settings.lines):
+            plane = tw.random_plane(
+                problem,
+                params,
+                seed=self.settings.seed + line,
+                directions=1,
+                points=len(self.distance),
+                span=(-self.settings.span, self.settings.span),
+            )
+            self.loss[(*at, line)] = tw.landscape(problem, plane)["empirical"].values
+
+    def dataset(self) -> xr.Dataset:
+        """With what the lines say: how far the basin reaches, and how many further minima there are."""
+        there = np.isfinite(self.loss).all(axis=-1)
+        return xr.Dataset(
+            {
+                "loss": ((*self.dims, "distance"), self.loss),
+                "radius": (
+                    self.dims,
+                    np.where(there, radius(self.loss, self.distance), np.nan),
+                    {"long_name": "radius of the basin"},
+                ),
+                "minima": (
+                    self.dims,
+                    np.where(there, minima(self.loss), np.nan),
+                    {"long_name": "further minima on a line"},
+                ),
+            },
+            coords={
+                "kind": list(KINDS),
+                "depth": ("depth", list(self.settings.depths), {"long_name": "hidden layers"}),
+                "distance": (
+                    "distance",
+                    self.distance,
+                    {"long_name": "distance along a filter-normalised direction"},
+                ),
+            },
+        )
+
+
+def radius(loss: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    """How far from the middle of a line (…, points) the risk first exceeds that of chance, on the nearer
+    side; the line's own reach where it never does."""
+    above = np.where(loss > CHANCE, np.abs(distance), np.abs(distance).max())
+    return above.min(axis=-1)
+
+
+def minima(loss: np.ndarray) -> np.ndarray:
+    """The local minima among the points of a line (…, points), but for that at its middle."""
+    inner = (loss[..., 1:-1] < loss[..., :-2]) & (loss[..., 1:-1] <= loss[..., 2:])
+    middle = (loss.shape[-1] - 1) // 2 - 1
+    return inner.sum(axis=-1) - inner[..., middle]
+
+
+def _check(settings: Settings) -> None:
+    for name, least in (("n_samples", 1), ("width", 1), ("runs", 1), ("lines", 1), ("steps", 0)):
+        if getattr(settings, name) < least:
+            raise InputError(
+                f"setting {name!r} must be at least {least}; {getattr(settings, name)} given."
+            )
+    for name in ("points", "line_points"):
+        if getattr(settings, name) < 3 or getattr(settings, name) % 2 == 0:
+            raise InputError(
+                f"setting {name!r} must be an odd number of at least 3, so that the network itself is "
+                f"among them; {getattr(settings, name)} given."
+            )
+    for name in ("scale", "span"):
+        if not getattr(settings, name) > 0:
+            raise InputError(f"setting {name!r} must be above 0; {getattr(settings, name)} given.")
+    depths = settings.depths
+    if (
+        not depths
+        or len(set(depths)) < len(depths)
+        or min(depths) < 3
+        or any(d % 2 == 0 for d in depths)
+    ):
+        raise InputError(
+            f"setting 'depths' must be different odd numbers of at least 3, as in 3,9,17; {depths} given."
+        )
+
+
+# Figures -------------------------------------------------------------------------------------
+
+
+def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
+    """The data, the two ways to draw one function, and depth with and without skip connections."""
+    yield (
+        "data",
+        Drawing.of(
+            _draw_data(results.part(tree, "data")),
+            "What is learnt? Two classes, wound into each other: a line does not part them.",
+        ),
+    )
+    yield (
+        "invariance",
+        Drawing.of(
+            _draw_invariance(tree, settings),
+            "Can a picture of the landscape be believed? Left and right are one and the same function: "
+            f"on the right the first layer is {settings.scale:g} times as large and the second one "
+            "divided by as much. Along filter-normalised directions (above) the pictures agree; along "
+            "plain Gaussian ones (below) the same function looks like another landscape.",
+        ),
+    )
+    yield (
+        "planes",
+        Drawing.of(
+            _draw_planes(tree, settings),
+            "What does depth do to the landscape? Plain networks (above) have ever steeper and more "
+            "rugged surroundings; with skip connections (below) much less so. One network each, the "
+            "same levels in all panels, and the same seed for all directions.",
+        ),
+    )
+    lines = results.part(tree, "lines")
+    yield (
+        "profiles",
+        Drawing.of(
+            _draw_profiles(lines, settings),
+            "And over many lines? The median risk along random filter-normalised lines through all "
+            "trained networks. The dotted line is the risk of chance, log 2.",
+        ),
+    )
+    for name, title, caption in (
+        (
+            "minima",
+            "Further minima on random lines",
+            "How rugged is it? The number of further local minima along a line: deep plain networks are "
+            "surrounded by many.",
+        ),
+        (
+            "radius",
+            "How far the basin reaches",
+            "How wide is the basin? The distance, in lengths of the weights themselves, beyond which the "
+            "network is no better than chance.",
+        ),
+    ):
+        caption += " Starts that were not trained have no number, and are left out."
+        yield name, Drawing.of(_draw_by_depth(lines, name, title), caption)
+    deepest = settings.depths[int(np.argmax(settings.depths))]
+    ax = None
+    for kind in KINDS:
+        path = results.part(tree, f"path/{kind}-{deepest}")
+        ax = plots.loss(path, ax=ax, label=_NAMES[kind])
+    assert ax is not None
+    style.titled(ax, f"Loss of {deepest} hidden layers", "")
+    yield (
+        "training",
+        Drawing.of(
+            ax,
+            "Can they be trained? Some starts of the deepest plain network never leave the plateau of "
+            "chance; with skip connections every start does.",
+        ),
+    )
+
+
+def _draw_data(data: xr.Dataset) -> Any:
+    ax = style.new_axes(None, (4.8, 4.4))
+    x, y = data["x"].values, data["y"].values
+    for value, marker in ((0, "o"), (1, "^")):
+        look = style.style(value)
+        mine = y == value
+        ax.plot(*x[mine].T, ls="", marker=marker, ms=4, color=look.color, label=f"y = {value}")
+    ax.set(xlabel="x₁", ylabel="x₂", aspect="equal", title="Two spirals")
+    style.legend(ax)
+    return ax
+
+
+def _levels(*surfaces: xr.Dataset) -> np.ndarray:
+    """Levels for several landscapes: evenly spaced logarithms, over all but a tenth of the risks."""
+    risks = np.concatenate([s["empirical"].values.ravel() for s in surfaces])
+    risks = risks[np.isfinite(risks) & (risks > 0)]
+    if not risks.size or risks.min() == risks.max():
+        return np.array([0.5, 2.0])
+    low, high = np.quantile(risks, [0.05, 0.95])
+    return np.geomspace(low, max(high, 1.01 * low), _LEVELS)
+
+
+def _draw_invariance(tree: xr.DataTree, settings: Settings) -> Any:
+    figure, axes = plots.grid(2, 2, title="One function, two sets of weights")
+    for row, (normalize, words) in zip(axes, _NORMALIZATIONS.items(), strict=True):
+        pair = [
+            results.part(tree, f"invariance/{normalize}-{name}")
+            for name in ("original", "rescaled")
+        ]
+        levels = _levels(*pair)
+        for ax, surface, name in zip(row, pair, ("as trained", "rescaled"), strict=True):
+            plots.contour(surface, levels=levels, ax=ax, title=f"{name}, {words}")
+    return figure
+
+
+def _draw_planes(tree: xr.DataTree, settings: Settings) -> Any:
+    figure, axes = plots.grid(
+        2, len(settings.depths), title="Filter-normalised planes through trained networks"
+    )
+    every = {
+        (kind, depth): results.part(tree, f"plane/{kind}-{depth}")
+        for kind in KINDS
+        for depth in settings.depths
+    }
+    levels = _levels(*every.values())
+    for row, kind in zip(axes, KINDS, strict=True):
+        for ax, depth in zip(row, settings.depths, strict=True):
+            title = f"{depth} hidden layers,\n{_NAMES[kind]}"
+            plots.contour(every[kind, depth], levels=levels, ax=ax, title=title)
+            end = results.part(tree, f"path/{kind}-{depth}")["loss"].values[-1]
+            if not (end < TRAINED).any():
+                style.note(ax, "none of the starts was trained")
+    return figure
+
+
+def _draw_profiles(lines: xr.Dataset, settings: Settings) -> Any:
+    figure, (axes,) = plots.grid(1, 2, title="Risk along random lines")
+    for ax, kind in zip(axes, KINDS, strict=True):
+        for depth in settings.depths:
+            values = lines["loss"].sel(kind=kind, depth=depth).dropna("run", how="all")
+            if not values.sizes["run"]:
+                style.note(ax, f"{depth} layers: none of the starts was trained")
+                continue
+            plots.curve(
+                values.drop_vars(("kind", "depth")),
+                "distance",
+                over=("run", "line"),
+                band=None,
+                points=False,
+                y="log",
+                label=f"{depth} hidden layers",
+                ax=ax,
+            )
+        ax.axhline(CHANCE, color="0.3", lw=1, ls=":", label="chance, log 2")
+        ax.set(
+            title=_NAMES[kind],
+            xlabel=lines["distance"].attrs["long_name"],
+            ylabel="median empirical risk",
+            yscale="log",
+        )
+    # one scale for both, with room for the legend below
+    low, high = (end(ax.get_ylim()[i] for ax in axes) for i, end in ((0, min), (1, max)))
+    for ax in axes:
+        ax.set_ylim(low / 1000, high)
+        style.legend(ax)
+    return figure
+
+
+def _draw_by_depth(lines: xr.Dataset, name: str, title: str) -> Any:
+    ax = None
+    for kind in KINDS:
+        values = lines[name].sel(kind=kind).drop_vars("kind")
+        ax = plots.curve(
+            values,
+            "depth",
+            over=("run", "line"),
+            middle="mean",
+            band="error",
+            label=_NAMES[kind],
+            ax=ax,
+            title=title,
+        )
+    return ax
+
+
+# Findings ------------------------------------------------------------------------------------
+
+
+def difference(tree: xr.DataTree, normalize: str) -> float:
+    """The largest relative difference between the two landscapes of the one function."""
+    one, two = (
+        results.part(tree, f"invariance/{normalize}-{name}")["empirical"].values
+        for name in ("original", "rescaled")
+    )
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        off = np.abs(two - one) / np.abs(one)
+    off = off[np.isfinite(off)]
+    return float(off.max()) if off.size else float("nan")
+
+
+def findings(tree: xr.DataTree, settings: Settings) -> Findings:
+    lines = results.part(tree, "lines")
+    numbers = {
+        f"{words}: largest relative difference between the two landscapes": (
+            f"{difference(tree, normalize):.2g}"
+        )
+        for normalize, words in _NORMALIZATIONS.items()
+    }
+    rows = [
+        (
+            "hidden layers", "network", "parameters", "trained starts", "median final loss",
+            "further minima on a line", "radius of the basin", "median risk at the ends",
+        )
+    ]  # fmt: skip
+    for depth in settings.depths:
+        for kind in KINDS:
+            path = results.part(tree, f"path/{kind}-{depth}")
+            end = path["loss"].values[-1]
+            mine = lines.sel(kind=kind, depth=depth)
+            ends = mine["loss"].isel(distance=[0, -1]).values
+            rows.append(
+                (
+                    str(depth),
+                    _NAMES[kind],
+                    f"{path.sizes['param']:,}",
+                    f"{int((end < TRAINED).sum())} of {len(end)}",
+                    f"{np.median(end):.2g}",
+                    _mean(mine["minima"].values),
+                    _mean(mine["radius"].values),
+                    f"{np.nanmedian(ends):.3g}" if np.isfinite(ends).any() else "–",
+                )
+            )
+    return Findings(
+        numbers,
+        (
+            "A ReLU network does not change when one layer is multiplied by a number and the next divided "
+            "by it, but distances in its space of weights do. A plain Gaussian direction is a large step "
+            "for the small layer and a small one for the large; so sharpness seen along it is a matter "
+            "of units. A filter-normalised direction has in each filter the norm of the filter itself, "
+            "and the picture is that of the function.",
+            f"Narrow plain networks become hard with depth: {_at_ends(lines, 'plain')}. With a skip "
+            f"connection around every two layers: {_at_ends(lines, 'skip')}.",
+            f"Lines and planes are through networks that ended below a loss of {TRAINED:g}; the table says "
+            "how many starts did. Those that did not are on the plateau of chance, where the gradient has "
+            "died on its way through the layers.",
+            "Two random directions out of hundreds or thousands show what is typical, and nothing of what "
+            "is rare: a narrow valley that an optimizer follows does not lie in them.",
+        ),
+        tables={"Depth": rows},
+    )
+
+
+def _mean(values: np.ndarray) -> str:
+    return f"{np.nanmean(values):.2f}" if np.isfinite(values).any() else "–"
+
+
+def _at_ends(lines: xr.Dataset, kind: str) -> str:
+    """The mean number of further minima at the smallest and at the largest depth."""
+    depths = np.sort(lines["depth"].values)[[0, -1]]
+    counts = [_mean(lines["minima"].sel(kind=kind, depth=d).values) for d in depths]
+    return f"{counts[0]} further minima on a line at {depths[0]} hidden layers, {counts[1]} at {depths[1]}"
