@@ -122,6 +122,7 @@ def test_the_public_surface_is_what_it_is():
         "studies", "animate", "computation_graph", "gradient_flow", "basins",
         "GaussNewton", "LevenbergMarquardt", "least_squares",
         "plotly", "Curvature", "fisher", "gauss_newton", "gradient_covariance", "gradient_norms",
+        "gradient_noise", "sample_gradient_norms",
         "hessian", "preconditioned_sharpness", "sharpness", "stability_threshold", "hessian_plane",
         "interpolation", "pca_plane", "random_plane", "from_torch", "to_torch", "record", "trajectory",
     }  # fmt: skip

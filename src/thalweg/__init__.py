@@ -47,6 +47,7 @@ _NAMES = {
         "curvature",
     ),
     **dict.fromkeys(("preconditioned_sharpness", "sharpness"), "edge"),
+    **dict.fromkeys(("gradient_noise", "sample_gradient_norms"), "noise"),
     "stability_threshold": "stability",
     # where to look, and what is there
     **dict.fromkeys(("Plane", "coordinate_plane", "line"), "planes"),

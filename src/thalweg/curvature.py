@@ -444,7 +444,10 @@ def gradient_norms(problem: Problem, params: Params) -> Float[np.ndarray, " n"]:
         InputError: a problem without data, or a model whose predictions mix samples.
     """
     operator = _at(problem, params, "second_moment")
-    return products.gradient_norms(operator.problem, operator.point)
+    problem = operator.problem
+    products.check_samples_alone(problem)
+    found = products.gradient_norms(problem, operator.point, 0.0, layout=problem.layout)
+    return np.asarray(found)
 
 
 def _at(problem: Problem, params: Params, kind: str) -> Curvature:

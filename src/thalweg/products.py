@@ -203,16 +203,6 @@ def _add_gradient(
     return total + jax.grad(lambda w: losses(w).sum())(point).astype(total.dtype)
 
 
-@partial(jax.jit, static_argnames="layout")
-def _norms(problem: Problem, point: Any, *, layout: Layout) -> Any:
-    def norm(x: Any, y: Any) -> Any:
-        x, y = jax.tree_util.tree_map(lambda leaf: leaf[None], (x, y))
-        losses = losses_of(problem.replace(x=x, y=y, mask=None), layout)
-        return jnp.linalg.norm(jax.grad(lambda w: losses(w)[0])(point))
-
-    return jax.vmap(norm)(problem.x, problem.y)
-
-
 def product(
     kind: str, problem: Problem, size: int, point: Any, vector: Any, center: Any = None
 ) -> Any:
@@ -250,8 +240,23 @@ def mean_gradient(problem: Problem, size: int, point: Any) -> Any:
     return (total / count_of(problem, "covariance")).astype(point.dtype)
 
 
-def gradient_norms(problem: Problem, point: Any) -> np.ndarray:
-    """The norm of each pointwise risk's gradient (n,)."""
+@partial(jax.jit, static_argnames="layout")
+def gradient_norms(problem: Problem, point: Any, center: Any, *, layout: Layout) -> Any:
+    """‖g_k − center‖ (n,) of each pointwise risk's gradient g_k, some samples at a time."""
+
+    def norm(sample: Any) -> Any:
+        x, y = jax.tree_util.tree_map(lambda leaf: leaf[None], sample)
+        losses = losses_of(problem.replace(x=x, y=y, mask=None), layout)
+        return jnp.linalg.norm(jax.grad(lambda w: losses(w)[0])(point) - center)
+
+    # each sample's gradient is p numbers
+    most = _ACTIVATIONS // (layout.size * 4 + _sample_bytes(problem))
+    size = max(1, min(problem.n_samples, most))
+    return jax.lax.map(norm, (problem.x, problem.y), batch_size=size)
+
+
+def check_samples_alone(problem: Problem) -> None:
+    """An error unless each sample has a gradient of its own."""
     n = problem.n_samples
     if not n:
         raise InputError("this problem has no data, so it has no gradients of single samples.")
@@ -261,12 +266,3 @@ def gradient_norms(problem: Problem, point: Any) -> np.ndarray:
             "the model's predictions depend on several samples at once, so that no gradient belongs to "
             "a single one."
         )
-    # each sample's gradient is p numbers
-    most = _ACTIVATIONS // (problem.size * 4 + _sample_bytes(problem))
-    size = max(1, min(n, most))
-    parts = []
-    for start in range(0, n, size):
-        first = min(start, n - size)
-        part = problem.take(np.arange(first, first + size))
-        parts.append(np.asarray(_norms(part, point, layout=problem.layout))[start - first :])
-    return np.concatenate(parts)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from thalweg.problem import Problem, pointwise
 
@@ -71,7 +72,8 @@ def splits(problem: Problem, size: int) -> bool:
     A model may use the number of samples (x / len(x)) or hold an array with an entry for each: it is
     then another function of a part of the data. Two traces tell: the same operations with the same
     constants, and one risk a sample. And it may compare samples with each other (x / x.max()), which no
-    trace tells: the risks of the first samples must not depend on those that follow.
+    trace tells: the risks of the first samples must not depend on those that follow. (Inside a trace there
+    are no numbers to tell it by.)
     """
 
     if size >= problem.n_samples:
@@ -92,10 +94,11 @@ def splits(problem: Problem, size: int) -> bool:
         return (
             part.out_avals[0].shape == (size,)
             and _skeleton(part) == _skeleton(trace(problem.n_samples))
-            and _stand_alone(problem, size)
+            and (traced or _stand_alone(problem, size))
         )
 
-    return _learnt(problem, size, learn)
+    traced = any(isinstance(v, Tracer) for v in jax.tree_util.tree_leaves(problem))
+    return _learnt(problem, (size, traced), learn)
 
 
 def _stand_alone(problem: Problem, size: int) -> bool:

@@ -297,8 +297,8 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
         "training",
         Drawing.of(
             ax,
-            "Can they be trained? Some starts of the deepest plain network never leave the plateau of "
-            "chance; with skip connections every start does.",
+            "Can they be trained? A start of a deep plain network may stay on a plateau for long, or for "
+            "good; with skip connections the loss falls at once.",
         ),
     )
 
@@ -309,7 +309,8 @@ def _draw_data(data: xr.Dataset) -> Any:
     for value, marker in ((0, "o"), (1, "^")):
         look = style.style(value)
         mine = y == value
-        ax.plot(*x[mine].T, ls="", marker=marker, ms=4, color=look.color, label=f"y = {value}")
+        options = {"ls": "", "marker": marker, "ms": 4, "color": look.color}
+        ax.plot(*x[mine].T, label=f"y = {value}", gid=f"{style.SERIES}-{value}", **options)
     ax.set(xlabel="x₁", ylabel="x₂", aspect="equal", title="Two spirals")
     style.legend(ax)
     return ax
