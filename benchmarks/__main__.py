@@ -7,13 +7,23 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks import descents, landscapes, large, least_squares, startup, tools
+from benchmarks import (
+    descents,
+    flow,
+    landscapes,
+    large,
+    least_squares,
+    networks,
+    spectra,
+    startup,
+    tools,
+)
 from benchmarks.harness import CASES, TURN, DisagreementError, Row, measure
 
 _HEAD = Row(
     "case", "who", "measured part", "first call", "time", "ratio to ours", "goal", "agrees to"
 )
-_MODULES = (descents, landscapes, large, least_squares, startup)  # importing them fills CASES
+_MODULES = (descents, landscapes, networks, large, spectra, flow, least_squares, startup)
 
 
 def main(names: list[str]) -> int:

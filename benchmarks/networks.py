@@ -1,0 +1,212 @@
+"""Networks that a notebook trains one after the other: ten starts, several widths, a sweep of rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+import thalweg as tw
+from benchmarks import tools
+from benchmarks.harness import Contender, Race, case
+from thalweg.catalogue import models
+from thalweg.catalogue.data import TARGETS
+
+SAMPLES = 15
+DEEP = (1, 10, 10, 10, 10, 10, 1)
+MEASURED = 200  # steps of the others
+LOOP, EAGER = "PyTorch loop", "torch.func.vmap, eager"
+# Losses of the first steps are compared: rounding grows with them.
+COMPARED, TOLERANCE = 50, 1e-3
+
+
+@case
+def many_networks() -> Iterator[Race]:
+    """Ten deep networks × 10,000 steps; shallow ones of four widths × 50,000 steps."""
+    runs, steps, rate = 10, 10_000, 0.01
+    starts = [_start(DEEP, seed) for seed in range(runs)]
+    yield _race(
+        f"ten MLPs of five hidden layers of 10 × {steps:,} steps",
+        [_descent(starts, tw.SGD(lr=rate), steps)],
+        partial(_loop, starts[:1], [rate]),
+        1 / runs,
+        partial(_eager, starts, [rate] * runs),
+        steps,
+    )
+    widths, steps, rate = (5, 10, 100, 1000), 50_000, 0.002
+    single = [[_start((1, width, 1), width)] for width in widths]
+
+    def one_by_one(function: Callable[..., np.ndarray]) -> np.ndarray:
+        return np.concatenate([function(start, [rate]) for start in single], axis=1)
+
+    yield _race(
+        f"MLPs of widths {', '.join(map(str, widths))} × {steps:,} steps",
+        [_descent(start, tw.SGD(lr=rate), steps) for start in single],
+        partial(one_by_one, _loop),
+        1.0,
+        partial(one_by_one, _eager),
+        steps,
+    )
+
+
+@case
+def rates() -> Iterator[Race]:
+    """64 learning rates on one deep network, 1,000 steps each."""
+    count, steps = 64, 1000
+    start = _start(DEEP, 0)
+    swept = np.geomspace(1e-4, 1e-2, count)
+    yield _race(
+        f"{count} learning rates on one MLP × {steps:,} steps",
+        [_descent([start], tw.SGD(lr=swept), steps)],
+        partial(_loop, [start], swept[:1]),
+        1 / count,
+        partial(_eager, [start] * count, swept),
+        steps,
+    )
+
+
+def _race(
+    title: str,
+    descents: list[Callable[[], np.ndarray]],
+    loop: Callable[[], np.ndarray],
+    share: float,
+    eager: Callable[[], np.ndarray],
+    steps: int,
+) -> Race:
+    """`loop` and `eager` do MEASURED steps, `loop` for a share of the members."""
+
+    def ours() -> np.ndarray:
+        return np.concatenate([run() for run in descents], axis=1)
+
+    def deviation(answers: dict[str, np.ndarray]) -> dict[str, float]:
+        whole = answers["thalweg.descend"]
+        return {
+            name: float(np.abs(a[:COMPARED] / whole[:COMPARED, : a.shape[1]] - 1).max())
+            for name, a in answers.items()
+        }
+
+    part = f"{MEASURED} of {steps:,} steps"
+    return Race(
+        title,
+        [
+            Contender("thalweg.descend", ours),
+            Contender(
+                LOOP,
+                loop,
+                share=share * MEASURED / steps,
+                part=part + (", one network" if share < 1 else ""),
+                goal=30,
+                skipped=tools.missing("torch"),
+            ),
+            Contender(
+                EAGER,
+                eager,
+                share=MEASURED / steps,
+                part=part,
+                goal=10,
+                skipped=tools.missing("torch"),
+            ),
+        ],
+        deviation,
+        TOLERANCE,
+        rounds=5,
+    )
+
+
+def _data() -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).uniform(-1, 1, SAMPLES)
+    return x.astype(np.float32), TARGETS["middle"](x).astype(np.float32)
+
+
+def _start(widths: tuple[int, ...], seed: int) -> dict[str, Any]:
+    """PyTorch's own initialisation, in NumPy."""
+    rng = np.random.default_rng(seed)
+    layers = {}
+    for number, (n_in, n_out) in enumerate(pairwise(widths), 1):
+        bound = n_in**-0.5
+        layers[f"l{number}"] = {
+            "weight": rng.uniform(-bound, bound, (n_out, n_in)).astype(np.float32),
+            "bias": rng.uniform(-bound, bound, n_out).astype(np.float32),
+        }
+    return layers
+
+
+def _descent(
+    starts: list[dict[str, Any]], optimizer: tw.SGD, steps: int
+) -> Callable[[], np.ndarray]:
+    """Ours: the losses (steps + 1, members)."""
+    x, y = _data()
+    problem = tw.Problem(models.mlp, "mse", x, y, params=starts[0])
+    vectors = np.stack([np.asarray(problem.flatten(start)) for start in starts])
+    options = {"starts": vectors} if len(starts) > 1 else {}
+
+    def run() -> np.ndarray:
+        path = tw.descend(problem, optimizer, steps=steps, record={"params": False}, **options)
+        return path["loss"].values.reshape(steps + 1, -1)
+
+    return run
+
+
+def _module(start: dict[str, Any]) -> Any:
+    import torch
+    from torch import nn
+
+    layers: list[Any] = []
+    for layer in start.values():
+        linear = nn.Linear(*layer["weight"].shape[::-1])
+        with torch.no_grad():
+            linear.weight.copy_(torch.tensor(layer["weight"]))
+            linear.bias.copy_(torch.tensor(layer["bias"]))
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _loop(starts: list[dict[str, Any]], rates: Any) -> np.ndarray:
+    """As it is written in a notebook, the losses in a list."""
+    import torch
+
+    x, y = (torch.tensor(column)[:, None] for column in _data())
+    columns = []
+    for start, rate in zip(starts, rates, strict=True):
+        model = _module(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=float(rate))
+        losses = []
+        for _ in range(MEASURED):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.mse_loss(model(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        columns.append(losses)
+    return np.array(columns).T
+
+
+def _eager(starts: list[dict[str, Any]], rates: Any) -> np.ndarray:
+    """All members at once, by torch.func."""
+    import torch
+    from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+
+    x, y = (torch.tensor(column)[:, None] for column in _data())
+    members = [_module(start) for start in starts]
+    params, buffers = stack_module_state(members)
+    params = {name: value.detach() for name, value in params.items()}
+    base = members[0]
+
+    def risk(params: Any, buffers: Any) -> Any:
+        return torch.nn.functional.mse_loss(functional_call(base, (params, buffers), (x,)), y)
+
+    step = vmap(grad_and_value(risk))
+    rate = torch.tensor(np.asarray(rates, np.float32))
+    losses = []
+    with torch.no_grad():
+        for _ in range(MEASURED):
+            slopes, loss = step(params, buffers)
+            params = {
+                name: value - rate.reshape(-1, *[1] * (value.ndim - 1)) * slopes[name]
+                for name, value in params.items()
+            }
+            losses.append(loss)
+    return torch.stack(losses).numpy()
