@@ -1,5 +1,7 @@
 """Curvature operators against the dense matrices that JAX's own derivatives give in float64."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,6 +166,23 @@ def test_parts_fit_a_pass_and_hardly_overlap(n, workers, monkeypatch):
     shares = products.over_samples(problem, size, one_pass, lambda: np.empty(0))
     assert len(shares) == min(workers, parts)
     np.testing.assert_array_equal(np.concatenate(shares), x)  # each once, in order
+
+
+def test_an_error_in_one_worker_stops_the_others(monkeypatch):
+    monkeypatch.setattr(backend, "workers", lambda: 2)
+    problem = made("mse", (3, 5, 4))
+    seen = []
+
+    def one_pass(where, total):
+        if int(where[1]) == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+        seen.append(int(where[1]))
+        return total
+
+    with pytest.raises(KeyboardInterrupt):
+        products.over_samples(problem, 1, one_pass, lambda: 0.0)
+    assert len(seen) < 5  # of the other's ten parts
 
 
 def test_samples_that_a_mask_leaves_out_do_not_count():

@@ -471,15 +471,48 @@ def test_workers_wait_for_one_compilation(monkeypatch, compilations):
     plane = tw.random_plane(problem, problem.params, vectors=True, points=3)
     monkeypatch.setattr(landscapes, "_LARGE", 1)
     monkeypatch.setattr(passes, "_PASS", 64 * 5)
-    counts = []
+    tw.landscape(problem, plane)  # all that is compiled once
     for workers in (1, 4):
         monkeypatch.setattr(backend, "workers", lambda workers=workers: workers)
+        size = passes.samples_at_a_time(problem)  # and what is asked of parts of this size
         landscapes._losses.clear_cache()
         compilations.clear()
         tw.landscape(problem, plane)
-        counts.append(len(compilations))
-        assert landscapes._losses._cache_size() == 1
-    assert 1 <= counts[1] <= counts[0]
+        assert size <= 5
+        assert len(compilations) == 1
+
+
+def test_one_point_of_a_large_model_streams_too(monkeypatch):
+    sizes = set()
+
+    def predict(w, x):
+        sizes.add(len(x))
+        return dot(w, x)
+
+    x = np.linspace(-1, 1, 40)[:, None]
+    problem = tw.Problem(predict, "mse", x, 3 * x[:, 0], params={"w": np.ones(1)})
+    plane = tw.random_plane(problem, problem.params, vectors=True, points=1, span=(0, 0))
+    monkeypatch.setattr(landscapes, "_LARGE", 1)
+    monkeypatch.setattr(passes, "_PASS", 64 * 5)
+    monkeypatch.setattr(backend, "workers", lambda: 2)
+    assert passes.samples_at_a_time(problem) <= 5  # which looks at all of them
+    sizes.clear()
+    surface = tw.landscape(problem, plane)
+    assert max(sizes) <= 5
+    np.testing.assert_allclose(surface.empirical, problem.risk(problem.params), rtol=1e-12)
+
+
+@pytest.mark.parametrize("large", [1, 2**30])
+def test_samples_that_a_mask_leaves_out_have_no_part(monkeypatch, large):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((23, 3)), rng.standard_normal(23)
+    whole = tw.Problem(dot, "mse", x, y, params={"w": np.ones(3)})
+    masked = whole.take(np.arange(23), np.arange(23) % 2 > 0)
+    monkeypatch.setattr(landscapes, "_LARGE", large)
+    plane = tw.random_plane(masked, masked.params, vectors=True, points=3)
+    surface = tw.landscape(masked, plane, ("empirical", "pointwise"))
+    assert float(surface.empirical[1, 1]) == pytest.approx(float(masked.risk(masked.params)))
+    assert surface.sizes["sample"] == 11
 
 
 def dot(w, x):

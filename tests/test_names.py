@@ -1,6 +1,7 @@
 """Names of parameters: spelt out where there are few, made when asked for where there are many."""
 
 import itertools
+import operator
 
 import numpy as np
 import pytest
@@ -26,12 +27,16 @@ def test_many_names_are_the_same_names():
     with pytest.raises(IndexError):
         many[11]
     assert many == SPELT
-    assert many == SPELT
+    assert operator.eq(SPELT, many)
     assert many == names.Names(TENSORS)
     assert many != SPELT[:-1]
     assert many != names.Names(TENSORS[:-1])
     assert "c.weight[1,0,0]" in many
     assert many.index("b") == 6
+    assert many.index("b", 3) == 6
+    for absent in (("b", 7), ("b", 0, 6), ("a",)):
+        with pytest.raises(ValueError, match="not among"):
+            many.index(*absent)
     assert "11 names" in repr(many)
     assert len(names.Names(())) == 0
 
@@ -45,10 +50,30 @@ def test_few_are_a_tuple():
 
 @pytest.mark.parametrize("spelt", [True, False])
 def test_where_a_tensor_lies(spelt):
-    found = names.slices(SPELT if spelt else names.Names(TENSORS))
-    assert found["a"] == slice(0, 6)
-    assert found["b"] == slice(6, 7)
-    assert found["c.weight"] == slice(7, 11)
+    every = SPELT if spelt else names.Names(TENSORS)
+    for tensor, first, end in (("a", 0, 6), ("b", 6, 7), ("c.weight", 7, 11), ("c", 0, 0)):
+        np.testing.assert_array_equal(
+            np.flatnonzero(names.within(every, tensor)), np.arange(first, end)
+        )
+
+
+@pytest.mark.parametrize("count", [1, 4])  # spelt out, and not
+def test_names_with_brackets_of_their_own(few, count):
+    start = {"w[0]": np.ones(count), "w[1]": np.zeros(1)}
+    problem = tw.Problem.from_function(
+        lambda w: ((w["w[0]"] - 2) ** 2).sum() + (w["w[1]"] ** 2).sum(), params=start
+    )
+    record = {"moved": tw.movement_by_parameter}
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=3, record=record)
+    assert tw.plot.movement_by_parameter(path, "moved").get_lines()
+    np.testing.assert_array_equal(names.within(problem.names, "w[0]"), [True] * count + [False])
+
+
+@pytest.mark.parametrize("name", ["tensor", "tensor_shape", "param"])
+def test_records_may_not_take_their_place(name):
+    problem = tw.Problem.from_catalogue("beale")
+    with pytest.raises(tw.InputError, match=name):
+        tw.descend(problem, tw.SGD(lr=1e-3), steps=1, record={name: tw.gradient_norm})
 
 
 def model(w, x):

@@ -58,6 +58,17 @@ def workers() -> int:
     return min(cores(), _WORKERS) if device().platform == "cpu" else 1
 
 
+def inheriting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function for another thread, where it computes on the device that it would compute on here."""
+    here = device()
+
+    def there(*arguments: Any) -> Any:
+        with jax.default_device(here):
+            return function(*arguments)
+
+    return there
+
+
 @contextmanager
 def on_device(device: Any) -> Iterator[Callable[[Any], Any]]:
     """Compute on a device: "cpu", "gpu", "tpu", or one of jax.devices(); JAX's own where it is None.

@@ -446,8 +446,7 @@ def gradient_norms(problem: Problem, params: Params) -> Float[np.ndarray, " n"]:
     operator = _at(problem, params, "second_moment")
     problem = operator.problem
     products.check_samples_alone(problem)
-    found = products.gradient_norms(problem, operator.point, 0.0, layout=problem.layout)
-    return np.asarray(found)
+    return products.gradient_norms(problem, operator.point)
 
 
 def _at(problem: Problem, params: Params, kind: str) -> Curvature:

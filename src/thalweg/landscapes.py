@@ -86,6 +86,8 @@ def landscape(
         raise InputError(
             "this problem has no expected risk; give it as Problem(..., expected=params -> scalar)."
         )
+    if problem.mask is not None:  # what is left out has no part in any risk
+        problem = problem.take(np.flatnonzero(problem.mask))
     with backend.on_device(device) as move:
         there = problem
         if (
@@ -126,7 +128,7 @@ def _evaluate(
     total = math.prod(plane.shape)
     model = model_of(problem)
     tiling = _tiling(problem, total, "pointwise" in wanted)
-    if tiling.one_by_one and total > 1:
+    if tiling.one_by_one:
         return _point_by_point(problem, plane, wanted, penalty, progress)
     point_bytes = sum(
         model.values * model.dtype.itemsize if risk == "pointwise" else 8 for risk in wanted
@@ -148,24 +150,24 @@ def _evaluate(
         for risk in wanted
     }
     workers = 1 if tiling.entrywise else min(backend.workers(), chunks)
-    room = max(1, min(-(-chunks // workers), _ROWS // max(row, 1)))
-    here = backend.device()  # a thread does not inherit it
+    room = max(1, min(-(-chunks // workers), _ROWS // workers // max(row, 1)))
 
     def evaluate(start: int, count: int) -> Any:
-        with jax.default_device(here):
-            return _chunks(
-                problem,
-                plane.origin,
-                plane.directions,
-                plane.coordinates,
-                np.int64(start),
-                np.int64(count),
-                wanted=wanted,
-                layout=problem.layout,
-                penalty=bool(penalty),
-                tiling=tiling,
-                room=room,
-            )
+        return _chunks(
+            problem,
+            plane.origin,
+            plane.directions,
+            plane.coordinates,
+            np.int64(start),
+            np.int64(count),
+            wanted=wanted,
+            layout=problem.layout,
+            penalty=bool(penalty),
+            tiling=tiling,
+            room=room,
+        )
+
+    beside = backend.inheriting(lambda *span: jax.block_until_ready(evaluate(*span)))
 
     def launch(start: int, count: int) -> Iterable[Any]:
         if workers == 1:
@@ -173,8 +175,7 @@ def _evaluate(
         each = -(-count // workers)
         begins = range(start, start + count, each)
         counts = [min(each, start + count - begin) for begin in begins]
-        parts = pool.map(lambda *span: jax.block_until_ready(evaluate(*span)), begins, counts)
-        return zip(begins, counts, parts, strict=True)
+        return zip(begins, counts, pool.map(beside, begins, counts), strict=True)
 
     def collect(start: int, count: int, spans: Iterable[Any]) -> None:
         for begin, length, parts in spans:

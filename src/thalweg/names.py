@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, product
 from typing import Any, overload
 
@@ -45,6 +45,15 @@ class Names(Sequence[str]):
         name, shape = self.tensors[which]
         place -= self._ends[which - 1] if which else 0
         return _entry(name, np.unravel_index(place, shape) if shape else None)
+
+    def __contains__(self, name: object) -> bool:
+        return any(own == name for own in self)
+
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        for place, own in enumerate(self):
+            if own == value and place >= start and (stop is None or place < stop):
+                return place
+        raise ValueError(f"{value!r} is not among the names")
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Names):
@@ -101,14 +110,9 @@ def same(result: Any, names: Sequence[str]) -> bool:
     return there is None or there == names
 
 
-def slices(names: Sequence[str]) -> Mapping[str, slice]:
-    """Where each tensor's parameters lie among them."""
+def within(names: Sequence[str], tensor: str) -> np.ndarray:
+    """Whether each parameter (p,) is one of the tensor's."""
     if not isinstance(names, Names):
-        tensors = [name.partition("[")[0] for name in names]
-        begins = {name: tensors.index(name) for name in dict.fromkeys(tensors)}
-        return {name: slice(at, at + tensors.count(name)) for name, at in begins.items()}
-    ends = names._ends
-    return {
-        name: slice(end - math.prod(shape), end)
-        for (name, shape), end in zip(names.tensors, ends, strict=True)
-    }
+        return np.array([name == tensor or name.startswith(f"{tensor}[") for name in names])
+    own = [np.full(math.prod(shape), name == tensor) for name, shape in names.tensors]
+    return np.concatenate(own)

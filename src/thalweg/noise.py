@@ -3,6 +3,10 @@
 A batch of b samples drawn with replacement has a mean gradient whose squared distance from the whole
 gradient is `gradient_noise` / b on average. At a single point `gradient_covariance` has the whole matrix,
 with its leading directions, and `gradient_norms` the norms.
+
+Each recorded step costs a gradient of every sample, so that a long descent wants `every=`. The model must
+give each sample a prediction of its own. One that divides by their number is refused; one that compares
+their values (x / x.max()) is not noticed inside the loop, but by `gradient_norms`.
 """
 
 from __future__ import annotations
@@ -14,26 +18,44 @@ import jax.numpy as jnp
 
 from thalweg import products
 from thalweg.observables import At
-from thalweg.params import Layout
-from thalweg.problem import pointwise
+from thalweg.problem import Problem
+
+_ROOM = 4 * 2**20  # bytes of gradients at a time; every member of an ensemble has as many
 
 
 def gradient_noise(at: At) -> Any:
-    """The trace of the covariance of a single sample's gradient, 1/n Σ ‖g_k − ḡ‖², over all the data.
-
-    Each recorded step costs a gradient of every sample, so that a long descent wants `every=`.
-    """
-    products.check_samples_alone(at.problem)
-    mean = jax.grad(lambda params: pointwise(at.problem, params).mean())(at.params)
-    return jnp.mean(_norms(at, Layout.of(at.params).flatten(mean)) ** 2)
+    """The trace of the covariance of a single sample's gradient, 1/n Σ ‖g_k − ḡ‖², over all the data."""
+    problem = _alone(at)
+    layout, point = problem.layout, problem.flatten(at.params)
+    count = products.count_of(problem, "covariance")
+    losses = products.losses_of(problem, layout)
+    mean = jax.grad(lambda w: losses(w).sum())(point) / count
+    squares = _norms(problem, point, mean) ** 2
+    if problem.mask is not None:
+        squares = jnp.where(problem.mask, squares, 0)
+    return squares.sum() / count
 
 
 def sample_gradient_norms(at: At) -> Any:
     """‖g_k‖ (n,): the norm of the gradient of every sample's own risk, without the penalty."""
-    products.check_samples_alone(at.problem)
-    return _norms(at, 0.0)
+    problem = _alone(at)
+    return _norms(problem, problem.flatten(at.params), 0.0)
 
 
-def _norms(at: At, center: Any) -> Any:
-    layout = Layout.of(at.params)
-    return products.gradient_norms(at.problem, layout.flatten(at.params), center, layout=layout)
+def _alone(at: At) -> Problem:
+    """All the data's problem, which has no start of its own inside the loop."""
+    problem = at.problem.replace(params=at.params)
+    products.check_samples_alone(problem)
+    return problem
+
+
+def _norms(problem: Problem, point: Any, center: Any) -> Any:
+    norm = products.norm_of(problem, problem.layout, point, center)
+    size = products.gradients_at_a_time(problem, _ROOM)
+    samples = (problem.x, problem.y)
+    # convolutions in a compiled loop take many times as long: no loop where none is needed
+    return (
+        jax.vmap(norm)(samples)
+        if size >= problem.n_samples
+        else jax.lax.map(norm, samples, batch_size=size)
+    )

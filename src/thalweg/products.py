@@ -7,6 +7,7 @@ called from the host one by one: convolutions inside a compiled loop are many ti
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,7 +29,7 @@ KINDS = (*_OF_THE_RISK, "second_moment", "covariance")
 
 _ACTIVATIONS = 256 * 2**20  # bytes of activations that products computed together may hold
 # Measured on two cores: from 16 to 64 MiB it is all the same, above that a pass leaves the caches.
-_PASS = 32 * 2**20  # bytes of activations of one pass
+_PASS = 32 * 2**20  # bytes of activations of a pass on a CPU
 
 
 def _sample_bytes(problem: Problem) -> int:
@@ -47,10 +48,10 @@ def samples_at_a_time(problem: Problem) -> int:
     """How many samples a pass takes: all of them if there is room, or if the model mixes them; else equal
     parts, as many for each worker, of such a size that hardly any sample is computed twice."""
     n = problem.n_samples
-    fewest = -(-n * _sample_bytes(problem) // _PASS)
+    room = _PASS if backend.device().platform == "cpu" else _ACTIVATIONS
+    workers, fewest = backend.workers(), -(-n * _sample_bytes(problem) // room)
     if fewest <= 1:
         return n
-    workers = backend.workers()
     each = -(-fewest // workers)
     parts = min(
         (workers * k for k in range(each, 2 * each + 1)), key=lambda parts: -(-n // parts) * parts
@@ -66,15 +67,19 @@ def over_samples(
     `where`: one such total from each of the workers, who take successive runs of parts, in the order of
     the data."""
     n = problem.n_samples
-    here = backend.device()  # a thread does not inherit it
+    ended = threading.Event()
 
     def work(begins: range) -> Any:
-        with jax.default_device(here):
-            total = start()
-            for begin in begins:
-                # The last part starts early and leaves out what was counted before: one program.
-                total = one_pass((np.int64(min(begin, n - size)), np.int64(begin)), total)
-            return jax.block_until_ready(total)
+        total = start()
+        for begin in begins:
+            if ended.is_set():
+                break
+            # The last part starts early and leaves out what was counted before: one program.
+            total = one_pass((np.int64(min(begin, n - size)), np.int64(begin)), total)
+        return total
+
+    def alone(begins: range) -> Any:
+        return jax.block_until_ready(work(begins))
 
     begins = range(0, max(n, 1), max(size, 1))
     each = -(-len(begins) // backend.workers())
@@ -82,7 +87,11 @@ def over_samples(
     if len(shares) == 1:
         return [work(begins)]
     with ThreadPoolExecutor(len(shares)) as pool:
-        return list(pool.map(work, shares))
+        try:
+            return list(pool.map(backend.inheriting(alone), shares))
+        except BaseException:  # Ctrl-C too: what the others are at would be of no use
+            ended.set()
+            raise
 
 
 def part(problem: Problem, where: Any, size: int) -> Problem:
@@ -240,19 +249,37 @@ def mean_gradient(problem: Problem, size: int, point: Any) -> Any:
     return (total / count_of(problem, "covariance")).astype(point.dtype)
 
 
-@partial(jax.jit, static_argnames="layout")
-def gradient_norms(problem: Problem, point: Any, center: Any, *, layout: Layout) -> Any:
-    """‖g_k − center‖ (n,) of each pointwise risk's gradient g_k, some samples at a time."""
+def norm_of(problem: Problem, layout: Layout, point: Any, center: Any) -> Callable[[Any], Any]:
+    """‖g − center‖ as a function of one sample (x, y), g being the gradient of its risk at `point`."""
 
     def norm(sample: Any) -> Any:
         x, y = jax.tree_util.tree_map(lambda leaf: leaf[None], sample)
         losses = losses_of(problem.replace(x=x, y=y, mask=None), layout)
         return jnp.linalg.norm(jax.grad(lambda w: losses(w)[0])(point) - center)
 
-    # each sample's gradient is p numbers
-    most = _ACTIVATIONS // (layout.size * 4 + _sample_bytes(problem))
-    size = max(1, min(problem.n_samples, most))
-    return jax.lax.map(norm, (problem.x, problem.y), batch_size=size)
+    return norm
+
+
+def gradients_at_a_time(problem: Problem, room: int) -> int:
+    """How many samples' gradients, p numbers each, fit into `room` bytes beside the activations."""
+    each = problem.size * problem.layout.dtype.itemsize + _sample_bytes(problem)
+    return max(1, min(problem.n_samples, room // each))
+
+
+@partial(jax.jit, static_argnames="layout")
+def _norms(problem: Problem, point: Any, *, layout: Layout) -> Any:
+    return jax.vmap(norm_of(problem, layout, point, 0.0))((problem.x, problem.y))
+
+
+def gradient_norms(problem: Problem, point: Any) -> np.ndarray:
+    """The norm of each pointwise risk's gradient (n,)."""
+    n, size = problem.n_samples, gradients_at_a_time(problem, _ACTIVATIONS)
+    parts = []
+    for start in range(0, n, size):
+        first = min(start, n - size)
+        there = problem.take(np.arange(first, first + size))
+        parts.append(np.asarray(_norms(there, point, layout=problem.layout))[start - first :])
+    return np.concatenate(parts)
 
 
 def check_samples_alone(problem: Problem) -> None:

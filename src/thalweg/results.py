@@ -31,6 +31,7 @@ RESERVED_DIMS = (
     "step",
     "param",
     "tensor",
+    "tensor_shape",
     "run",
     "sample",
     "direction",

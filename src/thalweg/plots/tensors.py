@@ -116,6 +116,6 @@ def _median(values: np.ndarray) -> np.ndarray:
 
 def _starts_at_zero(path: xr.Dataset, tensor: str) -> bool:
     """Whether a tensor is zero at some member's start."""
-    own = names.slices(names.found(path) or ())[tensor]
+    own = names.within(names.found(path) or (), tensor)
     start = path["start"].transpose("param", ...).values[own]
     return not start.any(axis=0).all()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from thalweg import plots, results
+from thalweg import names, plots, results
 from thalweg.errors import InputError, unknown
 from thalweg.studies import Drawing, Findings, setting
 from thalweg.studies.texts import assignments, options_of
@@ -102,7 +102,7 @@ def run(settings: Settings, data: Mapping[str, Any]) -> dict[str, xr.Dataset]:
     for name, point in (("gradient", final), ("gradient_at_start", path["start"].values)):
         gradient = problem.gradient(problem.unflatten(point))
         fitted[name] = ("param", np.asarray(problem.flatten(gradient)))
-    fitted = fitted.assign_coords(param=np.array(problem.names))
+    fitted = fitted.assign_coords(names.coords(problem.names))
     fitted["slope_left"] = _slope_left(problem, final)
     nodes = {"data": table, "path": path, "fit": fitted}
     if axes:
@@ -246,10 +246,13 @@ def _window(
         return {axes[0]: settings.window[:2], axes[1]: settings.window[2:]}  # type: ignore[dict-item]
     window = {}
     for axis in axes:
-        values = path["params"].sel(param=axis).values if axis in path["param"] else np.zeros(1)
-        values = values[np.isfinite(values)]
-        if not len(values):
-            values = path["start"].sel(param=axis).values.reshape(-1)
+        values, every = np.zeros(1), names.found(path) or ()
+        if axis in every:
+            place = {"param": every.index(axis)}
+            values = path["params"].isel(place).values
+            values = values[np.isfinite(values)]
+            if not len(values):
+                values = path["start"].isel(place).values.reshape(-1)
         # A diverged path spans many decades; its start and the first steps are what can be seen.
         low, high = np.min(values), np.max(values)
         if high - low > 1e6 * (1 + abs(values[0])):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
-from thalweg import plots, results
+from thalweg import names, plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
 from thalweg.studies import Drawing, Findings, regression, setting
@@ -250,14 +250,11 @@ def _widest_two(moved: xr.DataArray) -> tuple[float, float] | None:
 def bends(path: xr.Dataset, low: float, high: float) -> dict[str, np.ndarray]:
     """How many hidden units of a shallow network bend between `low` and `high` (members,), at the
     start and at the end. Unit i bends at x = −b_i/w_i; one that does not is linear on the data."""
-    names = path["param"].values
+    every = names.found(path) or ()
     found = {}
     for moment in ("start", "final"):
-        vectors = path[moment].transpose("param", ...).values.reshape(len(names), -1)
-        bias, weight = (
-            vectors[[name.startswith(f"l1.{kind}[") for name in names]]
-            for kind in ("bias", "weight")
-        )
+        vectors = path[moment].transpose("param", ...).values.reshape(len(every), -1)
+        bias, weight = (vectors[names.within(every, f"l1.{kind}")] for kind in ("bias", "weight"))
         # without a division: −b/w lies between iff w·low + b and w·high + b differ in sign
         found[moment] = ((weight * low + bias) * (weight * high + bias) < 0).sum(axis=0)
     return found
