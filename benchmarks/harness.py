@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
-TURN = 0.2  # seconds
+TURN = 0.5  # seconds: the threads of the contender before may spin for a tenth of that
 
 
 class Timed(NamedTuple):

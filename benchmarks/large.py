@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,26 @@ SAMPLES, SIDE = 1000, 41
 IMAGES, BATCH, POINTS = 512, 128, 3
 
 
+def middling(activation: str) -> tuple[Any, Any, Any]:
+    """A network of 10-64-64-3 (5,059 parameters), and its samples and their classes."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    phi = getattr(nn, activation)
+    model = nn.Sequential(
+        nn.Linear(10, 64), phi(), nn.Linear(64, 64), phi(), nn.Linear(64, 3)
+    )  # fmt: skip
+    return model, torch.randn(SAMPLES, 10), torch.randint(0, 3, (SAMPLES,))
+
+
 @case
 def middling_landscape() -> Iterator[Race]:
     """A network of 10-64-64-3 on 1,000 samples, in 41 × 41 points of one and the same plane."""
     import torch
     from torch import nn
 
-    torch.manual_seed(0)
-    layers = [nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)]
-    model = nn.Sequential(*layers)
-    x, y = torch.randn(SAMPLES, 10), torch.randint(0, 3, (SAMPLES,))
+    model, x, y = middling("ReLU")
     loss = nn.CrossEntropyLoss()
     problem = tw.from_torch(model, loss, x, y)
     missing = tools.missing("loss-landscapes")
@@ -59,15 +70,13 @@ def middling_landscape() -> Iterator[Race]:
     def notebook() -> np.ndarray:
         """The double loop that people write, each point afresh."""
         surface = np.empty((SIDE, SIDE))
-        copy = nn.Sequential(*layers)
+        copy = deepcopy(model)
         with torch.no_grad():
             for i, a in enumerate(steps):
                 for j, b in enumerate(steps + 1):
                     for p, w, d, e in zip(copy.parameters(), flat, *rows, strict=True):
                         p.copy_(w + a * d + b * e)
                     surface[i, j] = loss(copy(x), y).item()
-            for p, w in zip(copy.parameters(), flat, strict=True):
-                p.copy_(w)
         return surface
 
     weights = [p.detach().numpy().T.copy() for p in model.parameters() if p.ndim == 2]

@@ -10,8 +10,9 @@ import numpy as np
 import thalweg as tw
 from benchmarks import tools
 from benchmarks.harness import Contender, Race, case
+from benchmarks.large import SAMPLES, middling
 
-SAMPLES, COUNT, PRODUCTS = 1000, 10, 99
+COUNT, PRODUCTS = 10, 99
 PROBES, STEPS = 10, 80
 
 
@@ -19,13 +20,9 @@ PROBES, STEPS = 10, 80
 def curvature() -> Iterator[Race]:
     """The Hessian of a network of 10-64-64-3 (5,059 parameters) on 1,000 samples, against curvlinops."""
     import torch
-    from torch import nn
 
-    torch.manual_seed(0)
-    layers = [nn.Linear(10, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3)]
-    model = nn.Sequential(*layers)
-    x, y = torch.randn(SAMPLES, 10), torch.randint(0, 3, (SAMPLES,))
-    loss = nn.CrossEntropyLoss()
+    model, x, y = middling("Tanh")
+    loss = torch.nn.CrossEntropyLoss()
     problem = tw.from_torch(model, loss, x, y)
     operator = tw.hessian(problem, problem.params)
     matrix = tw.hessian(problem, problem.params).dense().astype(float)
