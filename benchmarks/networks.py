@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -122,16 +121,11 @@ def _data() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _start(widths: tuple[int, ...], seed: int) -> dict[str, Any]:
-    """PyTorch's own initialisation, in NumPy."""
-    rng = np.random.default_rng(seed)
-    layers = {}
-    for number, (n_in, n_out) in enumerate(pairwise(widths), 1):
-        bound = n_in**-0.5
-        layers[f"l{number}"] = {
-            "weight": rng.uniform(-bound, bound, (n_out, n_in)).astype(np.float32),
-            "bias": rng.uniform(-bound, bound, n_out).astype(np.float32),
-        }
-    return layers
+    """PyTorch's own initialisation."""
+    import jax
+
+    drawn = models.init_mlp(widths, jax.random.key(seed), np.float32)
+    return jax.tree_util.tree_map(np.asarray, drawn)
 
 
 def _descent(

@@ -185,6 +185,18 @@ def test_an_error_in_one_worker_stops_the_others(monkeypatch):
     assert len(seen) < 5  # of the other's ten parts
 
 
+@pytest.mark.parametrize("size", [1, 7, 20])
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_norms_of_gradients_in_parts(size, workers, monkeypatch):
+    problem = made("mse", (3, 5, 4))
+    monkeypatch.setattr(backend, "workers", lambda: workers)
+    monkeypatch.setattr(products, "gradients_at_a_time", lambda *_: size)
+    single = [problem.take(np.array([k])).gradient(problem.params) for k in range(20)]
+    expected = [np.linalg.norm(problem.flatten(g)) for g in single]
+    found = tw.gradient_norms(problem, problem.params)
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
 def test_samples_that_a_mask_leaves_out_do_not_count():
     problem = made("mse", (3, 5, 4))
     masked = problem.take(np.arange(20), jnp.arange(20) < 13)

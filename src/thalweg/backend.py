@@ -38,7 +38,8 @@ def cores() -> int:
 
 def device_name() -> str:
     """The device computations run on, as `platform:kind`."""
-    return f"{device().platform}:{device().device_kind}"
+    here = device()
+    return f"{here.platform}:{here.device_kind}"
 
 
 def keep_compiled(folder: Path) -> None:

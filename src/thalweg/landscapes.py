@@ -90,9 +90,8 @@ def landscape(
         problem = problem.take(np.flatnonzero(problem.mask))
     with backend.on_device(device) as move:
         there = problem
-        if (
-            device is not None
-        ):  # a pytree's leaves alone are moved: what it is on the host comes after
+        if device is not None:
+            # a pytree's leaves alone are moved: what it is on the host comes after
             there = move(problem).replace(init=problem.init, source=problem.source)
         variables = {}
         if curvature:
@@ -292,11 +291,11 @@ def _point_by_point(
             return [*rows, losses] if "pointwise" in wanted else rows, total + added
 
         if {"empirical", "pointwise"} & set(wanted):
-            totals = products.over_samples(problem, size, add, lambda: ([], 0.0))
-            total = sum(total for _, total in totals)
+            shares = products.over_samples(problem, size, add, lambda: ([], 0.0))
+            total = sum(total for _, total in shares)
             mean = problem.reduction == "mean"
             found["empirical"] = total / max(problem.n_samples, 1) if mean else total
-            found["pointwise"] = [losses for rows, _ in totals for losses in rows]
+            found["pointwise"] = [losses for rows, _ in shares for losses in rows]
             if penalty and problem.penalty is not None:
                 found["empirical"] += _penalty(problem, layout.unflatten(point))
         if "expected" in wanted:
@@ -309,11 +308,7 @@ def _point_by_point(
                 if risk != "pointwise":
                     values[risk][index] = float(risks[risk])
                     continue
-                # the last part starts early, over samples that are there already
-                rows = [np.asarray(part) for part in risks[risk]]
-                overlap = sum(map(len, rows)) - model.values
-                rows[-1] = rows[-1][overlap:]
-                values[risk][index] = np.concatenate(rows)
+                values[risk][index] = products.of_each_sample(risks[risk], model.values)
 
     _, interrupted = blocks.run(
         total, launch, collect, most=8, label="landscape", unit="point", progress=progress

@@ -46,9 +46,6 @@ class Names(Sequence[str]):
         place -= self._ends[which - 1] if which else 0
         return _entry(name, np.unravel_index(place, shape) if shape else None)
 
-    def __contains__(self, name: object) -> bool:
-        return any(own == name for own in self)
-
     def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
         for place, own in enumerate(self):
             if own == value and place >= start and (stop is None or place < stop):
@@ -59,9 +56,6 @@ class Names(Sequence[str]):
         if isinstance(other, Names):
             return self.tensors == other.tensors
         return isinstance(other, tuple) and len(other) == len(self) and tuple(self) == other
-
-    def __hash__(self) -> int:
-        return hash(self.tensors)
 
     def __repr__(self) -> str:
         return f"<{len(self):,} names: {', '.join(map(repr, self[:3]))}, …>"

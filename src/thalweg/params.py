@@ -84,9 +84,10 @@ class Layout:
 
     def index(self, name: str) -> int:
         """The place of the parameter called `name` in the flattened vector."""
-        if name not in self.names:
-            raise unknown("parameter", name, self.names)
-        return self.names.index(name)
+        try:
+            return self.names.index(name)
+        except ValueError:
+            raise unknown("parameter", name, self.names) from None
 
     def matches(self, tree: Any) -> bool:
         """Whether `tree` has this structure and these shapes."""

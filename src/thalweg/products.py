@@ -2,13 +2,14 @@
 
 The empirical risk is a sum over samples and so are its matrices: they are computed on some samples at
 a time, as many as memory holds the activations of, and added up in double precision. The passes are
-called from the host one by one: convolutions inside a compiled loop are many times slower.
+called from the host, on each core one after the other: convolutions inside a compiled loop are many times
+slower.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -108,6 +109,12 @@ def part(problem: Problem, where: Any, size: int) -> Problem:
         fresh = first + jnp.arange(size) >= begin
         mask = fresh if mask is None else fresh & mask
     return problem.replace(x=x, y=y, mask=mask)
+
+
+def of_each_sample(parts: Iterable[Any], count: int) -> np.ndarray:
+    """What parts gave for their samples, once for each of `count`: the last part started early."""
+    rows = [np.asarray(part) for part in parts]
+    return np.concatenate([*rows[:-1], rows[-1][sum(map(len, rows)) - count :]])
 
 
 def count_of(problem: Problem, kind: str) -> Any:
@@ -266,20 +273,21 @@ def gradients_at_a_time(problem: Problem, room: int) -> int:
     return max(1, min(problem.n_samples, room // each))
 
 
-@partial(jax.jit, static_argnames="layout")
-def _norms(problem: Problem, point: Any, *, layout: Layout) -> Any:
-    return jax.vmap(norm_of(problem, layout, point, 0.0))((problem.x, problem.y))
+@partial(jax.jit, static_argnames=("layout", "size"))
+def _norms(problem: Problem, where: Any, point: Any, *, layout: Layout, size: int) -> Any:
+    there = part(problem, where, size)
+    return jax.vmap(norm_of(there, layout, point, 0.0))((there.x, there.y))
 
 
 def gradient_norms(problem: Problem, point: Any) -> np.ndarray:
     """The norm of each pointwise risk's gradient (n,)."""
-    n, size = problem.n_samples, gradients_at_a_time(problem, _ACTIVATIONS)
-    parts = []
-    for start in range(0, n, size):
-        first = min(start, n - size)
-        there = problem.take(np.arange(first, first + size))
-        parts.append(np.asarray(_norms(there, point, layout=problem.layout))[start - first :])
-    return np.concatenate(parts)
+    size = gradients_at_a_time(problem, _ACTIVATIONS // backend.workers())
+
+    def add(where: Any, rows: list[Any]) -> list[Any]:
+        return [*rows, _norms(problem, where, point, layout=problem.layout, size=size)]
+
+    shares = over_samples(problem, size, add, list)
+    return of_each_sample((row for rows in shares for row in rows), problem.n_samples)
 
 
 def check_samples_alone(problem: Problem) -> None:

@@ -136,6 +136,14 @@ def setting(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+def at_least(settings: Any, **least: int) -> None:
+    """An error where a setting, or an entry of one that is a tuple, is below its least value."""
+    for name, bound in least.items():
+        value = getattr(settings, name)
+        if (min(value) if isinstance(value, tuple) else value) < bound:
+            raise InputError(f"setting {name!r} must be at least {bound}; {value} given.")
+
+
 def run(name: str, data: Mapping[str, Any] | None = None, **settings: Any) -> xr.DataTree:
     """Run a study with some of its settings changed.
 

@@ -18,7 +18,7 @@ from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
 from thalweg.stability import stability_threshold
-from thalweg.studies import Drawing, Findings, setting
+from thalweg.studies import Drawing, Findings, at_least, setting
 
 TITLE = "The edge of stability"
 
@@ -96,13 +96,7 @@ def _network(params: dict[str, Any], x: Any) -> Any:
 
 
 def _check(settings: Settings) -> None:
-    for name in ("n_samples", "width", "every"):
-        if getattr(settings, name) < 1:
-            raise InputError(
-                f"setting {name!r} must be at least 1; {getattr(settings, name)} given."
-            )
-    if settings.depth < 0 or settings.steps < 0:
-        raise InputError("settings: depth and steps must be at least 0.")
+    at_least(settings, n_samples=1, width=1, every=1, depth=0, steps=0)
     for name in ("lrs", "adam_lrs"):
         rates = getattr(settings, name)
         if not rates or len(set(rates)) < len(rates) or min(rates) <= 0:

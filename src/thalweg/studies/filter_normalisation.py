@@ -18,7 +18,7 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, setting
+from thalweg.studies import Drawing, Findings, at_least, setting
 
 TITLE = "Filter normalisation"
 
@@ -56,11 +56,14 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
     _check(settings)
     x, y = data.spirals(settings.n_samples, seed=settings.seed)
     nodes = {"data": xr.Dataset({"x": (("sample", "input"), x), "y": ("sample", y)})}
-    lines = _Lines(settings)
+    shape = (len(KINDS), len(settings.depths), settings.runs, settings.lines, settings.line_points)
+    along = np.full(shape, np.nan)
     first = None
-    for depth in settings.depths:
+    for i, depth in enumerate(settings.depths):
         widths = (2, *[settings.width] * depth, 1)
-        for kind, network in zip(KINDS, (models.mlp, models.residual_mlp), strict=True):
+        for k, (kind, network) in enumerate(
+            zip(KINDS, (models.mlp, models.residual_mlp), strict=True)
+        ):
             init = _init(widths, kind == "skip")
             problem = tw.Problem(network, "bce_with_logits", x, y, init=init)
             path = tw.descend(
@@ -78,7 +81,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
                 problem.unflatten(end) for end in path["final"].transpose("run", "param").values
             ]
             for number in np.flatnonzero(trained).tolist():
-                lines.measure(problem, ends[number], kind, depth, number)
+                along[k, i, number] = _along_lines(problem, ends[number], settings)
             plane = tw.random_plane(
                 problem,
                 ends[shown],
@@ -90,7 +93,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
             first = first or (problem, ends[shown])
     assert first is not None
     nodes |= _invariance(*first, settings)
-    nodes["lines"] = lines.dataset()
+    nodes["lines"] = _lines(along, settings)
     return nodes
 
 
@@ -134,59 +137,47 @@ def _invariance(problem: Any, params: Any, settings: Settings) -> dict[str, xr.D
     }
 
 
-class _Lines:
-    """Risks along random lines through the trained networks."""
+def _along_lines(problem: Any, params: Any, settings: Settings) -> np.ndarray:
+    """The risk (lines, points) along random lines through the parameters."""
+    import thalweg as tw
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.distance = np.linspace(-settings.span, settings.span, settings.line_points)
-        self.dims = ("kind", "depth", "run", "line")
-        shape = (len(KINDS), len(settings.depths), settings.runs, settings.lines)
-        self.loss = np.full((*shape, settings.line_points), np.nan)
-
-    def measure(self, problem: Any, params: Any, kind: str, depth: int, number: int) -> None:
-        """All lines through the parameters that a run has ended at."""
-        import thalweg as tw
-
-        at = KINDS.index(kind), self.settings.depths.index(depth), number
-        for line in range(self.settings.lines):
-            plane = tw.random_plane(
-                problem,
-                params,
-                seed=self.settings.seed + line,
-                directions=1,
-                points=len(self.distance),
-                span=(-self.settings.span, self.settings.span),
-            )
-            self.loss[(*at, line)] = tw.landscape(problem, plane)["empirical"].values
-
-    def dataset(self) -> xr.Dataset:
-        """With what the lines say: how far the basin reaches, and how many further minima there are."""
-        there = np.isfinite(self.loss).all(axis=-1)
-        return xr.Dataset(
-            {
-                "loss": ((*self.dims, "distance"), self.loss),
-                "radius": (
-                    self.dims,
-                    np.where(there, radius(self.loss, self.distance), np.nan),
-                    {"long_name": "radius of the basin"},
-                ),
-                "minima": (
-                    self.dims,
-                    np.where(there, minima(self.loss), np.nan),
-                    {"long_name": "further minima on a line"},
-                ),
-            },
-            coords={
-                "kind": list(KINDS),
-                "depth": ("depth", list(self.settings.depths), {"long_name": "hidden layers"}),
-                "distance": (
-                    "distance",
-                    self.distance,
-                    {"long_name": "distance along a filter-normalised direction"},
-                ),
-            },
+    rows = []
+    for line in range(settings.lines):
+        plane = tw.random_plane(
+            problem,
+            params,
+            seed=settings.seed + line,
+            directions=1,
+            points=settings.line_points,
+            span=(-settings.span, settings.span),
         )
+        rows.append(tw.landscape(problem, plane)["empirical"].values)
+    return np.stack(rows)
+
+
+def _lines(loss: np.ndarray, settings: Settings) -> xr.Dataset:
+    """Risks along lines (kind, depth, run, line, points), and what they say: how far the basin reaches, and
+    how many further minima there are."""
+    dims = ("kind", "depth", "run", "line")
+    distance = np.linspace(-settings.span, settings.span, settings.line_points)
+    there = np.isfinite(loss).all(axis=-1)
+    named = {
+        "radius": (radius(loss, distance), "radius of the basin"),
+        "minima": (minima(loss), "further minima on a line"),
+    }
+    told = {
+        name: (dims, np.where(there, values, np.nan), {"long_name": words})
+        for name, (values, words) in named.items()
+    }
+    words = "distance along a filter-normalised direction"
+    return xr.Dataset(
+        {"loss": ((*dims, "distance"), loss), **told},
+        coords={
+            "kind": list(KINDS),
+            "depth": ("depth", list(settings.depths), {"long_name": "hidden layers"}),
+            "distance": ("distance", distance, {"long_name": words}),
+        },
+    )
 
 
 def radius(loss: np.ndarray, distance: np.ndarray) -> np.ndarray:
@@ -204,11 +195,7 @@ def minima(loss: np.ndarray) -> np.ndarray:
 
 
 def _check(settings: Settings) -> None:
-    for name, least in (("n_samples", 1), ("width", 1), ("runs", 1), ("lines", 1), ("steps", 0)):
-        if getattr(settings, name) < least:
-            raise InputError(
-                f"setting {name!r} must be at least {least}; {getattr(settings, name)} given."
-            )
+    at_least(settings, n_samples=1, width=1, runs=1, lines=1, steps=0)
     for name in ("points", "line_points"):
         if getattr(settings, name) < 3 or getattr(settings, name) % 2 == 0:
             raise InputError(
@@ -286,7 +273,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     ):
         caption += " Starts that were not trained have no number, and are left out."
         yield name, Drawing.of(_draw_by_depth(lines, name, title), caption)
-    deepest = settings.depths[int(np.argmax(settings.depths))]
+    deepest = max(settings.depths)
     ax = None
     for kind in KINDS:
         path = results.part(tree, f"path/{kind}-{deepest}")

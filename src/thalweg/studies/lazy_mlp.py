@@ -15,7 +15,7 @@ import xarray as xr
 from thalweg import names, plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, regression, setting
+from thalweg.studies import Drawing, Findings, at_least, regression, setting
 
 TITLE = "Lazy training: networks, and how far their parameters move"
 
@@ -64,16 +64,8 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
 
     if not settings.widths or len(set(settings.widths)) < len(settings.widths):
         raise InputError(f"setting 'widths' must be different widths; {settings.widths!r} given.")
-    for name in ("deep_width", "deep_layers", "shallow_width", "bad_width", "widths"):
-        if np.min(getattr(settings, name)) < 1:
-            raise InputError(
-                f"setting {name!r} must be at least 1; {getattr(settings, name)} given."
-            )
-    for name in ("shocks", "bad_steps"):
-        if getattr(settings, name) < 0:
-            raise InputError(
-                f"setting {name!r} must be at least 0; {getattr(settings, name)} given."
-            )
+    at_least(settings, deep_width=1, deep_layers=1, shallow_width=1, bad_width=1, widths=1)
+    at_least(settings, shocks=0, bad_steps=0)
     table = regression.data(settings)
     x, y, grid = (table[name].values for name in ("x", "y", "x_grid"))
     nodes = {"data": table}

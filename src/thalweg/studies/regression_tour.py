@@ -20,7 +20,7 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import interactive
-from thalweg.studies import Drawing, Findings, polynomials, setting
+from thalweg.studies import Drawing, Findings, at_least, polynomials, setting
 
 TITLE = "A line, an outlier, and on to polynomials"
 
@@ -168,11 +168,7 @@ def _check(settings: Settings) -> None:
         raise InputError("setting 'outlier' is two numbers, as in -1.5,10, or empty.")
     if len(settings.window) != 4:
         raise InputError("setting 'window' is four numbers, as in -1,1,-0.5,5.")
-    for name, least in (("n_samples", 1), ("degree", 1), ("batch_size", 1), ("shown_batch", 1)):
-        if getattr(settings, name) < least:
-            raise InputError(
-                f"setting {name!r} must be at least {least}; {getattr(settings, name)} given."
-            )
+    at_least(settings, n_samples=1, degree=1, batch_size=1, shown_batch=1)
 
 
 def _zeros(degree: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import xarray as xr
 
 from thalweg import plots, results
 from thalweg.errors import InputError, unknown
-from thalweg.studies import Drawing, Findings, setting
+from thalweg.studies import Drawing, Findings, at_least, setting
 
 TITLE = "A linear network of two layers: first order against Levenberg–Marquardt"
 
@@ -88,11 +88,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
 def _check(settings: Settings) -> None:
     if settings.A not in TARGETS:
         raise unknown("setting A:", settings.A, TARGETS)
-    for name in ("n_samples", "d_in", "d_out", "width"):
-        if getattr(settings, name) < 1:
-            raise InputError(
-                f"setting {name!r} must be at least 1; {getattr(settings, name)} given."
-            )
+    at_least(settings, n_samples=1, d_in=1, d_out=1, width=1)
     for name in ("lrs", "adam_lrs", "newton_lrs"):
         if not getattr(settings, name):
             raise InputError(f"setting {name!r} needs a step size at least.")
