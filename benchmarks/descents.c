@@ -1,10 +1,12 @@
-/* Gradient descent on the function of study 8 from many starts, each iterate and loss recorded.
+/* Gradient descent on the function of study 8 from many starts, each iterate and loss recorded, or the
+ * last ones alone.
  *
  * Usage: descents STARTS RECORD REPETITIONS. STARTS holds RUNS pairs (x, y) of doubles. Prints the
- * seconds of every repetition; RECORD gets the last one's x, y and loss, each (STEPS + 1, RUNS).
- * Compile with -DRUNS= -DSTEPS= -DREAL=float or double -DSHIFT=0 or 1. GCC joins the sine and the
- * cosine of one argument to a call of sincos for one number at a time; with SHIFT the cosine is a
- * shifted sine, and all of them are vectorised.
+ * seconds of every repetition; RECORD gets the last one's x, y and loss, each (ROWS, RUNS), where ROWS
+ * is STEPS + 1, or 1 for the last. Compile with -DRUNS= -DSTEPS= -DROWS= -DREAL=float or double
+ * -DSHIFT=0 or 1 -DTHREADS=1, or more with -fopenmp. GCC joins the sine and the cosine of one argument
+ * to a call of sincos for one number at a time; with SHIFT the cosine is a shifted sine, and all of
+ * them are vectorised.
  */
 #include <math.h>
 #include <stdio.h>
@@ -26,16 +28,18 @@ static double now(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void descend(const double *starts, REAL *xs, REAL *ys, REAL *losses) {
+/* The runs from `low` up to `high`. */
+static void descend(const double *starts, REAL *xs, REAL *ys, REAL *losses, int low, int high) {
   static REAL x[RUNS], y[RUNS];
-  for (int i = 0; i < RUNS; i++) {
+  for (int i = low; i < high; i++) {
     x[i] = (REAL)starts[2 * i];
     y[i] = (REAL)starts[2 * i + 1];
   }
   for (long t = 0; t <= STEPS; t++) {
-    REAL *restrict px = xs + t * RUNS, *restrict py = ys + t * RUNS;
-    REAL *restrict loss = losses + t * RUNS;
-    for (int i = 0; i < RUNS; i++) {
+    long row = ROWS == 1 ? 0 : t;
+    REAL *restrict px = xs + row * RUNS, *restrict py = ys + row * RUNS;
+    REAL *restrict loss = losses + row * RUNS;
+    for (int i = low; i < high; i++) {
       REAL a = x[i] + 4, b = 3 * y[i] - 5, u = x[i] + 2, v = y[i] - 4, w = 2 * u * v * v;
       REAL sa = SIN(a), ca = COS(a), sb = SIN(b), cb = COS(b), sw = SIN(w), cw = COS(w);
       px[i] = x[i];
@@ -48,14 +52,17 @@ static void descend(const double *starts, REAL *xs, REAL *ys, REAL *losses) {
 }
 
 int main(int argc, char **argv) {
-  size_t size = (size_t)RUNS * (STEPS + 1);
+  size_t size = (size_t)RUNS * ROWS;
   double *starts = malloc(sizeof(double) * 2 * RUNS);
   REAL *record = malloc(sizeof(REAL) * 3 * size);
   FILE *in = argc == 4 ? fopen(argv[1], "rb") : NULL;
   if (!in || !starts || !record || fread(starts, sizeof(double), 2 * RUNS, in) != 2 * RUNS) return 1;
   for (int i = 0; i < atoi(argv[3]); i++) {
     double begin = now();
-    descend(starts, record, record + size, record + 2 * size);
+#pragma omp parallel for num_threads(THREADS)
+    for (int k = 0; k < THREADS; k++)
+      descend(starts, record, record + size, record + 2 * size, (int)((long)RUNS * k / THREADS),
+              (int)((long)RUNS * (k + 1) / THREADS));
     printf("%.9f\n", now() - begin);
   }
   FILE *out = fopen(argv[2], "wb");

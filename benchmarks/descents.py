@@ -1,7 +1,8 @@
-"""Many small descents: the function of study 8, every iterate and loss recorded."""
+"""Many small descents: the function of study 8, every iterate and loss recorded, or the last alone."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -16,6 +17,8 @@ from benchmarks.harness import Contender, Gauge, Race, Timed, case
 
 RUNS, STEPS, RATE = 200, 10_000, 2e-3
 NOTEBOOK_STEPS = 1000
+MANY, FEW_STEPS = 1_000_000, 100
+EAGER_STEPS = 10
 REPETITIONS = 4  # in a C program and in a new process; the first warms up
 TOLERANCE = {"float32": 1e-6, "float64": 1e-14}
 FLAG = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"
@@ -40,7 +43,9 @@ def _race(dtype: str) -> Race:
         f"{RUNS} descents × {STEPS:,} steps, {dtype}",
         [
             Contender("thalweg.descend", call, _columns),
-            Contender("its compiled blocks alone", _blocks_alone(call)),
+            Contender(
+                "its compiled blocks alone", _blocks_alone(call), within=(1.5, "C, one thread")
+            ),
             Contender("a bare JAX scan", _bare_scan(dtype), np.stack),
             Contender(
                 "thalweg.descend, XLA fusing several outputs",
@@ -48,14 +53,7 @@ def _race(dtype: str) -> Race:
                 part="all, new process with XLA_FLAGS",
                 rounds=3,
             ),
-            Contender(
-                "C, one thread", partial(_in_c, dtype, 0), goal=1 / 2.5, skipped=tools.no_compiler()
-            ),
-            Contender(
-                "C, one thread, sines vectorised",
-                partial(_in_c, dtype, 1),
-                skipped=tools.no_compiler(),
-            ),
+            *_c_contenders(dtype, starts(), STEPS, STEPS + 1),
             Contender(
                 "PyTorch loop",
                 partial(_notebook, dtype),
@@ -70,11 +68,48 @@ def _race(dtype: str) -> Race:
     )
 
 
+@case
+def many_descents() -> Iterator[Race]:
+    """A million starts, of which the last iterates are kept."""
+    dtype = "float64"  # in which rounding takes longer to grow to another valley
+    begin = starts(MANY)
+    nothing = {"params": False, "loss": False}
+    call = _public_call(dtype, begin, steps=FEW_STEPS, every=FEW_STEPS, record=nothing)
+
+    def deviation(answers: dict[str, Any]) -> dict[str, float]:
+        """Of the nearer half of the members: the chaotic ones amplify any rounding to another valley."""
+        truth = answers["thalweg.descend"]
+        return {
+            name: float(np.median(np.abs(final - truth).max(axis=0)))
+            for name, final in answers.items()
+            if final is not None
+        }
+
+    yield Race(
+        f"{MANY:,} starts × {FEW_STEPS} steps, not recorded, {dtype}",
+        [
+            Contender("thalweg.descend", call, lambda path: path["final"].values),
+            *_c_contenders(dtype, begin, FEW_STEPS, 1, answer=lambda last: last[:2, 0]),
+            Contender(
+                "PyTorch, all starts in a tensor",
+                partial(_eager, dtype, begin),
+                answer=lambda result: None,
+                share=EAGER_STEPS / FEW_STEPS,
+                part=f"{EAGER_STEPS} of {FEW_STEPS} steps",
+                skipped=tools.missing("torch"),
+            ),
+        ],
+        deviation,
+        1e-6,
+        rounds=3,
+    )
+
+
 # Ours ----------------------------------------------------------------------------------------
 
 
-def starts() -> np.ndarray:
-    return np.random.default_rng(0).uniform(-1.5, 1.5, (RUNS, 2))
+def starts(runs: int = RUNS) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1.5, 1.5, (runs, 2))
 
 
 def risk(params: dict[str, Any]) -> Any:
@@ -84,12 +119,14 @@ def risk(params: dict[str, Any]) -> Any:
     return jnp.sin(x + 4) * (jnp.cos(3 * y - 5) + 0.3) + 0.5 * jnp.cos(2 * (x + 2) * (y - 4) ** 2)
 
 
-def _public_call(dtype: str) -> Callable[[], Any]:
+def _public_call(
+    dtype: str, begin: np.ndarray | None = None, steps: int = STEPS, **options: Any
+) -> Callable[[], Any]:
     import thalweg as tw
 
     problem = tw.Problem.from_function(risk, params={"x": 0.0, "y": 0.0}, dtype=dtype)
-    begin = starts()
-    return lambda: tw.descend(problem, tw.SGD(lr=RATE), steps=STEPS, starts=begin)
+    begin = starts() if begin is None else begin
+    return lambda: tw.descend(problem, tw.SGD(lr=RATE), steps=steps, starts=begin, **options)
 
 
 def _columns(path: Any) -> np.ndarray:
@@ -98,23 +135,40 @@ def _columns(path: Any) -> np.ndarray:
 
 
 def _blocks_alone(call: Callable[[], Any]) -> Callable[[], None]:
-    """The compiled blocks that the public call runs, one after the other, their results unused."""
+    """The compiled blocks that the public call runs, in as many threads, their results unused."""
 
     @cache
-    def launches() -> list[Any]:
+    def launches() -> list[list[Any]]:
         from thalweg import job
 
-        with mock.patch.object(job, "block", wraps=job.block) as spy:
-            call()
-        return [(launch.args, launch.kwargs) for launch in spy.call_args_list]
+        by_thread: dict[int, list[Any]] = {}
+        block = job.block
 
-    def run() -> None:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            by_thread.setdefault(threading.get_ident(), []).append((args, kwargs))
+            return block(*args, **kwargs)
+
+        with mock.patch.object(job, "block", noted):
+            call()
+        return list(by_thread.values())
+
+    def one_after_the_other(blocks: list[Any]) -> None:
         import jax
 
         from thalweg import job
 
-        for args, kwargs in launches():
+        for args, kwargs in blocks:
             jax.block_until_ready(job.block(*args, **kwargs))
+
+    def run() -> None:
+        from thalweg import backend
+
+        with backend.Threads(len(launches())) as threads:
+            working = [
+                threads.call(k, one_after_the_other, blocks) for k, blocks in enumerate(launches())
+            ]
+            for wait in working:
+                wait()
 
     return run
 
@@ -165,14 +219,51 @@ def _with_flag(dtype: str) -> Timed:
 # The others ----------------------------------------------------------------------------------
 
 
-def _in_c(dtype: str, shift: int) -> Timed:
+def _c_contenders(
+    dtype: str,
+    begin: np.ndarray,
+    steps: int,
+    rows: int,
+    answer: Callable[[Any], Any] = lambda result: result,
+) -> Iterator[Contender]:
+    """The same in C: one thread and two; and one whose sines are vectorised."""
+    for name, threads, shift in (
+        ("C, one thread", 1, 0),
+        ("C, two threads", 2, 0),
+        ("C, one thread, sines vectorised", 1, 1),
+    ):
+        yield Contender(
+            name,
+            partial(_in_c, dtype, begin, STEPS=steps, ROWS=rows, SHIFT=shift, THREADS=threads),
+            answer,
+            skipped=tools.no_compiler(),
+        )
+
+
+def _in_c(dtype: str, begin: np.ndarray, **macros: int) -> Timed:
     real = {"float32": "float", "float64": "double"}[dtype]
-    program = tools.c_program("descents.c", RUNS=RUNS, STEPS=STEPS, REAL=real, SHIFT=shift)
+    program = tools.c_program("descents.c", RUNS=len(begin), REAL=real, **macros)
     file, record = tools.scratch() / "starts.bin", tools.scratch() / f"record-{dtype}.bin"
-    starts().tofile(file)
+    begin.tofile(file)
     times = tools.run_c(program, file, record, REPETITIONS)
-    answer = np.fromfile(record, dtype).reshape(3, STEPS + 1, RUNS)
-    return Timed(median(times[1:]), answer)
+    return Timed(
+        median(times[1:]), np.fromfile(record, dtype).reshape(3, macros["ROWS"], len(begin))
+    )
+
+
+def _eager(dtype: str, begin: np.ndarray) -> None:
+    """One tensor of all starts, without a record."""
+    import torch
+
+    x, y = (
+        column.clone().requires_grad_()
+        for column in torch.tensor(begin, dtype=getattr(torch, dtype)).T
+    )
+    optimizer = torch.optim.SGD([x, y], lr=RATE)
+    for _ in range(EAGER_STEPS):
+        optimizer.zero_grad()
+        _torch_risk(x, y).sum().backward()
+        optimizer.step()
 
 
 def _notebook(dtype: str) -> np.ndarray:
@@ -184,8 +275,7 @@ def _notebook(dtype: str) -> np.ndarray:
     optimizer = torch.optim.SGD([x, y], lr=RATE)
     xs, ys, losses = [], [], []
     for _ in range(NOTEBOOK_STEPS):
-        loss = torch.sin(x + 4) * (torch.cos(3 * y - 5) + 0.3)
-        loss = loss + 0.5 * torch.cos(2 * (x + 2) * (y - 4) ** 2)
+        loss = _torch_risk(x, y)
         xs.append(x.item())
         ys.append(y.item())
         losses.append(loss.item())
@@ -193,6 +283,13 @@ def _notebook(dtype: str) -> np.ndarray:
         loss.backward()
         optimizer.step()
     return np.array([xs, ys, losses], dtype)[:, :, None]
+
+
+def _torch_risk(x: Any, y: Any) -> Any:
+    import torch
+
+    loss = torch.sin(x + 4) * (torch.cos(3 * y - 5) + 0.3)
+    return loss + 0.5 * torch.cos(2 * (x + 2) * (y - 4) ** 2)
 
 
 # Agreement -----------------------------------------------------------------------------------

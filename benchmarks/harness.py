@@ -33,6 +33,7 @@ class Contender:
     part: str = "all"  # that share in words
     rounds: int | None = None  # fewer than the race's, where a round is long
     goal: float | None = None  # the least ratio of its time to ours
+    within: tuple[float, str] | None = None  # at most so many times as long as another contender
     skipped: str = ""  # why it cannot run here
 
 
@@ -123,6 +124,10 @@ def _race(race: Race) -> list[Row]:
         # Ratios of times of the same round: what disturbs the machine disturbs both.
         ratios = [t / o for t, o in zip(times[c.name], ours, strict=False)]
         met = "" if c.goal is None else _verdict(f"≥ {ratio(c.goal)}", median(ratios) >= c.goal)
+        if c.within is not None and c.within[1] in times:
+            most, other = c.within
+            times_as_long = median(t / o for t, o in zip(times[c.name], times[other], strict=False))
+            met = _verdict(f"≤ {ratio(most)} × {other}", times_as_long <= most)
         rows.append(
             Row(
                 race.title,

@@ -50,7 +50,8 @@ def c_program(source: str, **macros: Any) -> Path:
     program = scratch() / "-".join([source.removesuffix(".c"), *map(str, macros.values())])
     defines = [f"-D{name}={value}" for name, value in macros.items()]
     path = Path(__file__).with_name(source)
-    command = [str(compiler()), *_FLAGS, *defines, str(path), "-o", str(program), "-lm"]
+    threads = ["-fopenmp"] if macros.get("THREADS", 1) > 1 else []
+    command = [str(compiler()), *_FLAGS, *threads, *defines, str(path), "-o", str(program), "-lm"]
     subprocess.run(command, check=True)
     return program
 

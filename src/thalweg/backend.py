@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,19 @@ import jax
 from thalweg.errors import unknown
 
 _WORKERS = 8  # programs side by side at most: each holds its own intermediate results
+# What `with jax.debug_nans(True):` and the like say of the thread that they stand in, and of no other
+_CONTEXT = (
+    "default_device",
+    "debug_nans",
+    "debug_infs",
+    "default_matmul_precision",
+    "default_prng_impl",
+    "disable_jit",
+    "enable_x64",
+    "log_compiles",
+    "numpy_dtype_promotion",
+    "numpy_rank_promotion",
+)
 
 if "JAX_ENABLE_X64" not in os.environ:
     jax.config.update("jax_enable_x64", True)
@@ -60,14 +74,40 @@ def workers() -> int:
 
 
 def inheriting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function for another thread, where it computes on the device that it would compute on here."""
-    here = device()
+    """A function for another thread, in the context of JAX's that is set here."""
+    here = {name: getattr(jax.config, f"jax_{name}") for name in _CONTEXT}
 
     def there(*arguments: Any) -> Any:
-        with jax.default_device(here):
+        with ExitStack() as stack:
+            for name, value in here.items():
+                # a context that changes nothing would still be compiled for anew
+                if getattr(jax.config, f"jax_{name}") != value:
+                    stack.enter_context(getattr(jax, name)(value))
             return function(*arguments)
 
     return there
+
+
+class Threads:
+    """So many threads, each of which does its own calls one after the other. One alone is this thread."""
+
+    def __init__(self, count: int) -> None:
+        self._pools = [ThreadPoolExecutor(1) for _ in range(count if count > 1 else 0)]
+
+    def call(self, which: int, function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+        """Begin function(*arguments) in a thread, and return what waits for its result."""
+        if self._pools:
+            done = inheriting(lambda: jax.block_until_ready(function(*arguments)))
+            return self._pools[which].submit(done).result
+        result = function(*arguments)
+        return lambda: result
+
+    def __enter__(self) -> Threads:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """One descent at work: the tables of its blocks, its record, and the trajectory it becomes.
 
 The loop itself is in `loop.py` and runs in blocks, between which the host copies what was recorded.
+Members know nothing of each other: every core has its share of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +23,8 @@ from thalweg.params import Layout, Params
 
 _MOST_ROWS = 1024  # recorded in a block
 _MOST_STEPS = 16384  # in a block: enough for the call to vanish beside the steps
+# A step on fewer takes about a microsecond, and vectorised not much less for half of them.
+_FEW_NUMBERS = 256  # parameters and samples of all members
 _BLOCK_BYTES = 8 * 2**20  # of recorded rows, or of tables, in a block: what the caches hold
 
 
@@ -61,6 +65,34 @@ class Feeds:
         return Feed(np.int32(start), tables, index, used)
 
 
+@dataclass(frozen=True)
+class Share:
+    """The members that one thread advances, a block after the other.
+
+    All shares are of one size, to be one program: the last begins with members of the one before it,
+    `again` of them, where the members do not divide evenly.
+    """
+
+    plan: Plan
+    members: slice
+    again: int
+
+
+def _shares(plan: Plan, count: int, samples: int) -> Iterator[Share]:
+    """A share of the `count` members for each core; one of all of them where they are on one device, or
+    where threads would take longer than their steps, of so many samples each."""
+    workers = backend.workers()
+    little = count * (plan.problem.size + samples) < _FEW_NUMBERS
+    if not plan.batched or workers == 1 or little:
+        yield Share(plan, slice(None), 0)
+        return
+    size = -(-count // workers)
+    for first in range(0, count, size):
+        begin = min(first, count - size)
+        members = slice(begin, begin + size)
+        yield Share(plan.of(members), members, first - begin)
+
+
 class Job:
     """One descent: its blocks, its record, and the trajectory it becomes."""
 
@@ -78,26 +110,53 @@ class Job:
         self.first, self.total, self.every = first, total, every
         self.layout = plan.problem.layout
         self.started, state, diverged = self._start(resume)
+        samples = plan.problem.n_samples if feeds.order is None else feeds.order.size
+        self.shares = list(_shares(plan, who.count, samples))
         feed = feeds.feed(first, 1, 1)
-        arguments = (plan, feed, who.starts, self.started, state, diverged)
-        self._check_memory(begin.eval_shape(*arguments))
-        self.walk = begin(*arguments)
-        shapes = row_of.eval_shape(plan, feed, self.walk, np.int32(0), True)[0]
-        self.record = Record(shapes, self.layout, who, first, total, every, updates=self.walk.info)
+        arguments = [
+            (share.plan, feed, *self._of(share, (who.starts, self.started, state, diverged)))
+            for share in self.shares
+        ]
+        self._check_memory(begin.eval_shape(*arguments[0]))
+        self.walks = [begin(*these) for these in arguments]
+        walk = self.walks[0]
+        shapes = row_of.eval_shape(self.shares[0].plan, feed, walk, np.int32(0), True)[0]
+        self.record = Record(shapes, self.layout, who, first, total, every, updates=walk.info)
         rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(self.record.row_bytes, 1)))
         steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
         self.most = min(rows * every, steps)
         self.room = -(-self.most // every) + 1
 
+    def _of(self, share: Share, tree: Any) -> Any:
+        """A share's part of what has an axis of all members."""
+        if len(self.shares) == 1:
+            return tree
+        return jax.tree_util.tree_map(lambda leaf: np.asarray(leaf)[share.members], tree)
+
+    def _all(self, tree: Callable[[Walk], Any]) -> Any:
+        """What `tree` takes out of the shares' walks, of all members."""
+        trees = [tree(walk) for walk in self.walks]
+        if len(trees) == 1:
+            return trees[0]
+        return jax.tree_util.tree_map(
+            lambda *leaves: np.concatenate(
+                [np.asarray(leaf)[s.again :] for leaf, s in zip(leaves, self.shares, strict=True)]
+            ),
+            *trees,
+        )
+
     def _check_memory(self, walk: Walk) -> None:
-        """The members' states: on the device before and after a block, and on the host at the end."""
+        """The states of all members, each share's like `walk`: on the device before and after a block,
+        and on the host at the end, put together where there are several."""
 
         def size(tree: Any) -> int:
             return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree_util.tree_leaves(tree))
 
         numbers = sum(leaf.size for leaf in jax.tree_util.tree_leaves(walk.state))
+        shares = len(self.shares)
+        copies = 2 if shares == 1 else 3
         blocks.check_memory(
-            2 * size(walk) + 8 * numbers,
+            shares * (copies * size(walk) + 8 * numbers),
             f"the states of {self.who.count} runs of {self.layout.size} parameters under "
             f"{self.plan.optimizer.name}",
             "run fewer at once, or an optimizer with less state",
@@ -125,27 +184,31 @@ class Job:
 
     def run(self, progress: bool | None) -> tuple[int, bool]:
         """Do the steps; at which step the descent ended, and whether Ctrl-C ended it."""
-        done, interrupted = blocks.run(
-            self.total,
-            self._launch,
-            self._collect,
-            most=self.most,
-            label="descend",
-            progress=progress,
-            finished=self._is_over,
-        )
-        if not interrupted:
-            done = self._end()
-        if done < self.total:
-            known = not interrupted and self.first + done in self.record.steps
-            self.record.end_at(self.first + done)
-            if known:
-                return done, interrupted
-        # The last row is the first of a block more, whose step is not kept. What it says of the last
-        # iterate is.
-        walk = self.walk
-        self._collect(done, 1, self._launch(done, 1))
-        self.walk = replace(walk, stopped_at=self.walk.stopped_at)
+        with backend.Threads(len(self.shares)) as self.threads:
+            done, interrupted = blocks.run(
+                self.total,
+                self._launch,
+                self._collect,
+                most=self.most,
+                label="descend",
+                progress=progress,
+                finished=self._is_over,
+            )
+            if not interrupted:
+                done = self._end()
+            if done < self.total:
+                known = not interrupted and self.first + done in self.record.steps
+                self.record.end_at(self.first + done)
+                if known:
+                    return done, interrupted
+            # The last row is the first of a block more, whose step is not kept. What it says of the
+            # last iterate is.
+            walks = list(self.walks)
+            self._collect(done, 1, self._launch(done, 1))
+            self.walks = [
+                replace(walk, stopped_at=after.stopped_at)
+                for walk, after in zip(walks, self.walks, strict=True)
+            ]
         return done, interrupted
 
     def _end(self) -> int:
@@ -153,32 +216,41 @@ class Job:
         stopped, that where the last of them did."""
         if self.plan.stop is None:
             return self.total
-        stopped, diverged = (np.asarray(a) for a in (self.walk.stopped_at, self.walk.diverged_at))
+        stopped, diverged = map(
+            np.asarray, self._all(lambda walk: (walk.stopped_at, walk.diverged_at))
+        )
         if (stopped < 0).all() or not self._over(diverged, stopped):
             return self.total
         return int(np.maximum(stopped, diverged).max()) - self.first
 
-    def _launch(self, start: int, count: int) -> Any:
+    def _launch(self, start: int, count: int) -> list[Callable[[], Any]]:
         first = self.first + start
         last = first + count
         rows = 1 + (last - 1) // self.every - first // self.every
-        self.walk, record = block(
-            self.plan,
-            self.feeds.feed(first, self.most, count),
-            self.walk,
-            np.int32(first),
-            np.int32(last),
-            np.int32(self.every),
-            np.int32(rows),
-            room=self.room,
-            dense=self.every == 1,
-        )
-        return self.walk.diverged_at, self.walk.stopped_at, record
+        feed = self.feeds.feed(first, self.most, count)
+        steps = (np.int32(first), np.int32(last), np.int32(self.every), np.int32(rows))
 
-    def _collect(self, start: int, count: int, handle: Any) -> None:
-        diverged_at, stopped_at, record = handle
-        self.over = self._over(diverged_at, stopped_at)
-        self.record.fill(self.first + start, self.first + start + count, record)
+        def advance(k: int) -> Any:
+            walk, record = block(
+                self.shares[k].plan,
+                feed,
+                self.walks[k],
+                *steps,
+                room=self.room,
+                dense=self.every == 1,
+            )
+            self.walks[k] = walk
+            return walk.diverged_at, walk.stopped_at, record
+
+        return [self.threads.call(k, advance, k) for k in range(len(self.shares))]
+
+    def _collect(self, start: int, count: int, handles: list[Callable[[], Any]]) -> None:
+        first = self.first + start
+        self.over = True
+        for share, result in zip(self.shares, handles, strict=True):
+            diverged_at, stopped_at, record = result()
+            self.over &= self._over(diverged_at, stopped_at)
+            self.record.fill(first, first + count, record, share.members, share.again)
 
     def _is_over(self) -> bool:
         return self.over
@@ -193,7 +265,7 @@ class Job:
         self, done: int, interrupted: bool, settings: dict[str, Any], with_batches: bool
     ) -> xr.Dataset:
         """The labelled record."""
-        who, walk = self.who, self.walk
+        who, walk = self.who, self._all(lambda walk: walk)
         diverged_at = self._diverged_at(walk, done)
         stopped_at = np.full_like(diverged_at, -1)
         if walk.stopped_at is not None:
@@ -237,7 +309,7 @@ class Job:
         """What a reader of the record must know: a relative movement from nowhere is absolute."""
         seen = self.plan.observed.get(name)
         if seen is not None and seen.relative:
-            first = jax.tree_util.tree_leaves(self.walk.memory[name])
+            first = jax.tree_util.tree_leaves(self._all(lambda walk: walk.memory[name]))
             kept = [np.asarray(leaf).reshape(self.who.count, -1).any(axis=1) for leaf in first]
             return {} if np.any(kept, axis=0).all() else {"note": observables.OF_ZERO}
         if seen is None or not observables.is_relative_to_start(seen):

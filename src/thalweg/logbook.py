@@ -86,8 +86,11 @@ class Record:
                 )
             taken.add(column.name)
 
-    def fill(self, first: int, last: int, rows: Any) -> None:
-        """Take the rows of a block from step `first` up to `last`.
+    def fill(
+        self, first: int, last: int, rows: Any, members: slice = slice(None), again: int = 0
+    ) -> None:
+        """Take the rows of a block from step `first` up to `last`, of some of the members; the first
+        `again` of them are there already.
 
         The device has recorded `first` and the multiples of `every` after it. Where a block begins
         between two of them, its first row was not asked for.
@@ -100,10 +103,11 @@ class Record:
             return
         leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(rows)]
         for column in self.columns:
-            target = column.values[start : start + asked]
+            target = column.values[start : start + asked, :, members]
             for leaf, offset in column.leaves:
-                values = leaves[leaf][skipped:count].reshape(asked, self.who.count, -1)
-                target[:, offset : offset + values.shape[2]] = values.swapaxes(1, 2)
+                values = leaves[leaf][skipped:count].reshape(asked, target.shape[2], -1)
+                place = target[:, offset : offset + values.shape[2], again:]
+                place[...] = values[:, again:].swapaxes(1, 2)
 
     def end_at(self, step: int) -> None:
         """Cut the record where the descent ended before its time, with a row for the last iterate."""

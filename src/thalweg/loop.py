@@ -54,6 +54,13 @@ class Plan:
         lane = self.lane if self.lanes else jnp.int32(0)
         return partial(mapped, self.optimizer, lane)
 
+    def of(self, members: slice) -> Plan:
+        """The same for some of the members."""
+        hyper = self.optimizer.hyperparameters()
+        own = hyper | {name: hyper[name][members] for name in self.swept}
+        optimizer = self.optimizer.with_hyperparameters(own)
+        return replace(self, optimizer=optimizer, lane=self.lane[members])
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
