@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import (
     descents,
     flow,
+    growth,
     landscapes,
     large,
     least_squares,
@@ -23,7 +24,7 @@ from benchmarks.harness import CASES, TURN, DisagreementError, Row, measure
 _HEAD = Row(
     "case", "who", "measured part", "first call", "time", "ratio to ours", "goal", "agrees to"
 )
-_MODULES = (descents, landscapes, networks, large, spectra, flow, least_squares, startup)
+_MODULES = (descents, landscapes, networks, large, spectra, flow, least_squares, startup, growth)
 
 
 def main(names: list[str]) -> int:

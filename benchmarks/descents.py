@@ -89,7 +89,7 @@ def many_descents() -> Iterator[Race]:
         f"{MANY:,} starts × {FEW_STEPS} steps, not recorded, {dtype}",
         [
             Contender("thalweg.descend", call, lambda path: path["final"].values),
-            *_c_contenders(dtype, begin, FEW_STEPS, 1, answer=lambda last: last[:2, 0]),
+            *_c_contenders(dtype, begin, FEW_STEPS, 1, lambda last: last[:2, 0], rounds=1),
             Contender(
                 "PyTorch, all starts in a tensor",
                 partial(_eager, dtype, begin),
@@ -148,6 +148,7 @@ def _blocks_alone(call: Callable[[], Any]) -> Callable[[], None]:
             by_thread.setdefault(threading.get_ident(), []).append((args, kwargs))
             return block(*args, **kwargs)
 
+        noted.trace = block.trace
         with mock.patch.object(job, "block", noted):
             call()
         return list(by_thread.values())
@@ -225,6 +226,7 @@ def _c_contenders(
     steps: int,
     rows: int,
     answer: Callable[[Any], Any] = lambda result: result,
+    rounds: int | None = None,
 ) -> Iterator[Contender]:
     """The same in C: one thread and two; and one whose sines are vectorised."""
     for name, threads, shift in (
@@ -236,6 +238,7 @@ def _c_contenders(
             name,
             partial(_in_c, dtype, begin, STEPS=steps, ROWS=rows, SHIFT=shift, THREADS=threads),
             answer,
+            rounds=rounds,
             skipped=tools.no_compiler(),
         )
 

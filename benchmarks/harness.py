@@ -1,7 +1,7 @@
 """Races and gauges: how anything in this folder is measured.
 
-A case is a function marked `@case` that returns a `Race`, contenders that do the same job in turns,
-or a `Gauge`, one number with a limit. Both become rows of one table.
+A case is a function marked `@case` that gives a `Race`, contenders that do the same job in turns, a
+`Gauge`, one number with a limit, or a `Growth`, how cost grows with a size. All become rows of one table.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
+
+import numpy as np
 
 TURN = 0.5  # seconds: the threads of the contender before may spin for a tenth of that
 
@@ -65,6 +67,23 @@ class Gauge:
     skipped: str = ""
 
 
+@dataclass(frozen=True)
+class Growth:
+    """Time and memory at several sizes, the last decade of which should grow as the size does."""
+
+    what: str
+    rest: str  # what does not grow
+    sizes: Sequence[int]
+    seconds: Sequence[float]
+    mib: Sequence[float]  # beyond what there is at the least size
+
+    def slope(self, values: Sequence[float]) -> float:
+        """d log value / d log size over the last decade, by least squares."""
+        last = [i for i, size in enumerate(self.sizes) if size >= 0.099 * self.sizes[-1]]
+        logs = np.log([[self.sizes[i], max(values[i], 1e-9)] for i in last])
+        return float(np.polyfit(*logs.T, 1)[0])
+
+
 class Row(NamedTuple):
     """A line of the table."""
 
@@ -82,18 +101,21 @@ class DisagreementError(Exception):
     """Two contenders of a race do not have the same answer."""
 
 
-CASES: dict[str, Callable[[], Iterable[Race | Gauge]]] = {}
+Entry = Race | Gauge | Growth
+CASES: dict[str, Callable[[], Iterable[Entry]]] = {}
 
 
-def case(function: Callable[[], Iterable[Race | Gauge]]) -> Any:
-    """Mark a function that makes races and gauges; its name chooses it on the command line."""
+def case(function: Callable[[], Iterable[Entry]]) -> Any:
+    """Mark a function that makes entries of the table; its name chooses it on the command line."""
     CASES[function.__name__] = function
     return function
 
 
-def measure(entry: Race | Gauge) -> list[Row]:
-    """The rows of a race or a gauge."""
-    return _race(entry) if isinstance(entry, Race) else [_gauge(entry)]
+def measure(entry: Entry) -> list[Row]:
+    """The rows of an entry."""
+    if isinstance(entry, Race):
+        return _race(entry)
+    return [_gauge(entry)] if isinstance(entry, Gauge) else _growth(entry)
 
 
 def _race(race: Race) -> list[Row]:
@@ -147,13 +169,36 @@ def _gauge(gauge: Gauge) -> Row:
     if gauge.skipped:
         return Row(gauge.title, gauge.name, gauge.skipped, *[""] * 5)
     values = [gauge.measure() for _ in range(gauge.rounds)]
-    text = seconds if gauge.unit == "s" else lambda value: f"{value:,.0f} {gauge.unit}"
+    text = seconds if gauge.unit == "s" else mebibytes
     goal = (
         ""
         if gauge.limit is None
         else _verdict(f"< {text(gauge.limit)}", median(values) < gauge.limit)
     )
     return Row(gauge.title, gauge.name, "all", "", spread(values, text), "", goal, "")
+
+
+def _growth(growth: Growth) -> list[Row]:
+    title = f"growth with {growth.what}: {growth.rest}"
+    rows = []
+    for name, values, text in (
+        ("time of a warm call", growth.seconds, seconds),
+        ("memory over that of the least size", growth.mib, mebibytes),
+    ):
+        slope = growth.slope(values)
+        rows.append(
+            Row(
+                title,
+                name,
+                f"{growth.sizes[0]:,} … {growth.sizes[-1]:,}",
+                "",
+                f"{text(values[0])} … {text(values[-1])}",
+                "",
+                _verdict(f"slope {slope:.2f}, 0.9 to 1.1", 0.9 <= slope <= 1.1),
+                "",
+            )
+        )
+    return rows
 
 
 def _turn(contender: Contender) -> float:
@@ -191,6 +236,11 @@ def seconds(value: float) -> str:
     if value < 0.1:
         return f"{value * 1e3:.3g} ms"
     return f"{value:.3g} s" if value < 1000 else f"{value:,.0f} s"
+
+
+def mebibytes(value: float) -> str:
+    """An amount of memory, in MiB."""
+    return f"{value:,.0f} MiB"
 
 
 def ratio(value: float) -> str:

@@ -6,8 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from benchmarks import studies, tools
 from benchmarks.harness import Gauge, case
 
 COMMAND = Path(sys.executable).with_name("thalweg")
@@ -24,7 +27,7 @@ assert not early, f"import thalweg loads {early}"
 
 @case
 def startup() -> Iterator[Gauge]:
-    """`import thalweg` and `thalweg --help`, each in a new process."""
+    """What a person waits for from the start of a process on, each time in a new one."""
     yield Gauge("start-up", "import thalweg", "s", _importing, limit=0.1, rounds=9)
     works = COMMAND.exists() and _run(COMMAND, "--help", check=False).returncode == 0
     yield Gauge(
@@ -36,6 +39,50 @@ def startup() -> Iterator[Gauge]:
         rounds=9,
         skipped="" if works else "skipped: the command does not work here",
     )
+    for part in ("import of all that a descent needs", "first call", "second call"):
+        yield Gauge(
+            "a descent of 100 steps on a line's 50 samples",
+            part,
+            "s",
+            lambda part=part: tools.fresh("startup", "calls")[part],
+        )
+    for again, name in enumerate(("the first time", "with what that kept")):
+        yield Gauge(
+            "thalweg run minimal-mlp, the whole process, its pictures and its report",
+            name,
+            "s",
+            lambda again=again: _running()[again],
+            rounds=1,
+        )
+
+
+def calls() -> dict[str, float]:
+    """Seconds of a process's first descent, part by part; called in a fresh one."""
+    began = time.perf_counter()
+    import numpy as np
+
+    import thalweg as tw
+
+    x = np.linspace(-1, 1, 50)
+    problem = tw.Problem(_line, "mse", x, 2 * x + 1, params={"weight": 0.0, "bias": 0.0})
+    taken = {"import of all that a descent needs": time.perf_counter() - began}
+    for part in ("first call", "second call"):
+        began = time.perf_counter()
+        tw.descend(problem, tw.SGD(lr=0.1), steps=100)
+        taken[part] = time.perf_counter() - began
+    return taken
+
+
+def _line(w: dict[str, Any], x: Any) -> Any:
+    return w["weight"] * x + w["bias"]
+
+
+@cache
+def _running() -> list[float]:
+    """Seconds of the command twice, with nothing compiled before the first."""
+    folder = tools.scratch() / "minimal-mlp"
+    folder.mkdir()
+    return [studies.commanding("minimal-mlp", folder) for _ in range(2)]
 
 
 def _importing() -> float:

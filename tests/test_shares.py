@@ -10,7 +10,7 @@ import xarray as xr
 from problems import bowl_problem, line_problem
 
 import thalweg as tw
-from thalweg import backend, job
+from thalweg import backend, job, programs
 
 STARTS = np.random.default_rng(1).standard_normal((7, 2))
 
@@ -28,6 +28,16 @@ def latest(at):
 
 def draw(key):
     return {"weight": jax.random.normal(key), "bias": jnp.zeros(())}
+
+
+def solving(w):
+    matrix = jnp.array([[3.0, 1.0], [1.0, 2.0]])
+    point = jnp.stack([w["x"], w["y"]])
+    return point @ jnp.linalg.solve(matrix, point)
+
+
+def log_volume(w):
+    return jnp.linalg.slogdet(jnp.eye(5) + w["weight"] ** 2)[1]
 
 
 def sweep():
@@ -103,11 +113,28 @@ def test_the_members_are_shared_out(workers, monkeypatch):
         return block(plan, feed, walk, *rest, **options)
 
     block = job.block
+    counted.trace = block.trace
     monkeypatch.setattr(job, "block", counted)
     workers(3)
     sweep()  # 14 members: 5, 5 and, one of them again, 5
     assert len({thread for thread, _ in seen}) == 3
     assert {size for _, size in seen} == {5}
+    seen.clear()
+    damped()  # whose QR decompositions must not run side by side
+    assert set(seen) == {(threading.get_ident(), 4)}
+    seen.clear()
+    solved = tw.Problem.from_function(solving, params={"x": 0.0, "y": 0.0})
+    tw.descend(solved, tw.SGD(lr=0.1), steps=3, starts=STARTS)
+    assert set(seen) == {(threading.get_ident(), 7)}
+
+
+@pytest.mark.parametrize(
+    ("options", "alone"),
+    [({}, False), ({"penalty": log_volume}, True), ({"expected": log_volume}, True)],
+)
+def test_what_uses_linear_algebra_runs_alone(options, alone, workers):
+    workers(4)
+    assert programs.workers(line_problem(**options)) == (1 if alone else 4)
 
 
 def test_shares_are_one_program(workers, compilations):
@@ -133,6 +160,7 @@ def test_an_error_in_a_thread_is_raised_here_and_leaves_no_thread(workers, monke
         raise ZeroDivisionError(threading.current_thread().name)
 
     workers(2)
+    broken.trace = job.block.trace
     monkeypatch.setattr(job, "block", broken)
     with pytest.raises(ZeroDivisionError, match="ThreadPool"):
         tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=3, starts=STARTS)

@@ -19,6 +19,7 @@ from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
 from thalweg.planes import Plane
 from thalweg.problem import Problem, described, in_double
+from thalweg.programs import runs_alone
 
 NOT_YET, DIVERGED = -1, -2
 
@@ -96,7 +97,7 @@ def basins(
     if scale == 0:
         raise InputError("basins needs a plane with more than one point.")
     crowd = _Crowd(problem, optimizer, starts, scale)
-    with ThreadPoolExecutor(backend.cores()) as pool:
+    with ThreadPoolExecutor(crowd.workers()) as pool:
         crowd.look(0)
         _, interrupted = blocks.until(
             steps,
@@ -191,6 +192,15 @@ class _Crowd:
         self._keep(lost < 0)
         self.look(following)
         return following
+
+    def workers(self) -> int:
+        """How many chunks are advanced side by side."""
+        first = jax.tree_util.tree_map(lambda leaf: leaf[: self.chunk], self.params)
+        feed, lost = Feed(np.int32(0), {}, None, None), np.full(self.chunk, -1, np.int32)
+        walk = begin.eval_shape(self.plan, feed, first, first, None, lost)
+        numbers = (np.int32(0), np.int32(1), np.int32(1), np.int32(1))
+        traced = block.trace(self.plan, feed, walk, *numbers, room=1, dense=False)
+        return 1 if runs_alone(traced.jaxpr) else backend.cores()
 
     def _advance(self, first: int, last: int, interrupt: blocks.Interrupt, start: int) -> Any:
         """Parameters, state and `diverged_at` of one chunk after the steps from `first` to `last`."""

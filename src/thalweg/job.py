@@ -20,6 +20,7 @@ from thalweg.errors import InputError
 from thalweg.logbook import Record, storable
 from thalweg.loop import Feed, Plan, Walk, begin, block, row_of
 from thalweg.params import Layout, Params
+from thalweg.programs import runs_alone
 
 _MOST_ROWS = 1024  # recorded in a block
 _MOST_STEPS = 16384  # in a block: enough for the call to vanish beside the steps
@@ -111,21 +112,30 @@ class Job:
         self.layout = plan.problem.layout
         self.started, state, diverged = self._start(resume)
         samples = plan.problem.n_samples if feeds.order is None else feeds.order.size
-        self.shares = list(_shares(plan, who.count, samples))
         feed = feeds.feed(first, 1, 1)
-        arguments = [
-            (share.plan, feed, *self._of(share, (who.starts, self.started, state, diverged)))
-            for share in self.shares
-        ]
-        self._check_memory(begin.eval_shape(*arguments[0]))
+        for self.shares in (list(_shares(plan, who.count, samples)), [Share(plan, slice(None), 0)]):
+            arguments = [
+                (share.plan, feed, *self._of(share, (who.starts, self.started, state, diverged)))
+                for share in self.shares
+            ]
+            walk = begin.eval_shape(*arguments[0])
+            self._check_memory(walk)
+            shapes = row_of.eval_shape(self.shares[0].plan, feed, walk, np.int32(0), True)[0]
+            self.record = Record(shapes, self.layout, who, first, total, every, updates=walk.info)
+            rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(self.record.row_bytes, 1)))
+            steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
+            self.most = min(rows * every, steps)
+            self.room = -(-self.most // every) + 1
+            if len(self.shares) == 1 or not self._runs_alone(walk):
+                break
         self.walks = [begin(*these) for these in arguments]
-        walk = self.walks[0]
-        shapes = row_of.eval_shape(self.shares[0].plan, feed, walk, np.int32(0), True)[0]
-        self.record = Record(shapes, self.layout, who, first, total, every, updates=walk.info)
-        rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(self.record.row_bytes, 1)))
-        steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
-        self.most = min(rows * every, steps)
-        self.room = -(-self.most // every) + 1
+
+    def _runs_alone(self, walk: Walk) -> bool:
+        """Whether the block of a share must not run beside another's. It is traced once, for this and to
+        be compiled."""
+        (feed, *numbers), static = self._block_arguments(0, 1)
+        traced = block.trace(self.shares[0].plan, feed, walk, *numbers, **static)
+        return runs_alone(traced.jaxpr)
 
     def _of(self, share: Share, tree: Any) -> Any:
         """A share's part of what has an axis of all members."""
@@ -223,22 +233,20 @@ class Job:
             return self.total
         return int(np.maximum(stopped, diverged).max()) - self.first
 
-    def _launch(self, start: int, count: int) -> list[Callable[[], Any]]:
+    def _block_arguments(self, start: int, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What `block` needs, besides the plan and the walk, for `count` steps from `start`."""
         first = self.first + start
         last = first + count
         rows = 1 + (last - 1) // self.every - first // self.every
+        numbers = map(np.int32, (first, last, self.every, rows))
         feed = self.feeds.feed(first, self.most, count)
-        steps = (np.int32(first), np.int32(last), np.int32(self.every), np.int32(rows))
+        return (feed, *numbers), {"room": self.room, "dense": self.every == 1}
+
+    def _launch(self, start: int, count: int) -> list[Callable[[], Any]]:
+        (feed, *numbers), static = self._block_arguments(start, count)
 
         def advance(k: int) -> Any:
-            walk, record = block(
-                self.shares[k].plan,
-                feed,
-                self.walks[k],
-                *steps,
-                room=self.room,
-                dense=self.every == 1,
-            )
+            walk, record = block(self.shares[k].plan, feed, self.walks[k], *numbers, **static)
             self.walks[k] = walk
             return walk.diverged_at, walk.stopped_at, record
 

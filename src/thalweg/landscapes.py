@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, products, results
+from thalweg import backend, blocks, products, programs, results
 from thalweg.curvature import hessian
 from thalweg.errors import InputError, unknown
 from thalweg.params import Layout
@@ -148,7 +148,7 @@ def _evaluate(
         risk: np.empty((size, model.values), model.dtype) if risk == "pointwise" else np.empty(size)
         for risk in wanted
     }
-    workers = 1 if tiling.entrywise else min(backend.workers(), chunks)
+    workers = 1 if tiling.entrywise else min(programs.workers(problem), chunks)
     room = max(1, min(-(-chunks // workers), _ROWS // workers // max(row, 1)))
 
     def evaluate(start: int, count: int) -> Any:

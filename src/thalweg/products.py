@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thalweg import backend
+from thalweg import backend, programs
 from thalweg.errors import InputError
 from thalweg.params import Layout
 from thalweg.problem import Problem, pointwise, predicting
@@ -50,7 +50,7 @@ def samples_at_a_time(problem: Problem) -> int:
     parts, as many for each worker, of such a size that hardly any sample is computed twice."""
     n = problem.n_samples
     room = _PASS if backend.device().platform == "cpu" else _ACTIVATIONS
-    workers, fewest = backend.workers(), -(-n * _sample_bytes(problem) // room)
+    workers, fewest = programs.workers(problem), -(-n * _sample_bytes(problem) // room)
     if fewest <= 1:
         return n
     each = -(-fewest // workers)
@@ -83,7 +83,7 @@ def over_samples(
         return jax.block_until_ready(work(begins))
 
     begins = range(0, max(n, 1), max(size, 1))
-    each = -(-len(begins) // backend.workers())
+    each = -(-len(begins) // programs.workers(problem))
     shares = [begins[k : k + each] for k in range(0, len(begins), each)]
     if len(shares) == 1:
         return [work(begins)]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from thalweg import backend
 from thalweg.problem import Problem, pointwise
 
 _LEARNT: dict[Any, Any] = {}
@@ -27,6 +28,14 @@ _ENTRYWISE = frozenset({
     "min", "mul", "ne", "neg", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin",
     "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
 })
+# jaxlib's kernels for several matrices share them out to XLA's own threads, from one of these, and wait:
+# two such programs at once, each of which holds one of two threads, wait for ever. (Seen with QR; the others
+# are built alike, or call code that nobody here knows.)
+_ALONE = frozenset({
+    "cholesky", "cholesky_update", "eig", "eigh", "ffi_call", "fft", "geqp3", "geqrf", "hessenberg",
+    "householder_product", "lu", "ormqr", "pure_callback", "qr", "schur", "svd", "triangular_solve",
+    "tridiagonal", "tridiagonal_solve",
+})
 # fmt: on
 _CALLS = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
 
@@ -38,6 +47,7 @@ class Model(NamedTuple):
     sample_bytes: int  # what goes through its products and convolutions, a sample
     values: int  # pointwise risks: the samples, or the residuals of a problem without data
     dtype: np.dtype  # of the pointwise risks, as they are kept
+    alone: bool  # whether two of its programs must not run at once
 
 
 def _learnt(problem: Problem, what: Any, learn: Callable[[], Any]) -> Any:
@@ -61,9 +71,25 @@ def model_of(problem: Problem) -> Model:
         n = max(problem.n_samples, 1)
         sample_bytes = _product_bytes(program.jaxpr, n) // n
         values = program.out_avals[0].shape[0]
-        return Model(_is_entrywise(program.jaxpr), sample_bytes, values, kept)
+        risks = (problem.penalty, problem.expected_risk)
+        others = [jax.make_jaxpr(f)(problem.layout.like).jaxpr for f in risks if f is not None]
+        alone = any(map(runs_alone, (program.jaxpr, *others)))
+        return Model(_is_entrywise(program.jaxpr), sample_bytes, values, kept, alone)
 
     return _learnt(problem, "model", learn)
+
+
+def workers(problem: Problem) -> int:
+    """How many programs of a problem run best side by side."""
+    return 1 if model_of(problem).alone else backend.workers()
+
+
+def runs_alone(jaxpr: Any) -> bool:
+    """Whether another program like this one must not run at the same time."""
+    return any(
+        equation.primitive.name in _ALONE or any(map(runs_alone, _inner(equation)))
+        for equation in jaxpr.eqns
+    )
 
 
 def splits(problem: Problem, size: int) -> bool:

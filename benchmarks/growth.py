@@ -1,0 +1,121 @@
+"""How time and memory grow with runs, steps, grid points, samples and parameters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks import tools
+from benchmarks.harness import Growth, case
+
+PICTURE = Path(__file__).with_name("growth.png")
+REPETITIONS = 3
+# Shares of the largest size: three decades, of which the last one gives the slope
+SHARES = (1e-3, 1e-2, 1e-1, 10 ** (-2 / 3), 10 ** (-1 / 3), 1.0)
+
+
+def _bowl(w: dict[str, Any]) -> Any:
+    return (w["x"] - 1) ** 2 + 3 * (w["y"] + 2) ** 2 + (w["x"] - 1) * (w["y"] + 2)
+
+
+def _line(w: dict[str, Any], x: Any) -> Any:
+    return w["weight"] * x + w["bias"]
+
+
+def _descent(runs: int, steps: int) -> Callable[[], Any]:
+    import thalweg as tw
+
+    problem = tw.Problem.from_function(_bowl, params={"x": 0.0, "y": 0.0}, dtype="float32")
+    starts = np.random.default_rng(0).standard_normal((runs, 2))
+    return lambda: tw.descend(problem, tw.SGD(lr=1e-3), steps=steps, starts=starts)
+
+
+def _landscape(points: int, samples: int) -> Callable[[], Any]:
+    import thalweg as tw
+
+    x = np.random.default_rng(0).standard_normal(samples).astype(np.float32)
+    problem = tw.Problem(_line, "mse", x, 2 * x + 1, params={"weight": 0.0, "bias": 0.0})
+    plane = tw.coordinate_plane(problem, {"weight": (-5, 8), "bias": (-5, 8)}, points=points)
+    return lambda: tw.landscape(problem, plane)
+
+
+def _network(width: int) -> Callable[[], Any]:
+    import jax
+
+    import thalweg as tw
+    from thalweg.catalogue import models
+
+    start = models.init_mlp((1, width, 1), jax.random.key(0), np.float32)
+    x = np.linspace(-1, 1, 16, dtype=np.float32)
+    problem = tw.Problem(models.mlp, "mse", x, x**2, params=start)
+    options: dict[str, Any] = {"record": {"params": False}}
+    return lambda: tw.descend(problem, tw.SGD(lr=1e-6), steps=30, **options)
+
+
+# What grows: what else there is, the largest size, and the job of a size
+JOBS: dict[str, tuple[str, int, Callable[[int], Callable[[], Any]]]] = {
+    "runs": ("100 steps of 2 parameters, recorded", 10**6, lambda n: _descent(n, 100)),
+    "steps": ("100 runs of 2 parameters, recorded", 10**6, lambda n: _descent(100, n)),
+    "grid points": ("100 samples", 10**7, lambda n: _landscape(round(n**0.5), 100)),
+    "samples": ("16 × 16 grid points", 10**7, lambda n: _landscape(16, n)),
+    "parameters": ("30 steps on 16 samples", 10**7, lambda n: _network(n // 3)),
+}
+
+
+@case
+def growth() -> Iterator[Growth]:
+    """Each size in a process of its own; then the picture of them all."""
+    found = []
+    for what, (else_, most, _) in JOBS.items():
+        sizes = [round(most * share) for share in SHARES]
+        measured = [tools.fresh("growth", "of_size", what, size) for size in sizes]
+        taken, peaks = zip(*measured, strict=True)
+        # What a process of the least size holds is there anyway: Python, JAX, the compiled program
+        held = [peak - peaks[0] for peak in peaks]
+        found.append(Growth(what, else_, sizes, list(taken), held))
+        yield found[-1]
+    _draw(found)
+
+
+def of_size(what: str, size: int) -> tuple[float, float]:
+    """Seconds of a warm call, and the most memory that the process has held by its first, in MiB."""
+    job = JOBS[what][2](size)
+    job()
+    peak = tools.peak_mib()
+    taken = []
+    for _ in range(REPETITIONS):
+        begin = time.perf_counter()
+        job()
+        taken.append(time.perf_counter() - begin)
+    return median(taken), peak
+
+
+def _draw(found: list[Growth]) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    values: list[Callable[[Growth], list[float]]] = [lambda g: g.seconds, lambda g: g.mib]
+    for ax, of, label in zip(
+        axes, values, ("time of a warm call (s)", "memory (MiB)"), strict=True
+    ):
+        for grown, marker, dash in zip(found, "osD^v", ("-", "--", "-.", ":", "-"), strict=True):
+            pairs = [(n, v) for n, v in zip(grown.sizes, of(grown), strict=True) if v > 0]
+            ax.loglog(
+                *zip(*pairs, strict=True),
+                marker=marker,
+                linestyle=dash,
+                label=f"{grown.what} ({grown.rest})",
+            )
+        ax.set_xlabel("size")
+        ax.set_ylabel(label)
+        ax.grid(alpha=0.3)
+    axes[0].set_title("Time")
+    axes[1].set_title("Memory over that of the least size")
+    axes[0].legend(fontsize=7)
+    figure.savefig(PICTURE, dpi=110)
+    plt.close(figure)
