@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, inputs, lanczos, losses, products, programs, results
+from thalweg import backend, blocks, inputs, lanczos, losses, products, results
 from thalweg.errors import InputError, NotConverged, unknown
 from thalweg.params import Params
 from thalweg.problem import Problem, described
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _SMALL = 256  # parameters up to which the matrix itself is formed and decomposed
 _TOGETHER = 64  # products at a time, where the matrix is formed
-_PROBES = 8  # of the trace at a time: as many as may run side by side
 _METHODS = ("hutch++", "hutchinson")
 
 
@@ -78,17 +77,8 @@ class Curvature:
 
     def __matmul__(self, other: Any) -> Any:
         if np.ndim(other) == 2:
-            return jnp.stack(self._products(np.asarray(other).T), axis=1)
+            return jnp.stack([self.matvec(column) for column in np.asarray(other).T], axis=1)
         return self.matvec(other)
-
-    def _products(self, vectors: np.ndarray) -> list[Any]:
-        """A v for each vector of (k, p): as many side by side as there are cores, where each is one
-        pass; the passes of a larger one run side by side themselves."""
-        alone = self._samples < self.problem.n_samples
-        count = 1 if alone else min(programs.workers(self.problem), len(vectors))
-        with backend.Threads(count) as threads:
-            begun = [threads.call(k % count, self.matvec, v) for k, v in enumerate(vectors)]
-            return [result() for result in begun]
 
     def preconditioned(self, diagonal: Any) -> Curvature:
         """P^(−1/2) A P^(−1/2) for P = diag(`diagonal`), a vector (p,) or a pytree like the parameters.
@@ -267,13 +257,12 @@ class Curvature:
             basis = np.linalg.qr(np.asarray(self @ signs(third)))[0]
             inside = float(np.sum(basis * np.asarray(self @ basis), dtype=float))
             left = samples - 2 * third
-        values = np.zeros(0)
-        while len(values) < left:
-            probes = signs(min(_PROBES, left - len(values)))
-            probes -= basis @ (basis.T @ probes)
-            found = np.sum(probes * np.asarray(self @ probes), axis=0, dtype=float)
-            values = np.append(values, found)
-        self._check_finite(values)
+        values = []
+        for _ in range(left):
+            probe = signs(1)[:, 0]
+            probe = probe - basis @ (basis.T @ probe)
+            values.append(float(np.vdot(probe, np.asarray(self.matvec(probe)))))
+        self._check_finite(np.array(values))
         error = float(np.std(values, ddof=1) / np.sqrt(left))
         return Estimate(inside + float(np.mean(values)), error)
 
