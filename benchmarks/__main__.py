@@ -60,6 +60,8 @@ def main(names: list[str]) -> int:
             "",
             *_table(rows),
             "",
+            "![How time and memory grow](growth.png)",
+            "",
             *(f"- {line}" for line in lines),
             *(f"- FAILED: {failure}" for failure in failures),
             "",

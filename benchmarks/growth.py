@@ -23,10 +23,6 @@ def _bowl(w: dict[str, Any]) -> Any:
     return (w["x"] - 1) ** 2 + 3 * (w["y"] + 2) ** 2 + (w["x"] - 1) * (w["y"] + 2)
 
 
-def _line(w: dict[str, Any], x: Any) -> Any:
-    return w["weight"] * x + w["bias"]
-
-
 def _descent(runs: int, steps: int) -> Callable[[], Any]:
     import thalweg as tw
 
@@ -37,9 +33,10 @@ def _descent(runs: int, steps: int) -> Callable[[], Any]:
 
 def _landscape(points: int, samples: int) -> Callable[[], Any]:
     import thalweg as tw
+    from thalweg.catalogue import models
 
     x = np.random.default_rng(0).standard_normal(samples).astype(np.float32)
-    problem = tw.Problem(_line, "mse", x, 2 * x + 1, params={"weight": 0.0, "bias": 0.0})
+    problem = tw.Problem(models.line, "mse", x, 2 * x + 1, params={"weight": 0.0, "bias": 0.0})
     plane = tw.coordinate_plane(problem, {"weight": (-5, 8), "bias": (-5, 8)}, points=points)
     return lambda: tw.landscape(problem, plane)
 

@@ -181,7 +181,7 @@ class _Crowd:
         following = min(steps, max(done + _FIRST_ROUND, math.ceil(_GROWTH * done)))
         chunks = range(0, len(self.index), self.chunk)
         with blocks.interruptible() as interrupt:
-            advance = partial(self._advance, done, following, interrupt)
+            advance = backend.inheriting(partial(self._advance, done, following, interrupt))
             parts = list(pool.map(advance, chunks))
         if interrupt:
             return done

@@ -79,13 +79,18 @@ class Share:
     again: int
 
 
+def _everyone(plan: Plan) -> Share:
+    """The share of one thread that has all members, or the only one."""
+    return Share(plan, slice(None), 0)
+
+
 def _shares(plan: Plan, count: int, samples: int) -> Iterator[Share]:
     """A share of the `count` members for each core; one of all of them where they are on one device, or
     where threads would take longer than their steps, of so many samples each."""
     workers = backend.workers()
     little = count * (plan.problem.size + samples) < _FEW_NUMBERS
     if not plan.batched or workers == 1 or little:
-        yield Share(plan, slice(None), 0)
+        yield _everyone(plan)
         return
     size = -(-count // workers)
     for first in range(0, count, size):
@@ -112,23 +117,27 @@ class Job:
         self.layout = plan.problem.layout
         self.started, state, diverged = self._start(resume)
         samples = plan.problem.n_samples if feeds.order is None else feeds.order.size
+        self.shares = list(_shares(plan, who.count, samples))
         feed = feeds.feed(first, 1, 1)
-        for self.shares in (list(_shares(plan, who.count, samples)), [Share(plan, slice(None), 0)]):
-            arguments = [
-                (share.plan, feed, *self._of(share, (who.starts, self.started, state, diverged)))
-                for share in self.shares
-            ]
-            walk = begin.eval_shape(*arguments[0])
-            self._check_memory(walk)
-            shapes = row_of.eval_shape(self.shares[0].plan, feed, walk, np.int32(0), True)[0]
-            self.record = Record(shapes, self.layout, who, first, total, every, updates=walk.info)
-            rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(self.record.row_bytes, 1)))
-            steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
-            self.most = min(rows * every, steps)
-            self.room = -(-self.most // every) + 1
-            if len(self.shares) == 1 or not self._runs_alone(walk):
-                break
-        self.walks = [begin(*these) for these in arguments]
+
+        def arguments(share: Share) -> tuple[Any, ...]:
+            return (
+                share.plan,
+                feed,
+                *self._of(share, (who.starts, self.started, state, diverged)),
+            )
+
+        walk = begin.eval_shape(*arguments(self.shares[0]))
+        self._check_memory(walk)
+        shapes = row_of.eval_shape(self.shares[0].plan, feed, walk, np.int32(0), True)[0]
+        self.record = Record(shapes, self.layout, who, first, total, every, updates=walk.info)
+        rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(self.record.row_bytes, 1)))
+        steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
+        self.most = min(rows * every, steps)
+        self.room = -(-self.most // every) + 1
+        if len(self.shares) > 1 and self._runs_alone(walk):
+            self.shares = [_everyone(plan)]
+        self.walks = [begin(*arguments(share)) for share in self.shares]
 
     def _runs_alone(self, walk: Walk) -> bool:
         """Whether the block of a share must not run beside another's. It is traced once, for this and to

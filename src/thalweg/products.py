@@ -281,7 +281,7 @@ def _norms(problem: Problem, where: Any, point: Any, *, layout: Layout, size: in
 
 def gradient_norms(problem: Problem, point: Any) -> np.ndarray:
     """The norm of each pointwise risk's gradient (n,)."""
-    size = gradients_at_a_time(problem, _ACTIVATIONS // backend.workers())
+    size = gradients_at_a_time(problem, _ACTIVATIONS // programs.workers(problem))
 
     def add(where: Any, rows: list[Any]) -> list[Any]:
         return [*rows, _norms(problem, where, point, layout=problem.layout, size=size)]
