@@ -62,6 +62,7 @@ def main(names: list[str]) -> int:
             "",
             "![How time and memory grow](growth.png)",
             "",
+            *_short(rows),
             *(f"- {line}" for line in lines),
             *(f"- FAILED: {failure}" for failure in failures),
             "",
@@ -73,17 +74,28 @@ def main(names: list[str]) -> int:
     return 1 if failures else 0
 
 
+def _short(rows: list[Row]) -> list[str]:
+    """What missed its goal, and why, as far as it is known."""
+    lines = [
+        f"- {row.case}; {row.who} ({row.goal}): {row.why or 'not explained yet.'}"
+        for row in rows
+        if row.missed
+    ]
+    return ["## What falls short", "", *lines, "", "## Where it was measured", ""] if lines else []
+
+
 def _table(rows: list[Row]) -> list[str]:
     """The rows as a Markdown table with even columns; a case's title stands once."""
     titled = [
-        row._replace(case="" if i and rows[i - 1].case == row.case else row.case)
+        row._replace(case="" if i and rows[i - 1].case == row.case else row.case)[:-1]
         for i, row in enumerate(rows)
     ]
-    widths = [max(map(len, column)) for column in zip(_HEAD, *titled, strict=True)]
-    dashes = Row(*("-" * width for width in widths))
+    head = _HEAD[:-1]
+    widths = [max(map(len, column)) for column in zip(head, *titled, strict=True)]
+    dashes = ["-" * width for width in widths]
     return [
         "| " + " | ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) + " |"
-        for row in (_HEAD, dashes, *titled)
+        for row in (head, dashes, *titled)
     ]
 
 

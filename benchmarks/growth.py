@@ -41,26 +41,27 @@ def _landscape(points: int, samples: int) -> Callable[[], Any]:
     return lambda: tw.landscape(problem, plane)
 
 
-def _network(width: int) -> Callable[[], Any]:
+def _network(parameters: int) -> Callable[[], Any]:
     import jax
 
     import thalweg as tw
     from thalweg.catalogue import models
 
-    start = models.init_mlp((1, width, 1), jax.random.key(0), np.float32)
+    width = round(parameters**0.5)  # nearly all of them lie between two hidden layers
+    start = models.init_mlp((1, width, width, 1), jax.random.key(0), np.float32)
     x = np.linspace(-1, 1, 16, dtype=np.float32)
     problem = tw.Problem(models.mlp, "mse", x, x**2, params=start)
     options: dict[str, Any] = {"record": {"params": False}}
-    return lambda: tw.descend(problem, tw.SGD(lr=1e-6), steps=30, **options)
+    return lambda: tw.descend(problem, tw.SGD(lr=1e-6), steps=10, **options)
 
 
 # What grows: what else there is, the largest size, and the job of a size
 JOBS: dict[str, tuple[str, int, Callable[[int], Callable[[], Any]]]] = {
     "runs": ("100 steps of 2 parameters, recorded", 10**6, lambda n: _descent(n, 100)),
     "steps": ("100 runs of 2 parameters, recorded", 10**6, lambda n: _descent(100, n)),
-    "grid points": ("100 samples", 10**7, lambda n: _landscape(round(n**0.5), 100)),
+    "grid points": ("100 samples", 10**8, lambda n: _landscape(round(n**0.5), 100)),
     "samples": ("16 × 16 grid points", 10**7, lambda n: _landscape(16, n)),
-    "parameters": ("30 steps on 16 samples", 10**7, lambda n: _network(n // 3)),
+    "parameters": ("10 steps on 16 samples", 10**8, _network),
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+MISSED = "MISSED"
 TURN = 0.5  # seconds: the threads of the contender before may spin for a tenth of that
 
 
@@ -36,6 +37,7 @@ class Contender:
     rounds: int | None = None  # fewer than the race's, where a round is long
     goal: float | None = None  # the least ratio of its time to ours
     within: tuple[float, str] | None = None  # at most so many times as long as another contender
+    why: str = ""  # what is known of a goal that is missed
     skipped: str = ""  # why it cannot run here
 
 
@@ -63,6 +65,7 @@ class Gauge:
     unit: str  # "s" or "MiB"
     measure: Callable[[], float]
     limit: float | None = None
+    why: str = ""
     rounds: int = 5
     skipped: str = ""
 
@@ -76,6 +79,7 @@ class Growth:
     sizes: Sequence[int]
     seconds: Sequence[float]
     mib: Sequence[float]  # beyond what there is at the least size
+    why: str = ""
 
     def slope(self, values: Sequence[float]) -> float:
         """d log value / d log size over the last decade, by least squares."""
@@ -95,6 +99,11 @@ class Row(NamedTuple):
     ratio: str
     goal: str
     agrees: str
+    why: str = ""
+
+    @property
+    def missed(self) -> bool:
+        return self.goal.endswith(MISSED)
 
 
 class DisagreementError(Exception):
@@ -160,6 +169,7 @@ def _race(race: Race) -> list[Row]:
                 "1" if c is race.contenders[0] else spread(ratios, ratio),
                 met,
                 f"{deviation[c.name]:.0e}" if c.name in deviation else "",
+                c.why,
             )
         )
     return rows
@@ -175,7 +185,7 @@ def _gauge(gauge: Gauge) -> Row:
         if gauge.limit is None
         else _verdict(f"< {text(gauge.limit)}", median(values) < gauge.limit)
     )
-    return Row(gauge.title, gauge.name, "all", "", spread(values, text), "", goal, "")
+    return Row(gauge.title, gauge.name, "all", "", spread(values, text), "", goal, "", gauge.why)
 
 
 def _growth(growth: Growth) -> list[Row]:
@@ -196,6 +206,7 @@ def _growth(growth: Growth) -> list[Row]:
                 "",
                 _verdict(f"slope {slope:.2f}, 0.9 to 1.1", 0.9 <= slope <= 1.1),
                 "",
+                growth.why,
             )
         )
     return rows
@@ -221,7 +232,7 @@ def _clocked(contender: Contender) -> tuple[float, Any]:
 
 
 def _verdict(goal: str, met: bool) -> str:
-    return f"{goal}: {'met' if met else 'MISSED'}"
+    return f"{goal}: {'met' if met else MISSED}"
 
 
 def spread(values: Sequence[float], text: Callable[[float], str]) -> str:

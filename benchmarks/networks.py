@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from thalweg.catalogue.data import TARGETS
 SAMPLES = 15
 DEEP = (1, 10, 10, 10, 10, 10, 1)
 MEASURED = 200  # steps of the others
-LOOP, EAGER = "PyTorch loop", "torch.func.vmap, eager"
+LOOP = "PyTorch loop"
+EAGER, COMPILED = "torch.func.vmap, eager", "torch.func.vmap, torch.compile"
 # Losses of the first steps are compared: rounding grows with them.
 COMPARED, TOLERANCE = 50, 1e-3
 
@@ -32,21 +33,28 @@ def many_networks() -> Iterator[Race]:
         [_descent(starts, tw.SGD(lr=rate), steps)],
         partial(_loop, starts[:1], [rate]),
         1 / runs,
-        partial(_eager, starts, [rate] * runs),
+        _vmapped(starts, [rate] * runs),
         steps,
     )
     widths, steps, rate = (5, 10, 100, 1000), 50_000, 0.002
     single = [[_start((1, width, 1), width)] for width in widths]
 
-    def one_by_one(function: Callable[..., np.ndarray]) -> np.ndarray:
-        return np.concatenate([function(start, [rate]) for start in single], axis=1)
+    def one_by_one(runs: list[Callable[[], np.ndarray]]) -> np.ndarray:
+        return np.concatenate([run() for run in runs], axis=1)
 
     yield _race(
         f"MLPs of widths {', '.join(map(str, widths))} × {steps:,} steps",
         [_descent(start, tw.SGD(lr=rate), steps) for start in single],
-        partial(one_by_one, _loop),
+        partial(one_by_one, [partial(_loop, start, [rate]) for start in single]),
         1.0,
-        partial(one_by_one, _eager),
+        {
+            name: partial(one_by_one, runs)
+            for name, runs in zip(
+                (EAGER, COMPILED),
+                zip(*(_vmapped(start, [rate]).values() for start in single), strict=True),
+                strict=True,
+            )
+        },
         steps,
     )
 
@@ -62,7 +70,7 @@ def rates() -> Iterator[Race]:
         [_descent([start], tw.SGD(lr=swept), steps)],
         partial(_loop, [start], swept[:1]),
         1 / count,
-        partial(_eager, [start] * count, swept),
+        _vmapped([start] * count, swept),
         steps,
     )
 
@@ -72,10 +80,10 @@ def _race(
     descents: list[Callable[[], np.ndarray]],
     loop: Callable[[], np.ndarray],
     share: float,
-    eager: Callable[[], np.ndarray],
+    vmapped: dict[str, Callable[[], np.ndarray]],
     steps: int,
 ) -> Race:
-    """`loop` and `eager` do MEASURED steps, `loop` for a share of the members."""
+    """`loop` and those `vmapped` do MEASURED steps, `loop` for a share of the members."""
 
     def ours() -> np.ndarray:
         return np.concatenate([run() for run in descents], axis=1)
@@ -100,13 +108,16 @@ def _race(
                 goal=30,
                 skipped=tools.missing("torch"),
             ),
-            Contender(
-                EAGER,
-                eager,
-                share=MEASURED / steps,
-                part=part,
-                goal=10,
-                skipped=tools.missing("torch"),
+            *(
+                Contender(
+                    name,
+                    run,
+                    share=MEASURED / steps,
+                    part=part,
+                    goal=10 if name == EAGER else None,
+                    skipped=tools.missing("torch"),
+                )
+                for name, run in vmapped.items()
             ),
         ],
         deviation,
@@ -178,29 +189,43 @@ def _loop(starts: list[dict[str, Any]], rates: Any) -> np.ndarray:
     return np.array(columns).T
 
 
-def _eager(starts: list[dict[str, Any]], rates: Any) -> np.ndarray:
-    """All members at once, by torch.func."""
-    import torch
-    from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+def _vmapped(starts: list[dict[str, Any]], rates: Any) -> dict[str, Callable[[], np.ndarray]]:
+    """All members at once, by torch.func: operation by operation, and compiled."""
 
-    x, y = (torch.tensor(column)[:, None] for column in _data())
-    members = [_module(start) for start in starts]
-    params, buffers = stack_module_state(members)
-    params = {name: value.detach() for name, value in params.items()}
-    base = members[0]
+    @cache  # a step is compiled once, as ours is
+    def prepared(compiled: bool) -> tuple[Callable[..., Any], dict[str, Any]]:
+        import torch
+        from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
-    def risk(params: Any, buffers: Any) -> Any:
-        return torch.nn.functional.mse_loss(functional_call(base, (params, buffers), (x,)), y)
+        x, y = (torch.tensor(column)[:, None] for column in _data())
+        members = [_module(start) for start in starts]
+        params, buffers = stack_module_state(members)
+        base = members[0]
+        rate = torch.tensor(np.asarray(rates, np.float32))
 
-    step = vmap(grad_and_value(risk))
-    rate = torch.tensor(np.asarray(rates, np.float32))
-    losses = []
-    with torch.no_grad():
-        for _ in range(MEASURED):
-            slopes, loss = step(params, buffers)
-            params = {
+        def risk(params: Any) -> Any:
+            return torch.nn.functional.mse_loss(functional_call(base, (params, buffers), (x,)), y)
+
+        def step(params: Any) -> Any:
+            slopes, loss = vmap(grad_and_value(risk))(params)
+            moved = {
                 name: value - rate.reshape(-1, *[1] * (value.ndim - 1)) * slopes[name]
                 for name, value in params.items()
             }
-            losses.append(loss)
-    return torch.stack(losses).numpy()
+            return moved, loss
+
+        begin = {name: value.detach() for name, value in params.items()}
+        return torch.compile(step) if compiled else step, begin
+
+    def run(compiled: bool) -> np.ndarray:
+        import torch
+
+        step, params = prepared(compiled)
+        losses = []
+        with torch.no_grad():
+            for _ in range(MEASURED):
+                params, loss = step(params)
+                losses.append(loss)
+        return torch.stack(losses).numpy()
+
+    return {EAGER: partial(run, False), COMPILED: partial(run, True)}

@@ -10,7 +10,7 @@ import scipy.sparse.linalg
 from jax.tree_util import Partial
 
 import thalweg as tw
-from thalweg import backend, curvature, products
+from thalweg import backend, curvature, lanczos, products
 from thalweg.catalogue import models
 from thalweg.errors import InputError, NotConverged
 
@@ -419,3 +419,45 @@ def test_another_point_and_other_data_compile_nothing(compilations):
     compilations.clear()
     tw.hessian(other, there) @ vector
     assert len(compilations) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("spread", [1.0, 1e3, 1e6])
+def test_orthonormal_rows_span_what_was_given(dtype, spread):
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((12, 300)) * np.geomspace(1, spread, 12)[:, None]
+    rows = (rng.standard_normal((12, 12)) @ rows).astype(dtype)
+    basis = np.asarray(lanczos.orthonormal(rows))
+    assert basis.dtype == dtype
+    small = 50 * np.finfo(dtype).eps
+    np.testing.assert_allclose(basis @ basis.T, np.eye(12), atol=small)
+    q = np.linalg.qr(rows.T.astype(float))[0]
+    # a direction is known as well as its share of the rows is
+    np.testing.assert_allclose(basis.T @ basis, q @ q.T, atol=small * spread)
+
+
+def test_orthonormal_rows_of_lower_rank_end_in_zeros():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((9, 4)) @ rng.standard_normal((4, 50))
+    basis = np.asarray(lanczos.orthonormal(rows))
+    lengths = np.sort(np.linalg.norm(basis, axis=1))
+    np.testing.assert_allclose(lengths, [0] * 5 + [1] * 4, atol=1e-12)
+    np.testing.assert_allclose(rows @ basis.T @ basis, rows, atol=1e-10)
+    vectors = rng.standard_normal((3, 50))
+    left = np.asarray(lanczos.outside(basis, vectors))
+    np.testing.assert_allclose(left @ rows.T, 0, atol=1e-10)
+    np.testing.assert_allclose(left - vectors, -vectors @ basis.T @ basis, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 7, 8])
+def test_products_in_batches_are_those_of_the_dense_matrix(count, monkeypatch):
+    problem = made("mse", (3, 5, 4))
+    monkeypatch.setattr(products, "at_once", lambda problem: 3)
+    operator = tw.hessian(problem, problem.params)
+    columns = np.random.default_rng(0).standard_normal((problem.size, count))
+    np.testing.assert_allclose(operator @ columns, dense_hessian(problem) @ columns, atol=1e-12)
+    # Again, with the matrix scaled
+    scales = np.linspace(0.5, 2, problem.size)
+    scaled = dense_hessian(problem) / np.sqrt(np.outer(scales, scales))
+    scaled_columns = operator.preconditioned(scales) @ columns
+    np.testing.assert_allclose(scaled_columns, scaled @ columns, atol=1e-12)

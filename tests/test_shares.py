@@ -99,6 +99,16 @@ def test_shares_give_what_one_gives(descent, count, workers):
         np.testing.assert_array_equal(shared[name], whole[name])
 
 
+@pytest.mark.parametrize("descent", DESCENTS, ids=lambda descent: descent.__name__)
+def test_pieces_that_a_cache_holds_give_what_one_gives(descent, workers, monkeypatch):
+    workers(1)
+    whole = descent()
+    workers(2)
+    monkeypatch.setattr(job, "_MANY_NUMBERS", 1)
+    monkeypatch.setattr(job, "_MANY_MEMBERS", 2)
+    xr.testing.assert_allclose(descent(), whole, rtol=1e-12, atol=1e-15)
+
+
 def test_the_cases_are_not_all_alike(workers):
     workers(2)
     assert set(np.unique(stopped().status)) == {"converged"}
@@ -119,6 +129,13 @@ def test_the_members_are_shared_out(workers, monkeypatch):
     sweep()  # 14 members: 5, 5 and, one of them again, 5
     assert len({thread for thread, _ in seen}) == 3
     assert {size for _, size in seen} == {5}
+    seen.clear()
+    workers(2)
+    monkeypatch.setattr(job, "_MANY_NUMBERS", 100)
+    monkeypatch.setattr(job, "_MANY_MEMBERS", 1)
+    sweep()  # 52 numbers a member
+    assert len({thread for thread, _ in seen}) == 2
+    assert {size for _, size in seen} == {1}
     seen.clear()
     damped()  # whose QR decompositions must not run side by side
     assert set(seen) == {(threading.get_ident(), 4)}

@@ -73,15 +73,20 @@ def workers() -> int:
     return min(cores(), _WORKERS) if device().platform == "cpu" else 1
 
 
+def setting(name: str) -> Any:
+    """One of JAX's settings, as it is in this thread."""
+    return getattr(jax.config, f"jax_{name}")
+
+
 def inheriting(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function for another thread, in the context of JAX's that is set here."""
-    here = {name: getattr(jax.config, f"jax_{name}") for name in _CONTEXT}
+    here = {name: setting(name) for name in _CONTEXT}
 
     def there(*arguments: Any) -> Any:
         with ExitStack() as stack:
             for name, value in here.items():
                 # a context that changes nothing would still be compiled for anew
-                if getattr(jax.config, f"jax_{name}") != value:
+                if setting(name) != value:
                     stack.enter_context(getattr(jax, name)(value))
             return function(*arguments)
 
@@ -89,7 +94,8 @@ def inheriting(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Threads:
-    """So many threads, each of which does its own calls one after the other. One alone is this thread."""
+    """So many threads. They take turns, and each does its calls one after the other. One alone is this
+    thread."""
 
     def __init__(self, count: int) -> None:
         self._pools = [ThreadPoolExecutor(1) for _ in range(count if count > 1 else 0)]
@@ -98,7 +104,7 @@ class Threads:
         """Begin function(*arguments) in a thread, and return what waits for its result."""
         if self._pools:
             done = inheriting(lambda: jax.block_until_ready(function(*arguments)))
-            return self._pools[which].submit(done).result
+            return self._pools[which % len(self._pools)].submit(done).result
         result = function(*arguments)
         return lambda: result
 

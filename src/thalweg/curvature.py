@@ -6,6 +6,7 @@ products with vectors, and from those the ends of the spectrum, its density and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 _SMALL = 256  # parameters up to which the matrix itself is formed and decomposed
-_TOGETHER = 64  # products at a time, where the matrix is formed
+_ROWS = 64  # of the identity at a time, where the matrix is formed
 _METHODS = ("hutch++", "hutchinson")
 
 
@@ -63,22 +64,24 @@ class Curvature:
 
     def matvec(self, vector: Any) -> Float[Array, " p"]:
         """A v, for a vector (p,)."""
-        vector = jnp.asarray(vector).reshape(-1).astype(self.dtype)
+        vector = jnp.asarray(vector).reshape(-1)
         if vector.shape != (self.problem.size,):
             raise InputError(
                 f"a vector of {self.problem.size} numbers was expected, one of {vector.size} given."
             )
-        if self.scale is not None:
-            vector = self.scale * vector
-        out = products.product(
-            self.kind, self.problem, self._samples, self.point, vector, self.center
-        )
-        return out if self.scale is None else self.scale * out
+        return self._apply(products.product, vector)
 
     def __matmul__(self, other: Any) -> Any:
         if np.ndim(other) == 2:
-            return jnp.stack([self.matvec(column) for column in np.asarray(other).T], axis=1)
+            return jnp.asarray(self._apply(products.images, np.asarray(other).T)).T
         return self.matvec(other)
+
+    def _apply(self, function: Callable[..., Any], vectors: Any) -> Any:
+        """A times `vectors` (…, p), by a function of the matrix that is not scaled."""
+        vectors = vectors.astype(self.dtype)
+        vectors = vectors if self.scale is None else self.scale * vectors
+        out = function(self.kind, self.problem, self._samples, self.point, vectors, self.center)
+        return out if self.scale is None else self.scale * out
 
     def preconditioned(self, diagonal: Any) -> Curvature:
         """P^(−1/2) A P^(−1/2) for P = diag(`diagonal`), a vector (p,) or a pytree like the parameters.
@@ -111,23 +114,13 @@ class Curvature:
             "use products (operator @ v), .top(k), .trace() and .density(), which do not form it",
         )
         rows = np.empty((p, p), self.dtype)
-        count = min(_TOGETHER, p, products.at_once(self.problem))
+        count = min(_ROWS, p)
         for start in range(0, p, count):
-            first = min(start, p - count)  # the last block starts early: one shape, one program
-            rows[first : first + count] = np.asarray(self._many(first, count))
+            first = min(start, p - count)  # the last ones start early: one shape, one program
+            rows[first : first + count] = np.asarray(
+                self._apply(products.images, np.eye(count, p, first))
+            )
         return (rows + rows.T) / 2
-
-    def _many(self, first: int, count: int) -> Any:
-        """Rows `first` … of the matrix, `count` of them, by as many products together."""
-        eye = np.eye(count, self.problem.size, first, dtype=self.dtype)
-        if self._samples < self.problem.n_samples:
-            return np.stack([np.asarray(self.matvec(row)) for row in eye])
-        rows = products.together(self.kind, self.problem, self.point, eye, self.center)
-        return (
-            rows
-            if self.scale is None
-            else rows * self.scale * self.scale[first : first + count, None]
-        )
 
     @cached_property
     def _decomposed(self) -> tuple[np.ndarray, np.ndarray]:
@@ -248,21 +241,22 @@ class Curvature:
         rng = np.random.default_rng(seed)
 
         def signs(count: int) -> np.ndarray:
-            return 2 * rng.integers(0, 2, (p, count), np.int8).astype(self.dtype) - 1
+            return 2 * rng.integers(0, 2, (count, p), np.int8).astype(self.dtype) - 1
 
-        basis, inside = np.zeros((p, 0), self.dtype), 0.0
-        left = samples
+        def images(vectors: Any) -> np.ndarray:
+            return np.asarray(self._apply(products.images, vectors))
+
+        third, left = samples // 3, samples
+        basis, inside = np.zeros((1, p), self.dtype), 0.0
         if method == "hutch++":
-            third = samples // 3
-            basis = np.linalg.qr(np.asarray(self @ signs(third)))[0]
-            inside = float(np.sum(basis * np.asarray(self @ basis), dtype=float))
+            basis = np.asarray(lanczos.orthonormal(images(signs(third))))
+            inside = float(np.sum(basis * images(basis), dtype=float))
             left = samples - 2 * third
-        values = []
-        for _ in range(left):
-            probe = signs(1)[:, 0]
-            probe = probe - basis @ (basis.T @ probe)
-            values.append(float(np.vdot(probe, np.asarray(self.matvec(probe)))))
-        self._check_finite(np.array(values))
+        values = np.empty(left)
+        for begin in range(0, left, third):
+            probes = np.asarray(lanczos.outside(basis, signs(min(third, left - begin))))
+            values[begin : begin + third] = np.sum(probes * images(probes), axis=1, dtype=float)
+        self._check_finite(values)
         error = float(np.std(values, ddof=1) / np.sqrt(left))
         return Estimate(inside + float(np.mean(values)), error)
 

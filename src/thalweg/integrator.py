@@ -19,6 +19,7 @@ from thalweg.inputs import written_in_jax
 from thalweg.observables import At
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
+from thalweg.sines import vectorised
 
 GOING, DIVERGED, GAVE_UP = 0, 1, 2
 
@@ -110,6 +111,7 @@ def begin(flow: Flow, starts: Params) -> Walk:
 
 
 @partial(jax.jit, static_argnames="room")
+@vectorised
 def block(
     flow: Flow, walk: Walk, times: Any, first: Any, rows: Any, attempts: Any, room: int
 ) -> tuple[Walk, Any, Any]:

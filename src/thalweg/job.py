@@ -26,6 +26,10 @@ _MOST_ROWS = 1024  # recorded in a block
 _MOST_STEPS = 16384  # in a block: enough for the call to vanish beside the steps
 # A step on fewer takes about a microsecond, and vectorised not much less for half of them.
 _FEW_NUMBERS = 256  # parameters and samples of all members
+# A step on more goes through arrays that a core's cache does not hold. Of large models too few members would
+# be left to fill vectors and products.
+_MANY_NUMBERS = 2**17
+_MANY_MEMBERS = 1024
 _BLOCK_BYTES = 8 * 2**20  # of recorded rows, or of tables, in a block: what the caches hold
 
 
@@ -85,14 +89,16 @@ def _everyone(plan: Plan) -> Share:
 
 
 def _shares(plan: Plan, count: int, samples: int) -> Iterator[Share]:
-    """A share of the `count` members for each core; one of all of them where they are on one device, or
-    where threads would take longer than their steps, of so many samples each."""
-    workers = backend.workers()
-    little = count * (plan.problem.size + samples) < _FEW_NUMBERS
-    if not plan.batched or workers == 1 or little:
+    """Shares of the `count` members, with so many samples each, for every core: one, or several that its
+    cache holds. One of all of them where they are on one device, or where threads would take longer than
+    their steps."""
+    workers, each = backend.workers(), plan.problem.size + samples
+    if not plan.batched or workers == 1 or count * each < _FEW_NUMBERS:
         yield _everyone(plan)
         return
     size = -(-count // workers)
+    while size * each > _MANY_NUMBERS and size > _MANY_MEMBERS:
+        size = -(-size // 2)
     for first in range(0, count, size):
         begin = min(first, count - size)
         members = slice(begin, begin + size)
@@ -203,7 +209,7 @@ class Job:
 
     def run(self, progress: bool | None) -> tuple[int, bool]:
         """Do the steps; at which step the descent ended, and whether Ctrl-C ended it."""
-        with backend.Threads(len(self.shares)) as self.threads:
+        with backend.Threads(min(backend.workers(), len(self.shares))) as self.threads:
             done, interrupted = blocks.run(
                 self.total,
                 self._launch,

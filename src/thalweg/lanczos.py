@@ -265,3 +265,26 @@ def leading(product: Product, start: Any, steps: int) -> tuple[Any, Any]:
     basis, projected = krylov(product, start, steps, jax.random.key(0))
     values, vectors = jnp.linalg.eigh(projected)
     return values[-1], vectors[:, -1] @ basis
+
+
+@jax.jit
+def orthonormal(rows: Any) -> Any:
+    """Orthonormal rows that span what `rows` (k, p) do; zeros in place of directions that these lack.
+
+    From the eigenvectors of the rows' products with each other, in double precision, and once more for
+    what rounding left. NumPy's QR decomposition would do, but for its threads, which go on spinning and
+    take half of the processor from the products that follow.
+    """
+    for _ in range(2):
+        products = jnp.einsum("ip,jp->ij", rows, rows, preferred_element_type=float)
+        values, vectors = jnp.linalg.eigh(products)
+        there = values > len(rows) * jnp.finfo(products.dtype).eps * values[-1]
+        lengths = jnp.where(there, values, 1) ** 0.5
+        rows = jnp.where(there[:, None], (vectors / lengths).T.astype(rows.dtype) @ rows, 0)
+    return rows
+
+
+@jax.jit
+def outside(basis: Any, vectors: Any) -> Any:
+    """What is left of `vectors` (k, p) without their part in the span of orthonormal rows."""
+    return vectors - (vectors @ basis.T) @ basis

@@ -27,6 +27,7 @@ from thalweg.params import Layout
 from thalweg.planes import Plane
 from thalweg.problem import Problem, penalised, pointwise
 from thalweg.programs import model_of, splits
+from thalweg.sines import vectorised
 
 # Measured on two cores. An entry-by-entry model is one fused loop over the points, in which some
 # samples at a time are written out: their sum then needs no loop of its own, and vectorises.
@@ -317,6 +318,7 @@ def _point_by_point(
 
 
 @partial(jax.jit, static_argnames=("layout", "size"))
+@vectorised
 def _losses(
     problem: Problem, where: Any, point: Any, *, layout: Layout, size: int
 ) -> tuple[Any, Any]:
@@ -333,6 +335,7 @@ def _penalty(problem: Problem, params: Any) -> Any:
 
 
 @partial(jax.jit, static_argnames=("wanted", "layout", "penalty", "tiling", "room"))
+@vectorised
 def _chunks(
     problem: Problem,
     origin: Any,

@@ -22,6 +22,7 @@ from thalweg.observables import At
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
+from thalweg.sines import vectorised
 from thalweg.stopping import Stop
 
 
@@ -158,6 +159,7 @@ def _unknown(shape: Any) -> Any:
 
 
 @partial(jax.jit, static_argnames=("room", "dense"))
+@vectorised
 def block(
     plan: Plan,
     feed: Feed,

@@ -23,13 +23,16 @@ from thalweg.errors import InputError
 from thalweg.params import Layout
 from thalweg.problem import Problem, pointwise, predicting
 from thalweg.programs import model_of, splits
+from thalweg.sines import vectorised
 
 # The matrices by name: of second derivatives of the risk, and second moments of samples' gradients
 _OF_THE_RISK = ("hessian", "gauss_newton")
 KINDS = (*_OF_THE_RISK, "second_moment", "covariance")
 
 _ACTIVATIONS = 256 * 2**20  # bytes of activations that products computed together may hold
-# Measured on two cores: from 16 to 64 MiB it is all the same, above that a pass leaves the caches.
+# Measured on two cores: twice as fast as one by one, and more of them leave the cache.
+_TOGETHER = 8 * 2**20  # bytes of activations of products computed together on a CPU
+# From 16 to 64 MiB it is all the same, above that a pass leaves the caches.
 _PASS = 32 * 2**20  # bytes of activations of a pass on a CPU
 
 
@@ -41,8 +44,10 @@ def _sample_bytes(problem: Problem) -> int:
 
 
 def at_once(problem: Problem) -> int:
-    """How many products may be computed together."""
-    return max(1, _ACTIVATIONS // (_sample_bytes(problem) * max(problem.n_samples, 1)))
+    """How many products are best computed together."""
+    room = _TOGETHER if backend.device().platform == "cpu" else _ACTIVATIONS
+    own = problem.size * problem.layout.dtype.itemsize
+    return max(1, room // (_sample_bytes(problem) * max(problem.n_samples, 1) + own))
 
 
 def samples_at_a_time(problem: Problem) -> int:
@@ -184,6 +189,7 @@ def whole_product(
 
 
 @partial(jax.jit, static_argnames=("kind", "layout", "size"), donate_argnames="total")
+@vectorised
 def _add_product(
     problem: Problem, where: Any, total: Any, point: Any, vector: Any,
     *, kind: str, layout: Layout, size: int,
@@ -212,6 +218,7 @@ def _finished(
 
 
 @partial(jax.jit, static_argnames=("layout", "size"), donate_argnames="total")
+@vectorised
 def _add_gradient(
     problem: Problem, where: Any, total: Any, point: Any, *, layout: Layout, size: int
 ) -> Any:
@@ -224,6 +231,8 @@ def product(
 ) -> Any:
     """A curvature matrix at `point` (p,) times `vector` (p,), with `size` samples at a time."""
     layout = problem.layout
+    if size >= problem.n_samples:
+        return _whole(problem, point, vector, center, kind=kind, layout=layout)
 
     def add(where: Any, total: Any) -> Any:
         return _add_product(
@@ -235,15 +244,38 @@ def product(
 
 
 @partial(jax.jit, static_argnames=("kind", "layout"))
+@vectorised
+def _whole(
+    problem: Problem, point: Any, vector: Any, center: Any, *, kind: str, layout: Layout
+) -> Any:
+    return whole_product(kind, problem, layout, point, vector, center)
+
+
+@partial(jax.jit, static_argnames=("kind", "layout"))
+@vectorised
 def _together(
     problem: Problem, point: Any, vectors: Any, center: Any, *, kind: str, layout: Layout
 ) -> Any:
     return jax.vmap(lambda v: whole_product(kind, problem, layout, point, v, center))(vectors)
 
 
-def together(kind: str, problem: Problem, point: Any, vectors: Any, center: Any = None) -> Any:
-    """The matrix at `point` (p,) times each of `vectors` (k, p), all samples and all vectors at once."""
-    return _together(problem, point, vectors, center, kind=kind, layout=problem.layout)
+def images(
+    kind: str, problem: Problem, size: int, point: Any, vectors: Any, center: Any = None
+) -> Any:
+    """A curvature matrix at `point` (p,) times each of `vectors` (k, p): (k, p). Several are computed
+    together where a pass takes all samples."""
+    total = len(vectors)
+    count = min(total, at_once(problem)) if size >= problem.n_samples else 1
+    if count == 1:
+        return jnp.stack([product(kind, problem, size, point, v, center) for v in vectors])
+    vectors = np.asarray(vectors)  # of which NumPy takes some in no time
+    found = []
+    for begin in range(0, total, count):
+        first = min(begin, total - count)  # the last ones start early: one shape, one program
+        some = vectors[first : first + count]
+        some = _together(problem, point, some, center, kind=kind, layout=problem.layout)
+        found.append(np.asarray(some)[begin - first :])
+    return np.concatenate(found)
 
 
 def mean_gradient(problem: Problem, size: int, point: Any) -> Any:
@@ -274,6 +306,7 @@ def gradients_at_a_time(problem: Problem, room: int) -> int:
 
 
 @partial(jax.jit, static_argnames=("layout", "size"))
+@vectorised
 def _norms(problem: Problem, where: Any, point: Any, *, layout: Layout, size: int) -> Any:
     there = part(problem, where, size)
     return jax.vmap(norm_of(there, layout, point, 0.0))((there.x, there.y))

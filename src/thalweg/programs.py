@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from thalweg import backend
+from thalweg.jaxprs import jaxprs_in, programs_in
 from thalweg.problem import Problem, pointwise
 
 _LEARNT: dict[Any, Any] = {}
@@ -87,7 +88,7 @@ def workers(problem: Problem) -> int:
 def runs_alone(jaxpr: Any) -> bool:
     """Whether another program like this one must not run at the same time."""
     return any(
-        equation.primitive.name in _ALONE or any(map(runs_alone, _inner(equation)))
+        equation.primitive.name in _ALONE or any(map(runs_alone, jaxprs_in(equation)))
         for equation in jaxpr.eqns
     )
 
@@ -153,7 +154,7 @@ def _is_entrywise(jaxpr: Any) -> bool:
     return all(
         equation.primitive.name in _ENTRYWISE
         or (equation.primitive.name in ("reshape", "squeeze") and keeps_samples(equation))
-        or (equation.primitive.name in _CALLS and all(map(_is_entrywise, _inner(equation))))
+        or (equation.primitive.name in _CALLS and all(map(_is_entrywise, jaxprs_in(equation))))
         for equation in jaxpr.eqns
     )
 
@@ -165,7 +166,7 @@ def _product_bytes(jaxpr: Any, n: int) -> int:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             arrays = [v.aval for v in (*equation.invars, *equation.outvars)]
             total += sum(a.size * a.dtype.itemsize for a in arrays if n in a.shape)
-        total += sum(_product_bytes(inner, n) for inner in _inner(equation))
+        total += sum(_product_bytes(inner, n) for inner in jaxprs_in(equation))
     return total
 
 
@@ -175,18 +176,6 @@ def _skeleton(program: Any) -> list[Any]:
     for equation in getattr(program, "jaxpr", program).eqns:
         parts.append(equation.primitive.name)
         parts += [np.asarray(v.val).tobytes() for v in equation.invars if hasattr(v, "val")]
-        for inner in _programs(equation):
+        for inner in programs_in(equation):
             parts += _skeleton(inner)
     return parts
-
-
-def _inner(equation: Any) -> list[Any]:
-    """The jaxprs inside an equation: of a call, a loop, a branch."""
-    return [getattr(program, "jaxpr", program) for program in _programs(equation)]
-
-
-def _programs(equation: Any) -> list[Any]:
-    parameters = jax.tree_util.tree_leaves(
-        tuple(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
-    )
-    return [v for v in parameters if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
