@@ -520,3 +520,9 @@ def dot(w, x):
 
 def norm2(w):
     return (w["w"] ** 2).sum()
+
+
+@pytest.mark.parametrize("side", [3, 16, 101, 464, 1000])
+def test_chunks_of_an_entrywise_model_are_whole_vectors(side):
+    points = landscapes._tiling(line_problem(), side * side, False).points
+    assert points % landscapes._WHOLE_VECTORS == 0 or points == side * side < 256

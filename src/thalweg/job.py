@@ -30,7 +30,7 @@ _FEW_NUMBERS = 256  # parameters and samples of all members
 # be left to fill vectors and products.
 _MANY_NUMBERS = 2**17
 _MANY_MEMBERS = 1024
-_BLOCK_BYTES = 8 * 2**20  # of recorded rows, or of tables, in a block: what the caches hold
+_BLOCK_BYTES = 8 * 2**20  # of a share's rows, or of tables, in a block: what the caches hold
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ class Job:
         self._check_memory(walk)
         shapes = row_of.eval_shape(self.shares[0].plan, feed, walk, np.int32(0), True)[0]
         self.record = Record(shapes, self.layout, who, first, total, every, updates=walk.info)
-        rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // max(self.record.row_bytes, 1)))
+        row_bytes = max(1, self.record.row_bytes // len(self.shares))
+        rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // row_bytes))
         steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
         self.most = min(rows * every, steps)
         self.room = -(-self.most // every) + 1

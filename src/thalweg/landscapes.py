@@ -33,12 +33,16 @@ from thalweg.sines import vectorised
 # samples at a time are written out: their sum then needs no loop of its own, and vectorises.
 _ENTRYWISE_POINTS = 32768
 _ENTRYWISE_SAMPLES = 20
+# A chunk of an odd number of points takes four times as long: cores then have unequal parts of it, in
+# loops that do not vectorise. So many points are whole vectors on each of sixteen cores.
+_WHOLE_VECTORS = 256
 # Other models hand arrays from layer to layer, which should stay in a core's cache.
 _POINTS = 2048
 _SAMPLES = 4096
 _ACTIVATIONS = 8 * 2**20  # bytes a chunk of points may keep between a model's layers
 _LARGE = 16 * 2**20  # bytes of a single point's, from which on points go one by one
-_ROWS = 64 * 2**20  # bytes of results held on the device at a time
+_ROWS = 64 * 2**20  # bytes of a chunk's pointwise risks
+_HELD = 8 * 2**20  # bytes of results that a call returns: what the caches hold
 
 
 def landscape(
@@ -150,7 +154,7 @@ def _evaluate(
         for risk in wanted
     }
     workers = 1 if tiling.entrywise else min(programs.workers(problem), chunks)
-    room = max(1, min(-(-chunks // workers), _ROWS // workers // max(row, 1)))
+    room = max(1, min(-(-chunks // workers), _HELD // workers // max(row, 1)))
 
     def evaluate(start: int, count: int) -> Any:
         return _chunks(
@@ -234,7 +238,10 @@ def _tiling(problem: Problem, total: int, with_samples: bool) -> _Tiling:
         points = min(_ENTRYWISE_POINTS, total)
         if with_samples:
             points = min(points, max(1, _ROWS // (n * model.dtype.itemsize)))
-        return _Tiling(_even(total, points), _divisor(n, _ENTRYWISE_SAMPLES), True)
+        points = _even(total, points)
+        if points > _WHOLE_VECTORS:
+            points = -(-points // _WHOLE_VECTORS) * _WHOLE_VECTORS
+        return _Tiling(points, _divisor(n, _ENTRYWISE_SAMPLES), True)
     samples = n
     # The pointwise risks of a chunk of points are kept for all samples at once.
     if not with_samples and not model.sample_bytes:
