@@ -63,6 +63,11 @@ JOBS: dict[str, tuple[str, int, Callable[[int], Callable[[], Any]]]] = {
     "samples": ("16 × 16 grid points", 10**8, lambda n: _landscape(16, n)),
     "parameters": ("10 steps on 16 samples", 10**8, _network),
 }
+# What is known of slopes that are not one
+WHY = {
+    "runs": "a call's fixed costs are still a part of the least sizes' time.",
+    "parameters": "the caches hold the least of the last decade's networks in part, and the largest not.",
+}
 
 
 @case
@@ -75,7 +80,7 @@ def growth() -> Iterator[Growth]:
         taken, peaks = zip(*measured, strict=True)
         # What a process of the least size holds is there anyway: Python, JAX, the compiled program
         held = [peak - peaks[0] for peak in peaks]
-        found.append(Growth(what, else_, sizes, list(taken), held))
+        found.append(Growth(what, else_, sizes, list(taken), held, WHY.get(what, "")))
         yield found[-1]
     _draw(found)
 

@@ -19,6 +19,10 @@ DEEP = (1, 10, 10, 10, 10, 10, 1)
 MEASURED = 200  # steps of the others
 LOOP = "PyTorch loop"
 EAGER, COMPILED = "torch.func.vmap, eager", "torch.func.vmap, torch.compile"
+SMALL_PRODUCTS = (
+    "most of our time goes into products of 15 × 10 by 10 × 10 numbers, of which XLA makes a loop for each "
+    "member; the row below has their time alone. Members innermost, as sums or written out, were slower."
+)
 # Losses of the first steps are compared: rounding grows with them.
 COMPARED, TOLERANCE = 50, 1e-3
 
@@ -72,6 +76,7 @@ def rates() -> Iterator[Race]:
         1 / count,
         _vmapped([start] * count, swept),
         steps,
+        Contender("its matrix products alone, in JAX", _products_alone([start] * count, steps)),
     )
 
 
@@ -82,6 +87,7 @@ def _race(
     share: float,
     vmapped: dict[str, Callable[[], np.ndarray]],
     steps: int,
+    *others: Contender,
 ) -> Race:
     """`loop` and those `vmapped` do MEASURED steps, `loop` for a share of the members."""
 
@@ -93,6 +99,7 @@ def _race(
         return {
             name: float(np.abs(a[:COMPARED] / whole[:COMPARED, : a.shape[1]] - 1).max())
             for name, a in answers.items()
+            if a is not None
         }
 
     part = f"{MEASURED} of {steps:,} steps"
@@ -115,10 +122,12 @@ def _race(
                     share=MEASURED / steps,
                     part=part,
                     goal=10 if name == EAGER else None,
+                    why=SMALL_PRODUCTS,
                     skipped=tools.missing("torch"),
                 )
                 for name, run in vmapped.items()
             ),
+            *others,
         ],
         deviation,
         TOLERANCE,
@@ -153,6 +162,44 @@ def _descent(
         return path["loss"].values.reshape(steps + 1, -1)
 
     return run
+
+
+def _products_alone(starts: list[dict[str, Any]], steps: int) -> Callable[[], None]:
+    """The products of forward and backward passes, of each core's share of the members in a thread."""
+    import jax
+    import jax.numpy as jnp
+
+    from thalweg import backend
+
+    workers = backend.workers()
+    members = [starts[k::workers] for k in range(workers)]
+    weights = [
+        [np.stack([start[layer]["weight"] for start in some]) for layer in starts[0]]
+        for some in members
+    ]
+    x = _data()[0][:, None]
+
+    @jax.jit
+    def run(weights: list[Any]) -> Any:
+        def step(_: Any, weights: list[Any]) -> list[Any]:
+            seen = [jnp.broadcast_to(x, (len(weights[0]), *x.shape))]
+            for w in weights:
+                seen.append(jnp.einsum("mni,moi->mno", seen[-1], w))
+            slope, moved = seen[-1], []
+            for w, before in zip(weights[::-1], seen[-2::-1], strict=True):
+                moved.append(w - 1e-30 * jnp.einsum("mno,mni->moi", slope, before))
+                slope = jnp.einsum("mno,moi->mni", slope, w)
+            return moved[::-1]
+
+        return jax.lax.fori_loop(0, steps, step, weights)
+
+    def side_by_side() -> None:
+        with backend.Threads(workers) as threads:
+            waiting = [threads.call(k, run, some) for k, some in enumerate(weights)]
+            for wait in waiting:
+                jax.block_until_ready(wait())
+
+    return side_by_side
 
 
 def _module(start: dict[str, Any]) -> Any:
