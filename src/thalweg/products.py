@@ -266,9 +266,9 @@ def images(
     together where a pass takes all samples."""
     total = len(vectors)
     count = min(total, at_once(problem)) if size >= problem.n_samples else 1
+    vectors = np.asarray(vectors)  # of which NumPy takes some in no time
     if count == 1:
         return jnp.stack([product(kind, problem, size, point, v, center) for v in vectors])
-    vectors = np.asarray(vectors)  # of which NumPy takes some in no time
     found = []
     for begin in range(0, total, count):
         first = min(begin, total - count)  # the last ones start early: one shape, one program
