@@ -24,6 +24,7 @@ from benchmarks.harness import CASES, TURN, DisagreementError, Row, measure
 _HEAD = Row(
     "case", "who", "measured part", "first call", "time", "ratio to ours", "goal", "agrees to"
 )
+# In this order. What loads torchax comes after the networks: torch.compile fails where it is loaded.
 _MODULES = (descents, landscapes, networks, large, spectra, flow, least_squares, startup, growth)
 
 
@@ -34,7 +35,7 @@ def main(names: list[str]) -> int:
         return 2
     began, busy, own = time.perf_counter(), tools.busy_seconds(), tools.own_seconds()
     rows, failures = [], []
-    for name in names or CASES:
+    for name in names or _in_order():
         print(f"{name} …", file=sys.stderr)
         try:
             for entry in CASES[name]():
@@ -72,6 +73,15 @@ def main(names: list[str]) -> int:
     if not names:
         Path(__file__).with_name("results.md").write_text(report)
     return 1 if failures else 0
+
+
+def _in_order() -> list[str]:
+    return [
+        name
+        for module in _MODULES
+        for name, function in CASES.items()
+        if function.__module__ == module.__name__
+    ]
 
 
 def _short(rows: list[Row]) -> list[str]:
