@@ -104,7 +104,7 @@ def of_size(what: str, size: int) -> tuple[float, float]:
 def _draw(found: list[Growth]) -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
     values: list[Callable[[Growth], list[float]]] = [lambda g: g.seconds, lambda g: g.mib]
     for ax, of, label in zip(
         axes, values, ("time of a warm call (s)", "memory (MiB)"), strict=True
@@ -122,6 +122,8 @@ def _draw(found: list[Growth]) -> None:
         ax.grid(alpha=0.3)
     axes[0].set_title("Time")
     axes[1].set_title("Memory over that of the least size")
-    axes[0].legend(fontsize=7)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=2, fontsize=8
+    )
     figure.savefig(PICTURE, dpi=110)
     plt.close(figure)
