@@ -65,7 +65,6 @@ class Gauge:
     unit: str  # "s" or "MiB"
     measure: Callable[[], float]
     limit: float | None = None
-    why: str = ""
     rounds: int = 5
     skipped: str = ""
 
@@ -185,7 +184,7 @@ def _gauge(gauge: Gauge) -> Row:
         if gauge.limit is None
         else _verdict(f"< {text(gauge.limit)}", median(values) < gauge.limit)
     )
-    return Row(gauge.title, gauge.name, "all", "", spread(values, text), "", goal, "", gauge.why)
+    return Row(gauge.title, gauge.name, "all", "", spread(values, text), "", goal, "")
 
 
 def _growth(growth: Growth) -> list[Row]:

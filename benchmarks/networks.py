@@ -42,6 +42,7 @@ def many_networks() -> Iterator[Race]:
     )
     widths, steps, rate = (5, 10, 100, 1000), 50_000, 0.002
     single = [[_start((1, width, 1), width)] for width in widths]
+    vmapped = [_vmapped(start, [rate]) for start in single]
 
     def one_by_one(runs: list[Callable[[], np.ndarray]]) -> np.ndarray:
         return np.concatenate([run() for run in runs], axis=1)
@@ -51,14 +52,7 @@ def many_networks() -> Iterator[Race]:
         [_descent(start, tw.SGD(lr=rate), steps) for start in single],
         partial(one_by_one, [partial(_loop, start, [rate]) for start in single]),
         1.0,
-        {
-            name: partial(one_by_one, runs)
-            for name, runs in zip(
-                (EAGER, COMPILED),
-                zip(*(_vmapped(start, [rate]).values() for start in single), strict=True),
-                strict=True,
-            )
-        },
+        {name: partial(one_by_one, [runs[name] for runs in vmapped]) for name in vmapped[0]},
         steps,
     )
 
@@ -77,6 +71,7 @@ def rates() -> Iterator[Race]:
         _vmapped([start] * count, swept),
         steps,
         Contender("its matrix products alone, in JAX", _products_alone([start] * count, steps)),
+        why=SMALL_PRODUCTS,
     )
 
 
@@ -88,6 +83,7 @@ def _race(
     vmapped: dict[str, Callable[[], np.ndarray]],
     steps: int,
     *others: Contender,
+    why: str = "",
 ) -> Race:
     """`loop` and those `vmapped` do MEASURED steps, `loop` for a share of the members."""
 
@@ -122,7 +118,7 @@ def _race(
                     share=MEASURED / steps,
                     part=part,
                     goal=10 if name == EAGER else None,
-                    why=SMALL_PRODUCTS,
+                    why=why,
                     skipped=tools.missing("torch"),
                 )
                 for name, run in vmapped.items()

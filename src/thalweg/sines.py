@@ -120,12 +120,10 @@ def _equation(shape: tuple[int, ...], dtype: Any, names: tuple[str, ...]) -> Any
 
 
 def _is_sine(equation: Any) -> bool:
-    numbers = equation.invars[0].aval if equation.primitive.name in ("sin", "cos") else None
-    return (
-        numbers is not None
-        and numbers.size >= _LEAST
-        and numbers.dtype in (jnp.float32, jnp.float64)
-    )
+    if equation.primitive.name not in ("sin", "cos"):
+        return False
+    x = equation.invars[0].aval
+    return x.size >= _LEAST and x.dtype in (jnp.float32, jnp.float64)
 
 
 def _has_sines(equation: Any) -> bool:
