@@ -24,7 +24,7 @@ from benchmarks.harness import CASES, TURN, DisagreementError, Row, measure
 _HEAD = Row(
     "case", "who", "measured part", "first call", "time", "ratio to ours", "goal", "agrees to"
 )
-# In this order. What loads torchax comes after the networks: torch.compile fails where it is loaded.
+# In this order.
 _MODULES = (descents, landscapes, networks, large, spectra, flow, least_squares, startup, growth)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -376,13 +377,23 @@ def _operation(error: Exception) -> str:
 
 @functools.cache
 def _torchax() -> Any:
+    """torchax, without what importing it does to the rest of a program's PyTorch.
+
+    Importing turns PyTorch's fast path for attention off, and announces an accelerator, "jax", of which
+    PyTorch's own code knows nothing: torch.compile asks it for its stream and fails (pytorch/xla #9730).
+    A torchax that the user has loaded stays as it is.
+    """
     import torch
 
+    theirs = "torchax" in sys.modules
     fast = torch.backends.mha.get_fastpath_enabled()
-    try:  # importing it turns PyTorch's fast path for attention off, for everyone
-        return optional("torchax", "PyTorch models need", "torch")
+    try:
+        torchax = optional("torchax", "PyTorch models need", "torch")
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+    if not theirs:
+        torchax.device_module.is_available = lambda: False
+    return torchax
 
 
 @contextmanager
