@@ -10,12 +10,13 @@ demo: .venv/installed
 	@echo "Open out/minimal-mlp/report.html in a browser."
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
-# Pages, notebooks and pictures compile hundreds of programs, and run each for a moment: it is enough to
-# compile them quickly.
-QUICKLY := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=1"
+# Tests compile thousands of programs, and run each for a moment: it is enough to compile them quickly.
+# `make test OPTIMIZED=1` runs what users run, in nearly twice the time.
+FLAGS := $(if $(OPTIMIZED),,--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false)
+QUICKLY := XLA_FLAGS="$(XLA_FLAGS) $(FLAGS)"
 
 test: .venv/tests-installed
-	$(PYTEST) -m "not docs"
+	$(QUICKLY) $(PYTEST) -m "not docs"
 
 test-docs: .venv/tests-installed
 	$(QUICKLY) $(PYTEST) -m docs

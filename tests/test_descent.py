@@ -142,7 +142,10 @@ def test_every_seed_draws_its_own_starts():
     for run in range(2):
         for place, seed in enumerate([3, 9]):
             drawn = init_pair(jax.random.fold_in(jax.random.key(seed), run))
-            np.testing.assert_array_equal(path.start[:, run, place], [drawn["x"], drawn["y"]])
+            # drawn with all others in one program, whose logarithms may be another code's
+            np.testing.assert_allclose(
+                path.start[:, run, place], [drawn["x"], drawn["y"]], rtol=1e-14
+            )
 
 
 def test_seeds_are_a_swept_dimension_with_their_own_batches():

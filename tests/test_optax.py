@@ -111,8 +111,11 @@ def test_iterates_are_those_of_a_plain_optax_loop(
     expected = plain(factory(**options), start(dtype))
     # The same operations in the same precision; only how they are fused may differ. Adafactor takes
     # the power of its decay rate, 1 − t^−0.8, in float32 whatever the parameters are.
+    # At a rate of 1 with momentum a rounding grows, and where a step is a ratio of two small numbers
+    # (nadam, near the minimum).
     exact = dtype == np.float64 and factory is not optax.adafactor
-    assert_equal(got, expected, 1e-10 if exact else 1e-5)
+    grows = factory is optax.nadam or options.get("nesterov")
+    assert_equal(got, expected, 1e-10 if exact else 1e-4 if grows else 1e-5)
     assert not any(leaf.weak_type for leaf in jax.tree_util.tree_leaves(state))
 
 

@@ -212,7 +212,8 @@ def test_a_converged_trajectory_goes_on_where_the_threshold_is_lower():
     rest = tw.descend(bowl_problem(), tw.SGD(lr=0.1, momentum=0.5), steps=60 - end, resume=first)
     assert rest.status == "completed"
     assert rest.stopped_at == -1
-    np.testing.assert_array_equal(rest.params, whole.params[end:])
+    # two programs compute the gradient there, before the loop and in it: they may round it differently
+    np.testing.assert_allclose(rest.params, whole.params[end:], rtol=1e-13, atol=1e-15)
 
 
 def test_a_converged_descent_is_saved_and_done_again(tmp_path):

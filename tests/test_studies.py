@@ -211,9 +211,10 @@ def test_huber_and_smooth_l1_are_the_same_function(momentum):
     for name in ("plain", "momentum", "nesterov", "weight_decay", "dampening"):
         huber = momentum[f"path/huber/{name}"].to_dataset()
         smooth = momentum[f"path/smooth_l1/{name}"].to_dataset()
-        np.testing.assert_array_equal(huber.params, smooth.params)
-    np.testing.assert_array_equal(
-        momentum["landscape/huber/empirical"], momentum["landscape/smooth_l1/empirical"]
+        # in single precision, and fused as it may be: each step rounds by 2⁻²⁴ of what it adds up
+        np.testing.assert_allclose(huber.params, smooth.params, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        momentum["landscape/huber/empirical"], momentum["landscape/smooth_l1/empirical"], rtol=1e-6
     )
 
 
