@@ -41,8 +41,14 @@ lint: .venv/tests-installed
 	$(BIN)/ruff check src tests benchmarks docs/*.py notebooks
 	$(BIN)/pyright
 
-bench: .venv-bench/installed
-	.venv-bench/bin/python -m benchmarks
+# DEVICE=gpu measures an NVIDIA GPU: JAX and PyTorch are then installed for it, beside what there is.
+DEVICE ?= cpu
+bench: .venv-bench/$(if $(filter gpu,$(DEVICE)),gpu,installed)
+	.venv-bench/bin/python -m benchmarks --device $(DEVICE)
+
+.venv-bench/gpu: .venv-bench/installed
+	.venv-bench/bin/pip install --quiet --upgrade 'jax[cuda13]' torch
+	touch $@
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -53,6 +59,7 @@ bench: .venv-bench/installed
 .venv-bench/installed: pyproject.toml benchmarks/requirements.txt
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --editable '.[test]' --requirement benchmarks/requirements.txt
+	.venv-bench/bin/pip install --quiet --no-deps landscaper==1.3.1
 	touch $@
 
 .venv/tests-installed: pyproject.toml .venv/installed

@@ -1,7 +1,9 @@
-"""`python -m benchmarks [case ...]`: measure, print one table, and write benchmarks/results.md."""
+"""`python -m benchmarks [--device gpu] [case ...]`: measure, print one table, and write
+benchmarks/results.md, or benchmarks/results-gpu.md."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 import traceback
@@ -28,11 +30,19 @@ _HEAD = Row(
 _MODULES = (descents, landscapes, networks, large, spectra, flow, least_squares, startup, growth)
 
 
-def main(names: list[str]) -> int:
-    unknown = [name for name in names if name not in CASES]
-    if unknown:
-        print(f"no case {unknown[0]!r}; there are {', '.join(CASES)}", file=sys.stderr)
-        return 2
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks")
+    parser.add_argument("names", nargs="*", metavar="case", help=f"one of {', '.join(_in_order())}")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    chosen = parser.parse_args(words)
+    names = chosen.names
+    for name in names:
+        if name not in CASES:
+            parser.error(f"no case {name!r}; there are {', '.join(_in_order())}")
+    tools.choose(chosen.device)
+    if tools.on_gpu() and (why := tools.no_gpu()):
+        parser.error(f"no GPU to measure: {why}")
+    tools.settle()
     began, busy, own = time.perf_counter(), tools.busy_seconds(), tools.own_seconds()
     rows, failures = [], []
     for name in names or _in_order():
@@ -61,7 +71,7 @@ def main(names: list[str]) -> int:
             "",
             *_table(rows),
             "",
-            "![How time and memory grow](growth.png)",
+            f"![How time and memory grow]({growth.picture().name})",
             "",
             *_short(rows),
             *(f"- {line}" for line in lines),
@@ -71,7 +81,8 @@ def main(names: list[str]) -> int:
     )
     print(report)
     if not names:
-        Path(__file__).with_name("results.md").write_text(report)
+        page = "results-gpu.md" if tools.on_gpu() else "results.md"
+        Path(__file__).with_name(page).write_text(report)
     return 1 if failures else 0
 
 

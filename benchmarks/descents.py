@@ -269,7 +269,7 @@ def _eager(dtype: str, begin: np.ndarray) -> np.ndarray:
         optimizer.zero_grad()
         _torch_risk(x, y).sum().backward()
         optimizer.step()
-    return torch.stack([x, y]).detach().numpy()
+    return tools.host(torch.stack([x, y]))
 
 
 def _notebook(dtype: str) -> np.ndarray:

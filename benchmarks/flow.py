@@ -37,7 +37,7 @@ def flow() -> Iterator[Race]:
         times = torch.linspace(0, TIME, 101, dtype=torch.float64)
         with torch.no_grad():
             path = odeint(velocity, torch.tensor(starts), times, rtol=RTOL, atol=ATOL)
-        return path[-1].numpy()
+        return tools.host(path[-1])
 
     yield Race(
         f"gradient flow from {RUNS} starts to time {TIME:g}, rtol {RTOL:g}",

@@ -13,7 +13,6 @@ import numpy as np
 from benchmarks import tools
 from benchmarks.harness import Growth, case
 
-PICTURE = Path(__file__).with_name("growth.png")
 REPETITIONS = 3
 # Shares of the largest size: three decades, of which the last one gives the slope
 SHARES = (1e-3, 1e-2, 1e-1, 10 ** (-2 / 3), 10 ** (-1 / 3), 1.0)
@@ -101,6 +100,11 @@ def of_size(what: str, size: int) -> tuple[float, float]:
     return median(taken), peak
 
 
+def picture() -> Path:
+    """Where the picture of the device that is measured goes."""
+    return Path(__file__).with_name("growth-gpu.png" if tools.on_gpu() else "growth.png")
+
+
 def _draw(found: list[Growth]) -> None:
     import matplotlib.pyplot as plt
 
@@ -125,5 +129,5 @@ def _draw(found: list[Growth]) -> None:
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=2, fontsize=8
     )
-    figure.savefig(PICTURE, dpi=110)
+    figure.savefig(picture(), dpi=110)
     plt.close(figure)

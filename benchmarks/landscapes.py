@@ -159,7 +159,7 @@ def _notebook(points: int, samples: int, rows: int) -> Surface:
             empirical[i, j] = losses.mean()
             over_all[i, j] = 0.5 * (8 / 3 - 4 / 3 * w1 * w2 + 1 / 3 * w1**2 * w2**2) + 3**2
     risks = {"empirical": empirical, "expected": over_all, "pointwise": pointwise}
-    return {name: risk.numpy() for name, risk in risks.items()}
+    return {name: tools.host(risk) for name, risk in risks.items()}
 
 
 def _notebook_module(points: int, samples: int, rows: int) -> Surface:

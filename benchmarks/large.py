@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import thalweg as tw
-from benchmarks import tools
+from benchmarks import limits, tools
 from benchmarks.harness import Contender, Gauge, Race, case
 
 SAMPLES, SIDE = 1000, 41
@@ -79,7 +79,7 @@ def middling_landscape() -> Iterator[Race]:
                     surface[i, j] = loss(copy(x), y).item()
         return surface
 
-    weights = [p.detach().numpy().T.copy() for p in model.parameters() if p.ndim == 2]
+    weights = [tools.host(p).T.copy() for p in model.parameters() if p.ndim == 2]
     activations = [np.ones((SAMPLES, len(w)), np.float32) for w in weights]
 
     def products() -> None:
@@ -103,12 +103,68 @@ def middling_landscape() -> Iterator[Race]:
             Contender("thalweg.landscape", ours),
             Contender("loss-landscapes 3.0.6", theirs, goal=2.0, skipped=missing),
             Contender("PyTorch's double loop", notebook),
-            Contender("its matrix products alone (NumPy)", products),
+            Contender(
+                "its matrix products alone (NumPy)",
+                products,
+                skipped="skipped: NumPy is not on the device" if tools.on_gpu() else "",
+            ),
+            limits.arithmetic(2.0 * SIDE**2 * SAMPLES * sum(map(np.size, weights))),
         ],
         deviation=deviation,
         tolerance=1e-3,  # they walk through the plane by adding up steps in single precision
         rounds=5,
     )
+
+
+@case
+def landscaper_landscape() -> Iterator[Race]:
+    """The same network, in landscaper's plane: its directions have layers of chosen norms."""
+    import torch
+    from torch import nn
+
+    model, x, y = middling("ReLU")
+    loss = nn.CrossEntropyLoss()
+    problem = tw.from_torch(model, loss, x, y)
+    missing = tools.missing("landscaper")
+    generator = tools.generator(1)
+    given = [
+        [torch.randn(p.shape, generator=generator) for p in model.parameters()] for _ in range(2)
+    ]
+    names = [name for name, _ in model.named_parameters()]
+
+    def vector(parts: Any) -> np.ndarray:
+        named = zip(names, parts, strict=True)
+        return np.asarray(problem.flatten({n: tools.host(p) for n, p in named}), float)
+
+    # Each layer's part has the norm √(its entries), the whole ‖w‖ · distance / (steps / 2)
+    layered = [[p / p.norm() * p.numel() ** 0.5 for p in parts] for parts in given]
+    origin = vector(model.parameters())
+    rows = np.array([vector(parts) for parts in layered])
+    rows *= np.linalg.norm(origin) / (SIDE / 2) / np.linalg.norm(rows, axis=1, keepdims=True)
+    steps = np.arange(SIDE) - SIDE // 2
+    plane = tw.Plane(("one", "two"), (steps, steps), origin, rows, problem.names)
+
+    def theirs() -> np.ndarray:
+        compute = tools.landscaper("compute").compute_loss_landscape
+        with tools.silenced():
+            return compute(
+                model, (x, y), given, lambda model, data: loss(model(data[0]), data[1]).item(),
+                steps=SIDE, distance=1.0, dim=2, device="cpu",
+            )[0]  # fmt: skip
+
+    def deviation(answers: dict[str, Any]) -> dict[str, float]:
+        ours, theirs = (answers.get(c.name) for c in contenders)
+        if theirs is None:
+            return {}
+        highest = ours == ours.max()  # which they make higher or lower by a random number
+        return {contenders[1].name: float(np.abs(theirs / ours - 1)[~highest].max())}
+
+    contenders = [
+        Contender("thalweg.landscape", lambda: tw.landscape(problem, plane)["empirical"].values),
+        Contender("landscaper 1.3.1", theirs, goal=2.0, skipped=missing),
+    ]
+    title = f"its plane with directions of landscaper's, {SIDE} × {SIDE}, {SAMPLES:,} samples"
+    yield Race(title, contenders, deviation, tolerance=1e-3, rounds=3)
 
 
 def _their_directions(model: Any, problem: tw.Problem) -> np.ndarray:
@@ -125,7 +181,7 @@ def _their_directions(model: Any, problem: tw.Problem) -> np.ndarray:
         direction.filter_normalize_(start)
         direction.mul_(start.model_norm() / SIDE / direction.model_norm())
         named = dict(zip((name for name, _ in model.named_parameters()), direction, strict=True))
-        rows.append(np.asarray(problem.flatten({k: v.detach().numpy() for k, v in named.items()})))
+        rows.append(np.asarray(problem.flatten({k: tools.host(v) for k, v in named.items()})))
     return np.array(rows)
 
 
@@ -189,10 +245,12 @@ def large_landscape() -> Iterator[Race | Gauge]:
             Contender("thalweg.landscape", ours, lambda s: float(s[middle, middle])),
             # at most 1.2 times PyTorch's: PyTorch's at least 1/1.2 of ours
             Contender("PyTorch's forward passes alone", theirs, goal=1 / 1.2),
+            limits.arithmetic(POINTS**2 * _operations(x)),
         ],
         deviation=lambda answers: {
             name: abs(a / answers["PyTorch's forward passes alone"] - 1)
             for name, a in answers.items()
+            if a is not None
         },
         tolerance=1e-5,
         rounds=5,
@@ -215,9 +273,19 @@ def large_landscape() -> Iterator[Race | Gauge]:
 def _images() -> tuple[Any, Any]:
     import torch
 
-    generator = torch.Generator().manual_seed(0)
+    generator = tools.generator(0)
     x = torch.randn(IMAGES, 3, 32, 32, generator=generator)
     return x, torch.randint(0, 10, (IMAGES,), generator=generator)
+
+
+def _operations(x: Any) -> float:
+    """Of a forward pass over all images, as PyTorch counts them: two for a multiplication and its sum."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        resnet20()(x)
+    return counter.get_total_flops()
 
 
 def _forward(x: Any, y: Any) -> float:
@@ -235,6 +303,7 @@ def _forward(x: Any, y: Any) -> float:
 
 def memory_of_a_pass() -> float:
     """MiB over the baseline of PyTorch's passes, once warm; in a process of its own."""
+    tools.settle()
     x, y = _images()
     _forward(x, y)
     return tools.growth_mib(lambda: _forward(x, y))
@@ -244,6 +313,7 @@ def memory_of_a_plane() -> float:
     """MiB over the baseline of 5 × 5 points of a plane, once compiled; in a process of its own."""
     import torch
 
+    tools.settle()
     problem = tw.from_torch(resnet20(), torch.nn.CrossEntropyLoss(), *_images())
     small, large = (tw.random_plane(problem, problem.params, points=n) for n in (2, 5))
     tw.landscape(problem, small)

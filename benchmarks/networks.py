@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import thalweg as tw
-from benchmarks import tools
+from benchmarks import limits, tools
 from benchmarks.harness import Contender, Race, case
 from thalweg.catalogue import models
 from thalweg.catalogue.data import TARGETS
@@ -75,6 +75,38 @@ def rates() -> Iterator[Race]:
     )
 
 
+@case
+def wide_network() -> Iterator[Race]:
+    """Ten million parameters between two hidden layers, 20 steps on 50 samples."""
+    width, steps, rate, samples = 3162, 20, 1e-5, 50
+    start = _start((1, width, width, 1), 0)
+    parameters = sum(leaf.size for layer in start.values() for leaf in layer.values())
+    for optimizer, name, passes in (
+        # weights: read by both passes and the update, and written; gradient: written, and read
+        (tw.SGD(lr=rate), "SGD", 6),
+        # the same, and two moments, read and written
+        (tw.Adam(lr=rate), "Adam", 10),
+    ):
+        yield Race(
+            f"{parameters:,} parameters, {samples} samples × {steps} steps of {name}",
+            [
+                Contender("thalweg.descend", _descent([start], optimizer, steps, samples)),
+                Contender(
+                    "PyTorch loop",
+                    partial(_loop, [start], [rate], name, steps, samples),
+                    goal=1.0,
+                    skipped=tools.missing("torch"),
+                ),
+                # forward, and backward to the weights and to what went in
+                limits.arithmetic(6.0 * steps * samples * parameters),
+                limits.bandwidth(4.0 * passes * steps * parameters),
+            ],
+            _deviation,
+            TOLERANCE,
+            rounds=5,
+        )
+
+
 def _race(
     title: str,
     descents: list[Callable[[], np.ndarray]],
@@ -89,14 +121,6 @@ def _race(
 
     def ours() -> np.ndarray:
         return np.concatenate([run() for run in descents], axis=1)
-
-    def deviation(answers: dict[str, np.ndarray]) -> dict[str, float]:
-        whole = answers["thalweg.descend"]
-        return {
-            name: float(np.abs(a[:COMPARED] / whole[:COMPARED, : a.shape[1]] - 1).max())
-            for name, a in answers.items()
-            if a is not None
-        }
 
     part = f"{MEASURED} of {steps:,} steps"
     return Race(
@@ -125,14 +149,25 @@ def _race(
             ),
             *others,
         ],
-        deviation,
+        _deviation,
         TOLERANCE,
         rounds=5,
     )
 
 
-def _data() -> tuple[np.ndarray, np.ndarray]:
-    x = np.random.default_rng(0).uniform(-1, 1, SAMPLES)
+def _deviation(answers: dict[str, Any]) -> dict[str, float]:
+    """How far the first losses are from ours."""
+    ours = answers["thalweg.descend"]
+    off = {}
+    for name, losses in answers.items():
+        if losses is not None:
+            steps = min(COMPARED, len(losses))
+            off[name] = float(np.abs(losses[:steps] / ours[:steps, : losses.shape[1]] - 1).max())
+    return off
+
+
+def _data(samples: int = SAMPLES) -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).uniform(-1, 1, samples)
     return x.astype(np.float32), TARGETS["middle"](x).astype(np.float32)
 
 
@@ -145,10 +180,10 @@ def _start(widths: tuple[int, ...], seed: int) -> dict[str, Any]:
 
 
 def _descent(
-    starts: list[dict[str, Any]], optimizer: tw.SGD, steps: int
+    starts: list[dict[str, Any]], optimizer: Any, steps: int, samples: int = SAMPLES
 ) -> Callable[[], np.ndarray]:
     """Ours: the losses (steps + 1, members)."""
-    x, y = _data()
+    x, y = _data(samples)
     problem = tw.Problem(models.mlp, "mse", x, y, params=starts[0])
     vectors = np.stack([np.asarray(problem.flatten(start)) for start in starts])
     options = {"starts": vectors} if len(starts) > 1 else {}
@@ -212,21 +247,27 @@ def _module(start: dict[str, Any]) -> Any:
     return nn.Sequential(*layers[:-1])
 
 
-def _loop(starts: list[dict[str, Any]], rates: Any) -> np.ndarray:
+def _loop(
+    starts: list[dict[str, Any]],
+    rates: Any,
+    optimizer: str = "SGD",
+    steps: int = MEASURED,
+    samples: int = SAMPLES,
+) -> np.ndarray:
     """As it is written in a notebook, the losses in a list."""
     import torch
 
-    x, y = (torch.tensor(column)[:, None] for column in _data())
+    x, y = (torch.tensor(column)[:, None] for column in _data(samples))
     columns = []
     for start, rate in zip(starts, rates, strict=True):
         model = _module(start)
-        optimizer = torch.optim.SGD(model.parameters(), lr=float(rate))
+        rule = getattr(torch.optim, optimizer)(model.parameters(), lr=float(rate))
         losses = []
-        for _ in range(MEASURED):
-            optimizer.zero_grad()
+        for _ in range(steps):
+            rule.zero_grad()
             loss = torch.nn.functional.mse_loss(model(x), y)
             loss.backward()
-            optimizer.step()
+            rule.step()
             losses.append(loss.item())
         columns.append(losses)
     return np.array(columns).T
@@ -269,6 +310,6 @@ def _vmapped(starts: list[dict[str, Any]], rates: Any) -> dict[str, Callable[[],
             for _ in range(MEASURED):
                 params, loss = step(params)
                 losses.append(loss)
-        return torch.stack(losses).numpy()
+        return tools.host(torch.stack(losses))
 
     return {EAGER: partial(run, False), COMPILED: partial(run, True)}

@@ -52,6 +52,13 @@ def curvature() -> Iterator[Race]:
         torch.manual_seed(0)
         lanczos_approximate_spectrum(theirs(), STEPS, num_repeats=PROBES)
 
+    def of_landscaper() -> np.ndarray:
+        of_theirs = tools.landscaper("hessian").PyHessian(model.eval(), loss, [(x, y)], "cpu")
+        torch.manual_seed(0)
+        with tools.silenced():
+            found = of_theirs.eigenvalues(maxIter=1000, tol=1e-6, top_n=COUNT)[0]
+        return np.sort(found)[::-1]
+
     title = f"Hessian of an MLP 10-64-64-3, {SAMPLES:,} samples"
     other = "curvlinops 3.0.1"
     yield Race(
@@ -59,6 +66,13 @@ def curvature() -> Iterator[Race]:
         [
             Contender("Curvature.top", lambda: operator.top(COUNT)[0]),
             Contender(f"{other} and SciPy's eigsh", their_eigenvalues, goal=1.0, skipped=missing),
+            Contender(
+                "landscaper 1.3.1, power iteration",
+                of_landscaper,
+                rounds=1,
+                goal=1.0,
+                skipped=tools.missing("landscaper"),
+            ),
         ],
         lambda answers: {
             name: float(np.abs(a / values[:COUNT] - 1).max()) for name, a in answers.items()

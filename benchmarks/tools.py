@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -12,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,25 @@ def no_compiler() -> str:
 def missing(package: str) -> str:
     """Why a package's contender cannot run, or nothing where it can."""
     return "" if _installed(package) else f"skipped: {package} is not installed"
+
+
+def landscaper(module: str) -> Any:
+    """A module of landscaper, without the topological half that importing the package loads: that asks
+    for NumPy below 2, JAX for 2."""
+    if "landscaper" not in sys.modules:
+        found = importlib.util.find_spec("landscaper")
+        assert found is not None
+        bare = types.ModuleType("landscaper")
+        bare.__path__ = list(found.submodule_search_locations or ())
+        sys.modules["landscaper"] = bare
+    return importlib.import_module(f"landscaper.{module}")
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """What others print, progress bars too, goes nowhere."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 @functools.cache
@@ -89,12 +112,56 @@ def forget_peak() -> None:
         counter.write_text("5")
 
 
+def choose(device: str) -> None:
+    """Measure on "cpu" or "gpu", here and in the processes to come; before JAX is loaded."""
+    os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[device]
+
+
+def on_gpu() -> bool:
+    """Whether a GPU is measured."""
+    return os.environ.get("JAX_PLATFORMS") == "cuda"
+
+
+def no_gpu() -> str:
+    """Why a GPU cannot be measured, or nothing where it can."""
+    import jax
+    import torch
+
+    try:
+        jax.devices()
+    except RuntimeError:
+        return "JAX finds none"
+    return "" if torch.cuda.is_available() else "PyTorch finds none"
+
+
+def settle() -> None:
+    """PyTorch makes this process's tensors on the device that is measured."""
+    if on_gpu():
+        import torch
+
+        torch.set_default_device("cuda")
+
+
+def generator(seed: int) -> Any:
+    """A generator of PyTorch's on the device that is measured."""
+    import torch
+
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
+def host(tensor: Any) -> Any:
+    """A tensor as an array of NumPy's, once it is computed."""
+    return tensor.detach().cpu().numpy()
+
+
 def peak_mib() -> float:
-    """The most memory this process has held, in MiB.
+    """The most memory this process has held, in MiB: the device's, on a GPU.
 
     Linux carries getrusage's number over from the process that started this one, so its own
     count of this program's memory is read instead, where there is one.
     """
+    if on_gpu():
+        return _device_memory("peak_bytes_in_use")
     status = Path("/proc/self/status")
     if status.exists():
         line = next(s for s in status.read_text().splitlines() if s.startswith("VmHWM"))
@@ -106,7 +173,12 @@ def peak_mib() -> float:
 
 
 def growth_mib(job: Callable[[], Any]) -> float:
-    """The most memory that this process holds during a job over what it held before, in MiB."""
+    """The most memory that this process holds during a job over what it held before, in MiB: the
+    device's, on a GPU, whose peak may lie before the job."""
+    if on_gpu():
+        before = _device_memory("bytes_in_use")
+        job()
+        return _device_memory("peak_bytes_in_use") - before
     import psutil
 
     own = psutil.Process()
@@ -129,6 +201,12 @@ def growth_mib(job: Callable[[], Any]) -> float:
     return (most - before) / 2**20
 
 
+def _device_memory(what: str) -> float:
+    import jax
+
+    return jax.local_devices()[0].memory_stats()[what] / 2**20
+
+
 def machine() -> list[str]:
     """The machine and the versions, one a line; no names of hosts or folders."""
     packages = ("thalweg", "jax", "numpy", "xarray", "torch")
@@ -137,6 +215,10 @@ def machine() -> list[str]:
         f"Processor: {_cpu()}, {os.cpu_count()} cores; {platform.system()}.",
         f"Python {platform.python_version()}, {', '.join(versions)}.",
     ]
+    if on_gpu():
+        import jax
+
+        lines.insert(1, f"Device: {jax.devices()[0].device_kind}.")
     if compiler():
         text = subprocess.run([str(compiler()), "--version"], capture_output=True, text=True)
         lines.append(f"C: {text.stdout.splitlines()[0]}, {' '.join(_FLAGS)}.")
