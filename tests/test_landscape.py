@@ -458,7 +458,7 @@ def test_workers_share_the_chunks(monkeypatch, workers, points):
     plane = tw.random_plane(problem, problem.params, vectors=True, points=points)
     rows = np.moveaxis(np.meshgrid(*plane.coordinates, indexing="ij"), 0, -1) @ plane.directions
     expected = (np.einsum("abp,np->nab", plane.origin + rows, x) - y[:, None, None]) ** 2
-    monkeypatch.setattr(landscapes, "_ACTIVATIONS", 2 * 23 * 40)
+    monkeypatch.setattr(landscapes, "_CACHE", 2 * 23 * 40)
     monkeypatch.setattr(backend, "workers", lambda: workers)
     found = tw.landscape(problem, plane, ("empirical", "pointwise"))
     np.testing.assert_allclose(found["pointwise"], expected, rtol=1e-12)
@@ -512,6 +512,62 @@ def test_samples_that_a_mask_leaves_out_have_no_part(monkeypatch, large):
     surface = tw.landscape(masked, plane, ("empirical", "pointwise"))
     assert float(surface.empirical[1, 1]) == pytest.approx(float(masked.risk(masked.params)))
     assert surface.sizes["sample"] == 11
+
+
+def convolved(w, x):
+    hidden = jax.nn.relu(jax.lax.conv(x, w["a"], (1, 1), "SAME"))
+    return hidden.mean((2, 3)) @ w["w"]
+
+
+def hidden_layers(w, x):
+    for name in sorted(w)[:-1]:
+        x = jnp.tanh(x @ w[name])
+    return x @ w["w"]
+
+
+# What is chosen: samples at a time, points at a time (None: whatever), or points one by one
+CUTS = {
+    "wide layers": (hidden_layers, (1000, 2), {"a": (2, 60), "w": (60, 1)}, (500, 2)),
+    "wide inputs": (hidden_layers, (500, 300), {"a": (300, 5), "w": (5, 1)}, (500, 2)),
+    "weights larger than a core's cache": (
+        hidden_layers, (900, 2), {"a": (2, 400), "b": (400, 400), "w": (400, 1)}, (100, 2),
+    ),
+    "few samples": (hidden_layers, (6, 2), {"a": (2, 4), "w": (4, 1)}, (6, 81)),
+    "small convolutions": (convolved, (6, 1, 4, 4), {"a": (2, 1, 3, 3), "w": (2, 1)}, (6, None)),
+    "convolutions": (convolved, (90, 3, 16, 16), {"a": (4, 3, 3, 3), "w": (4, 1)}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CUTS)
+def test_a_point_has_its_risk_however_samples_and_points_are_cut(what):
+    predict, shape, weights, cut = CUTS[what]
+    rng = np.random.default_rng(0)
+    params = {n: rng.standard_normal(s) / np.prod(s[:-1]) ** 0.5 for n, s in weights.items()}
+    x, y = rng.standard_normal(shape), rng.standard_normal((shape[0], 1))
+    problem = tw.Problem(predict, "mse", x, y, params=params)
+    plane = tw.random_plane(problem, params, vectors=True, points=9)
+    tiling = landscapes._tiling(problem, 81, False)
+    assert tiling.one_by_one == (cut is None)
+    if cut is not None:
+        assert tiling.samples == cut[0]
+        assert tiling.points == cut[1] or cut[1] is None
+    surface = tw.landscape(problem, plane)
+    for i, j in ((0, 0), (3, 5), (8, 8)):
+        point = plane.origin + sum(
+            c[k] * d for c, k, d in zip(plane.coordinates, (i, j), plane.directions, strict=True)
+        )
+        expected = problem.risk(problem.unflatten(point))
+        np.testing.assert_allclose(surface.empirical[i, j], expected, rtol=1e-12)
+
+
+def test_a_function_of_products_without_data():
+    matrix = np.arange(6.0).reshape(3, 2)
+    problem = tw.Problem.from_function(
+        lambda w: ((matrix @ w["w"]) ** 2).sum(), params={"w": np.ones((2, 1))}
+    )
+    plane = tw.coordinate_plane(problem, {"w[0,0]": (0, 1), "w[1,0]": (0, 2)}, points=3)
+    expected = [[((matrix @ [a, b]) ** 2).sum() for b in (0, 1, 2)] for a in (0, 0.5, 1)]
+    np.testing.assert_allclose(tw.landscape(problem, plane).empirical, expected, rtol=1e-12)
 
 
 def dot(w, x):

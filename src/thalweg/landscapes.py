@@ -36,10 +36,11 @@ _ENTRYWISE_SAMPLES = 20
 # A chunk of an odd number of points takes four times as long: cores then have unequal parts of it, in
 # loops that do not vectorise. So many points are whole vectors on each of sixteen cores.
 _WHOLE_VECTORS = 256
-# Other models hand arrays from layer to layer, which should stay in a core's cache.
+# Other models hand arrays from layer to layer, which should stay in a core's second cache.
 _POINTS = 2048
 _SAMPLES = 4096
-_ACTIVATIONS = 8 * 2**20  # bytes a chunk of points may keep between a model's layers
+_CACHE = 2**20  # bytes a chunk of points may keep between a model's layers, on a CPU
+_FEWEST = 32  # samples, below which matrix products take longer
 _LARGE = 16 * 2**20  # bytes of a single point's, from which on points go one by one
 _ROWS = 64 * 2**20  # bytes of a chunk's pointwise risks
 _HELD = 8 * 2**20  # bytes of results that a call returns: what the caches hold
@@ -242,14 +243,37 @@ def _tiling(problem: Problem, total: int, with_samples: bool) -> _Tiling:
         if points > _WHOLE_VECTORS:
             points = -(-points // _WHOLE_VECTORS) * _WHOLE_VECTORS
         return _Tiling(points, _divisor(n, _ENTRYWISE_SAMPLES), True)
-    samples = n
     # The pointwise risks of a chunk of points are kept for all samples at once.
-    if not with_samples and not model.sample_bytes:
-        samples = _divisor(n, min(n, _SAMPLES))
-        samples = samples if splits(problem, samples) else n
-    held = samples * max(model.sample_bytes, model.dtype.itemsize if with_samples else 0)
-    points = min(_POINTS, total, max(1, _ACTIVATIONS // max(held, 1)))
-    return _Tiling(_even(total, points), samples, False, held > _LARGE)
+    samples = n if with_samples else _divisor(n, min(n, _samples_together(problem)))
+    samples = samples if splits(problem, samples) else n
+    each = max(model.sample_bytes, model.dtype.itemsize if with_samples else 0)
+    if samples * each > _LARGE or (model.convolves and n * each > _room()):
+        return _Tiling(1, n, False, True)
+    # XLA's own threads would share the products of a single point, and wait for the workers' cores.
+    points = max(2, _room() // max(samples * each, 1))
+    return _Tiling(_even(total, min(points, _POINTS, total)), samples, False)
+
+
+def _room() -> int:
+    """Bytes a chunk of points may keep between a model's layers."""
+    return _CACHE if backend.device().platform == "cpu" else products.ACTIVATIONS
+
+
+def _samples_together(problem: Problem) -> int:
+    """How many samples a chunk of points takes at a time."""
+    model = model_of(problem)
+    if not model.sample_bytes:
+        return _SAMPLES
+    n = max(problem.n_samples, 1)
+    inputs = sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves(problem.x)) // n
+    own = model.sample_bytes - inputs
+    # Where the inputs are wider than all that follows, copying a part of them for every chunk takes long.
+    if own <= inputs:
+        return max(_LARGE, _room()) // model.sample_bytes
+    # Two points have room then; and a layer's weights, which each part reads again, are no more than what
+    # goes through it.
+    weights = problem.size * problem.layout.dtype.itemsize
+    return max(_FEWEST, _room() // 2 // own, weights // own)
 
 
 def _even(total: int, most: int) -> int:

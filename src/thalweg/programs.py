@@ -6,6 +6,7 @@ Tracing takes a millisecond or two, as long as a small landscape: what was learn
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,7 @@ class Model(NamedTuple):
     values: int  # pointwise risks: the samples, or the residuals of a problem without data
     dtype: np.dtype  # of the pointwise risks, as they are kept
     alone: bool  # whether two of its programs must not run at once
+    convolves: bool  # a convolution takes long for several models' weights at once
 
 
 def _learnt(problem: Problem, what: Any, learn: Callable[[], Any]) -> Any:
@@ -75,7 +77,8 @@ def model_of(problem: Problem) -> Model:
         risks = (problem.penalty, problem.expected_risk)
         others = [jax.make_jaxpr(f)(problem.layout.like).jaxpr for f in risks if f is not None]
         alone = any(map(runs_alone, (program.jaxpr, *others)))
-        return Model(_is_entrywise(program.jaxpr), sample_bytes, values, kept, alone)
+        convolves = "conv_general_dilated" in _names(program.jaxpr)
+        return Model(_is_entrywise(program.jaxpr), sample_bytes, values, kept, alone, convolves)
 
     return _learnt(problem, "model", learn)
 
@@ -87,10 +90,13 @@ def workers(problem: Problem) -> int:
 
 def runs_alone(jaxpr: Any) -> bool:
     """Whether another program like this one must not run at the same time."""
-    return any(
-        equation.primitive.name in _ALONE or any(map(runs_alone, jaxprs_in(equation)))
-        for equation in jaxpr.eqns
-    )
+    return not _ALONE.isdisjoint(_names(jaxpr))
+
+
+def _names(jaxpr: Any) -> set[str]:
+    """The names of a program's operations."""
+    inner = (name for e in jaxpr.eqns for part in jaxprs_in(e) for name in _names(part))
+    return {*(equation.primitive.name for equation in jaxpr.eqns), *inner}
 
 
 def splits(problem: Problem, size: int) -> bool:
@@ -136,14 +142,23 @@ def _stand_alone(problem: Problem, size: int) -> bool:
     if params is None:
         assert problem.init is not None
         params = problem.init(jax.random.key(0))
-    alone, among = (
-        np.asarray(problem.take(np.arange(count)).pointwise(params), float)[:few]
-        for count in (few, more)
-    )
+    both = _first_risks(problem, params, few=few, more=more)
+    alone, among = (np.asarray(risks, float) for risks in both)
     # an overflow says nothing
     there = np.isfinite(alone) & np.isfinite(among)
     off = np.abs(alone - among)[there]
     return bool((off <= _SAME * np.maximum(np.abs(alone), np.abs(among))[there]).all())
+
+
+@partial(jax.jit, static_argnames=("few", "more"))
+def _first_risks(problem: Problem, params: Any, *, few: int, more: int) -> tuple[Any, Any]:
+    """The first few risks, computed alone and among more."""
+
+    def of_the_first(count: int) -> Any:
+        x, y = jax.tree_util.tree_map(lambda leaf: leaf[:count], (problem.x, problem.y))
+        return pointwise(problem.replace(x=x, y=y, mask=None), params)[:few]
+
+    return of_the_first(few), of_the_first(more)
 
 
 def _is_entrywise(jaxpr: Any) -> bool:
