@@ -23,6 +23,11 @@ SMALL_PRODUCTS = (
     "most of our time goes into products of 15 × 10 by 10 × 10 numbers, of which XLA makes a loop for each "
     "member; the row below has their time alone. Members innermost, as sums or written out, were slower."
 )
+PLAIN_SGD = (
+    "memory is the limit, and ours passes over more of it: the momentum is traced, so that its buffer is read "
+    "and written also where it is 0; the weights are tested for NaN at every step, and copied; and the first "
+    "and the last row of the record take a gradient each, beside the copies that a call makes of its ends."
+)
 # Losses of the first steps are compared: rounding grows with them.
 COMPARED, TOLERANCE = 50, 1e-3
 
@@ -95,6 +100,7 @@ def wide_network() -> Iterator[Race]:
                     "PyTorch loop",
                     partial(_loop, [start], [rate], name, steps, samples),
                     goal=1.0,
+                    why=PLAIN_SGD if name == "SGD" else "",
                     skipped=tools.missing("torch"),
                 ),
                 # forward, and backward to the weights and to what went in
