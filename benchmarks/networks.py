@@ -24,9 +24,10 @@ SMALL_PRODUCTS = (
     "member; the row below has their time alone. Members innermost, as sums or written out, were slower."
 )
 PLAIN_SGD = (
-    "memory is the limit, and ours passes over more of it: the momentum is traced, so that its buffer is read "
-    "and written also where it is 0; the weights are tested for NaN at every step, and copied; and the first "
-    "and the last row of the record take a gradient each, beside the copies that a call makes of its ends."
+    "memory is the limit, and ours passes over more of it: the momentum is traced, so that its buffer is "
+    "read and written also where it is 0; the weights are tested for NaN at every step, and copied; and the "
+    "first and the last row of the record take a gradient each, beside the copies that a call makes of its "
+    "ends."
 )
 # Losses of the first steps are compared: rounding grows with them.
 COMPARED, TOLERANCE = 50, 1e-3

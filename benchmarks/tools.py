@@ -113,8 +113,13 @@ def forget_peak() -> None:
 
 
 def choose(device: str) -> None:
-    """Measure on "cpu" or "gpu", here and in the processes to come; before JAX is loaded."""
+    """Measure on "cpu" or "gpu", here and in the processes to come; before anything is computed."""
+    import jax
+
     os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[device]
+    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+    # Or the first process would take the device's memory, and leave the others none
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def on_gpu() -> bool:
@@ -129,7 +134,7 @@ def no_gpu() -> str:
 
     try:
         jax.devices()
-    except RuntimeError:
+    except (RuntimeError, AssertionError):  # the latter where JAX is not built for one
         return "JAX finds none"
     return "" if torch.cuda.is_available() else "PyTorch finds none"
 
@@ -176,9 +181,13 @@ def growth_mib(job: Callable[[], Any]) -> float:
     """The most memory that this process holds during a job over what it held before, in MiB: the
     device's, on a GPU, whose peak may lie before the job."""
     if on_gpu():
-        before = _device_memory("bytes_in_use")
+        import torch
+
+        before = _device_memory("bytes_in_use") + torch.cuda.memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
         job()
-        return _device_memory("peak_bytes_in_use") - before
+        most = torch.cuda.max_memory_allocated() / 2**20
+        return _device_memory("peak_bytes_in_use") + most - before
     import psutil
 
     own = psutil.Process()
