@@ -532,6 +532,7 @@ CUTS = {
     "weights larger than a core's cache": (
         hidden_layers, (900, 2), {"a": (2, 400), "b": (400, 400), "w": (400, 1)}, (100, 2),
     ),
+    "a sample larger than the caches": (hidden_layers, (2, 2**21), {"a": (2**21, 1), "w": (1, 1)}, None),
     "few samples": (hidden_layers, (6, 2), {"a": (2, 4), "w": (4, 1)}, (6, 81)),
     "small convolutions": (convolved, (6, 1, 4, 4), {"a": (2, 1, 3, 3), "w": (2, 1)}, (6, None)),
     "convolutions": (convolved, (90, 3, 16, 16), {"a": (4, 3, 3, 3), "w": (4, 1)}, None),
