@@ -18,8 +18,9 @@ SAMPLES, SIDE = 1000, 41
 IMAGES, BATCH, POINTS = 512, 128, 3
 
 
-def middling(activation: str) -> tuple[Any, Any, Any]:
-    """A network of 10-64-64-3 (5,059 parameters), and its samples and their classes."""
+def middling(activation: str) -> tuple[Any, Any, Any, Any, tw.Problem]:
+    """A network of 10-64-64-3 (5,059 parameters), its loss, its samples, their classes, and the problem of
+    them all."""
     import torch
     from torch import nn
 
@@ -28,18 +29,16 @@ def middling(activation: str) -> tuple[Any, Any, Any]:
     model = nn.Sequential(
         nn.Linear(10, 64), phi(), nn.Linear(64, 64), phi(), nn.Linear(64, 3)
     )  # fmt: skip
-    return model, torch.randn(SAMPLES, 10), torch.randint(0, 3, (SAMPLES,))
+    loss, x, y = nn.CrossEntropyLoss(), torch.randn(SAMPLES, 10), torch.randint(0, 3, (SAMPLES,))
+    return model, loss, x, y, tw.from_torch(model, loss, x, y)
 
 
 @case
 def middling_landscape() -> Iterator[Race]:
     """A network of 10-64-64-3 on 1,000 samples, in 41 × 41 points of one and the same plane."""
     import torch
-    from torch import nn
 
-    model, x, y = middling("ReLU")
-    loss = nn.CrossEntropyLoss()
-    problem = tw.from_torch(model, loss, x, y)
+    model, loss, x, y, problem = middling("ReLU")
     missing = tools.missing("loss-landscapes")
     origin = problem.flatten(problem.params)
     directions = np.random.default_rng(0).standard_normal((2, problem.size))
@@ -120,11 +119,8 @@ def middling_landscape() -> Iterator[Race]:
 def landscaper_landscape() -> Iterator[Race]:
     """The same network, in landscaper's plane: its directions have layers of chosen norms."""
     import torch
-    from torch import nn
 
-    model, x, y = middling("ReLU")
-    loss = nn.CrossEntropyLoss()
-    problem = tw.from_torch(model, loss, x, y)
+    model, loss, x, y, problem = middling("ReLU")
     missing = tools.missing("landscaper")
     generator = tools.generator(1)
     given = [

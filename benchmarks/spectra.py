@@ -21,9 +21,7 @@ def curvature() -> Iterator[Race]:
     """The Hessian of a network of 10-64-64-3 (5,059 parameters) on 1,000 samples, against curvlinops."""
     import torch
 
-    model, x, y = middling("Tanh")
-    loss = torch.nn.CrossEntropyLoss()
-    problem = tw.from_torch(model, loss, x, y)
+    model, loss, x, y, problem = middling("Tanh")
     operator = tw.hessian(problem, problem.params)
     matrix = operator.dense().astype(float)
     values = np.linalg.eigvalsh(matrix)[::-1]

@@ -243,7 +243,7 @@ def _tiling(problem: Problem, total: int, with_samples: bool) -> _Tiling:
         if points > _WHOLE_VECTORS:
             points = -(-points // _WHOLE_VECTORS) * _WHOLE_VECTORS
         return _Tiling(points, _divisor(n, _ENTRYWISE_SAMPLES), True)
-    room, most = _room()
+    room = products.room(_CACHE)
     each = max(model.sample_bytes, model.dtype.itemsize if with_samples else 0)
     one_by_one = _Tiling(1, n, False, True)
     if model.convolves and n * each > room:
@@ -251,18 +251,11 @@ def _tiling(problem: Problem, total: int, with_samples: bool) -> _Tiling:
     # The pointwise risks of a chunk of points are kept for all samples at once.
     samples = n if with_samples else _divisor(n, min(n, _samples_together(problem)))
     samples = samples if splits(problem, samples) else n
-    if samples * each > most:
+    if samples * each > products.room(_LARGE):
         return one_by_one
     # XLA's own threads would share the products of a single point, and wait for the workers' cores.
     points = max(2, room // max(samples * each, 1))
     return _Tiling(_even(total, min(points, _POINTS, total)), samples, False)
-
-
-def _room() -> tuple[int, int]:
-    """Bytes that a chunk of points should keep between a model's layers, and a single point may."""
-    if backend.device().platform == "cpu":
-        return _CACHE, _LARGE
-    return products.ACTIVATIONS, products.ACTIVATIONS
 
 
 def _samples_together(problem: Problem) -> int:
@@ -270,17 +263,16 @@ def _samples_together(problem: Problem) -> int:
     model = model_of(problem)
     if not model.sample_bytes:
         return _SAMPLES
-    room, most = _room()
     n = max(problem.n_samples, 1)
     inputs = sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves(problem.x)) // n
     own = model.sample_bytes - inputs
     # Where the inputs are wider than all that follows, copying a part of them for every chunk takes long.
     if own <= inputs:
-        return max(1, most // model.sample_bytes)
+        return max(1, products.room(_LARGE) // model.sample_bytes)
     # Two points have room then; and a layer's weights, which each part reads again, are no more than what
     # goes through it.
     weights = problem.size * problem.layout.dtype.itemsize
-    return max(_FEWEST, room // 2 // own, weights // own)
+    return max(_FEWEST, products.room(_CACHE) // 2 // own, weights // own)
 
 
 def _even(total: int, most: int) -> int:

@@ -29,7 +29,7 @@ from thalweg.sines import vectorised
 _OF_THE_RISK = ("hessian", "gauss_newton")
 KINDS = (*_OF_THE_RISK, "second_moment", "covariance")
 
-ACTIVATIONS = 256 * 2**20  # bytes of activations that products computed together may hold
+_ACTIVATIONS = 256 * 2**20  # bytes of activations that products computed together may hold
 # Measured on two cores: twice as fast as one by one, and more of them leave the cache.
 _TOGETHER = 8 * 2**20  # bytes of activations of products computed together on a CPU
 # From 16 to 64 MiB it is all the same, above that a pass leaves the caches.
@@ -43,19 +43,22 @@ def _sample_bytes(problem: Problem) -> int:
     return max(model_of(problem).sample_bytes, 4 * own, 64)
 
 
+def room(on_cpu: int) -> int:
+    """Bytes of activations that are best held at once: so many on a CPU, for its caches."""
+    return on_cpu if backend.device().platform == "cpu" else _ACTIVATIONS
+
+
 def at_once(problem: Problem) -> int:
     """How many products are best computed together."""
-    room = _TOGETHER if backend.device().platform == "cpu" else ACTIVATIONS
     own = problem.size * problem.layout.dtype.itemsize
-    return max(1, room // (_sample_bytes(problem) * max(problem.n_samples, 1) + own))
+    return max(1, room(_TOGETHER) // (_sample_bytes(problem) * max(problem.n_samples, 1) + own))
 
 
 def samples_at_a_time(problem: Problem) -> int:
     """How many samples a pass takes: all of them if there is room, or if the model mixes them; else equal
     parts, as many for each worker, of such a size that hardly any sample is computed twice."""
     n = problem.n_samples
-    room = _PASS if backend.device().platform == "cpu" else ACTIVATIONS
-    workers, fewest = programs.workers(problem), -(-n * _sample_bytes(problem) // room)
+    workers, fewest = programs.workers(problem), -(-n * _sample_bytes(problem) // room(_PASS))
     if fewest <= 1:
         return n
     each = -(-fewest // workers)
@@ -314,7 +317,7 @@ def _norms(problem: Problem, where: Any, point: Any, *, layout: Layout, size: in
 
 def gradient_norms(problem: Problem, point: Any) -> np.ndarray:
     """The norm of each pointwise risk's gradient (n,)."""
-    size = gradients_at_a_time(problem, ACTIVATIONS // programs.workers(problem))
+    size = gradients_at_a_time(problem, _ACTIVATIONS // programs.workers(problem))
 
     def add(where: Any, rows: list[Any]) -> list[Any]:
         return [*rows, _norms(problem, where, point, layout=problem.layout, size=size)]
