@@ -34,56 +34,75 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks")
     parser.add_argument("names", nargs="*", metavar="case", help=f"one of {', '.join(_in_order())}")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--rounds", type=int, metavar="N", help="measure each N times at most")
     chosen = parser.parse_args(words)
-    names = chosen.names
-    for name in names:
+    for name in chosen.names:
         if name not in CASES:
             parser.error(f"no case {name!r}; there are {', '.join(_in_order())}")
+    if chosen.rounds is not None and chosen.rounds < 1:
+        parser.error(f"--rounds must be 1 or more, not {chosen.rounds}")
     tools.choose(chosen.device)
     if tools.on_gpu() and (why := tools.no_gpu()):
         parser.error(f"no GPU to measure: {why}")
     tools.settle()
+    page = None
+    if not chosen.names:
+        page = Path(__file__).with_name("results-gpu.md" if tools.on_gpu() else "results.md")
     began, busy, own = time.perf_counter(), tools.busy_seconds(), tools.own_seconds()
-    rows, failures = [], []
-    for name in names or _in_order():
+    rows, notes = [], []
+
+    def keep(rest: list[str]) -> str:
+        """The page so far: what is measured is not lost where a later case is stopped."""
+        took = time.perf_counter() - began
+        where = [*tools.machine(), f"The run took {took:.0f} s."]
+        if busy is not None:
+            others = (tools.busy_seconds() - busy) - (tools.own_seconds() - own)
+            where.append(f"Others used {max(others, 0) / took:.2f} of the processors meanwhile.")
+        report = _report(rows, [*where, *notes, *rest], chosen.rounds)
+        if page is not None:
+            page.write_text(report)
+        return report
+
+    waiting = chosen.names or _in_order()
+    while waiting:
+        name, *waiting = waiting
         print(f"{name} …", file=sys.stderr)
         try:
             for entry in CASES[name]():
-                rows += measure(entry)
+                rows += measure(entry, chosen.rounds)
+                keep([f"Stopped in {', '.join([name, *waiting])}."])
         except Exception as error:  # one broken case must not cost the others' measurements
             traceback.print_exc()
             # other errors' texts may hold paths of this machine, which the page must not
             text = error if isinstance(error, DisagreementError) else type(error).__name__
-            failures.append(f"{name}: {text}")
-    took = time.perf_counter() - began
-    lines = [*tools.machine(), f"The whole run took {took:.0f} s."]
-    if busy is not None:
-        others = (tools.busy_seconds() - busy) - (tools.own_seconds() - own)
-        lines.append(f"Others used {max(others, 0) / took:.2f} of the processors meanwhile.")
-    report = "\n".join(
+            notes.append(f"FAILED: {name}: {text}")
+    print(keep([]))
+    return 1 if notes else 0
+
+
+def _report(rows: list[Row], notes: list[str], rounds: int | None) -> str:
+    """The page: the table, and what is to be said of it."""
+    few = "" if rounds is None else f" There were {rounds} rounds at most."
+    return "\n".join(
         [
             "# Benchmarks",
             "",
             f"`make bench` writes this page. Contenders take turns of {TURN} s; times are medians of "
             "their turns, with the least and the greatest in brackets, and a ratio is a contender's "
             "time over ours in the same round. Who does a part of the job has its time scaled up. "
-            "The last column says how far an answer is from ours or from the truth, relatively.",
+            "The last column says how far an answer is from ours or from the truth, relatively."
+            f"{few}",
             "",
             *_table(rows),
             "",
-            f"![How time and memory grow]({growth.picture().name})",
-            "",
+            *([f"![How time and memory grow]({growth.picture().name})", ""] if _grew(rows) else []),
             *_short(rows),
-            *(f"- {line}" for line in lines),
-            *(f"- FAILED: {failure}" for failure in failures),
+            "## Where it was measured",
+            "",
+            *(f"- {note}" for note in notes),
             "",
         ]
     )
-    print(report)
-    if not names:
-        page = "results-gpu.md" if tools.on_gpu() else "results.md"
-        Path(__file__).with_name(page).write_text(report)
-    return 1 if failures else 0
 
 
 def _in_order() -> list[str]:
@@ -102,7 +121,11 @@ def _short(rows: list[Row]) -> list[str]:
         for row in rows
         if row.missed
     ]
-    return ["## What falls short", "", *lines, "", "## Where it was measured", ""] if lines else []
+    return ["## What falls short", "", *lines, ""] if lines else []
+
+
+def _grew(rows: list[Row]) -> bool:
+    return any(row.case.startswith("growth") for row in rows)
 
 
 def _table(rows: list[Row]) -> list[str]:

@@ -52,6 +52,7 @@ def _race(dtype: str) -> Race:
                 partial(_with_flag, dtype),
                 part="all, new process with XLA_FLAGS",
                 rounds=3,
+                skipped="skipped: the flag is the CPU's" if tools.on_gpu() else "",
             ),
             *_c_contenders(dtype, starts(), STEPS, STEPS + 1),
             Contender(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 from benchmarks import tools
-from benchmarks.harness import Growth, case
+from benchmarks.harness import Growth, case, clocked, typical
 
 LEAST, SPAN = 3, 2.0  # calls that are timed: so many at least, and as many as take so many seconds
 # Shares of the largest size: three decades, of which the last one gives the slope
@@ -84,8 +82,8 @@ def growth() -> Iterator[Growth]:
         # What a process of the least size holds is there anyway: Python, JAX, the compiled program
         held = [peak - peaks[0] for peak in peaks]
         found.append(Growth(what, else_, sizes, list(taken), held, WHY.get(what, "")))
+        _draw(found)
         yield found[-1]
-    _draw(found)
 
 
 def of_size(what: str, size: int) -> tuple[float, float]:
@@ -96,12 +94,7 @@ def of_size(what: str, size: int) -> tuple[float, float]:
     tools.forget_peak()
     job()
     peak = tools.peak_mib()
-    taken: list[float] = []
-    while len(taken) < LEAST or sum(taken) < SPAN:
-        begin = time.perf_counter()
-        job()
-        taken.append(time.perf_counter() - begin)
-    return median(taken), peak
+    return typical(lambda: clocked(job)[0], SPAN, LEAST), peak
 
 
 def picture() -> Path:
@@ -117,7 +110,7 @@ def _draw(found: list[Growth]) -> None:
     for ax, of, label in zip(
         axes, values, ("time of a warm call (s)", "memory (MiB)"), strict=True
     ):
-        for grown, marker, dash in zip(found, "osD^v", ("-", "--", "-.", ":", "-"), strict=True):
+        for grown, marker, dash in zip(found, "osD^v", ("-", "--", "-.", ":", "-"), strict=False):
             pairs = [(n, v) for n, v in zip(grown.sizes, of(grown), strict=True) if v > 0]
             ax.loglog(
                 *zip(*pairs, strict=True),

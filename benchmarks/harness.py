@@ -119,14 +119,16 @@ def case(function: Callable[[], Iterable[Entry]]) -> Any:
     return function
 
 
-def measure(entry: Entry) -> list[Row]:
-    """The rows of an entry."""
+def measure(entry: Entry, rounds: int | None = None) -> list[Row]:
+    """The rows of an entry, measured so many times at most."""
     if isinstance(entry, Race):
-        return _race(entry)
-    return [_gauge(entry)] if isinstance(entry, Gauge) else _growth(entry)
+        return _race(entry, min(entry.rounds, rounds or entry.rounds))
+    if isinstance(entry, Gauge):
+        return [_gauge(entry, min(entry.rounds, rounds or entry.rounds))]
+    return _growth(entry)
 
 
-def _race(race: Race) -> list[Row]:
+def _race(race: Race, rounds: int) -> list[Row]:
     running = [c for c in race.contenders if not c.skipped]
     first: dict[str, float] = {}
     answers: dict[str, Any] = {}
@@ -141,7 +143,7 @@ def _race(race: Race) -> list[Row]:
                 f"{race.title}: {name} is off by {off:.1e}, more than {race.tolerance:.0e}"
             )
     times: dict[str, list[float]] = {c.name: [] for c in running}
-    for turn in range(race.rounds):
+    for turn in range(rounds):
         for c in running:
             if c.rounds is None or turn < c.rounds:
                 times[c.name].append(_turn(c) / c.share)
@@ -174,10 +176,10 @@ def _race(race: Race) -> list[Row]:
     return rows
 
 
-def _gauge(gauge: Gauge) -> Row:
+def _gauge(gauge: Gauge, rounds: int) -> Row:
     if gauge.skipped:
         return Row(gauge.title, gauge.name, gauge.skipped, *[""] * 5)
-    values = [gauge.measure() for _ in range(gauge.rounds)]
+    values = [gauge.measure() for _ in range(rounds)]
     text = seconds if gauge.unit == "s" else mebibytes
     goal = (
         ""
@@ -212,21 +214,31 @@ def _growth(growth: Growth) -> list[Row]:
 
 
 def _turn(contender: Contender) -> float:
-    """Seconds of a contender's run: the median of as many as fit into its turn, at least one.
+    """Seconds of a contender's run in its turn.
 
     A run of milliseconds would otherwise be measured by what the contender before it left behind.
     """
-    taken: list[float] = []
-    end = time.perf_counter() + TURN
-    while not taken or time.perf_counter() < end:
-        taken.append(_clocked(contender)[0])
-    return median(taken)
+    return typical(lambda: _clocked(contender)[0], TURN)
+
+
+def typical(run: Callable[[], float], long: float, least: int = 1) -> float:
+    """The median of what runs return, of as many as begin within `long` seconds, but so many at least."""
+    found: list[float] = []
+    end = time.perf_counter() + long
+    while len(found) < least or time.perf_counter() < end:
+        found.append(run())
+    return median(found)
+
+
+def clocked(run: Callable[[], Any]) -> tuple[float, Any]:
+    """The seconds that a call takes, and its result."""
+    begin = time.perf_counter()
+    result = run()
+    return time.perf_counter() - begin, result
 
 
 def _clocked(contender: Contender) -> tuple[float, Any]:
-    begin = time.perf_counter()
-    result = contender.run()
-    elapsed = time.perf_counter() - begin
+    elapsed, result = clocked(contender.run)
     return result if isinstance(result, Timed) else (elapsed, result)
 
 

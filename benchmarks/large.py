@@ -145,7 +145,7 @@ def landscaper_landscape() -> Iterator[Race]:
         with tools.silenced():
             return compute(
                 model, (x, y), given, lambda model, data: loss(model(data[0]), data[1]).item(),
-                steps=SIDE, distance=1.0, dim=2, device="cpu",
+                steps=SIDE, distance=1.0, dim=2, device=x.device.type,
             )[0]  # fmt: skip
 
     def deviation(answers: dict[str, Any]) -> dict[str, float]:
@@ -159,7 +159,7 @@ def landscaper_landscape() -> Iterator[Race]:
         Contender("thalweg.landscape", lambda: tw.landscape(problem, plane)["empirical"].values),
         Contender("landscaper 1.3.1", theirs, goal=2.0, skipped=missing),
     ]
-    title = f"its plane with directions of landscaper's, {SIDE} × {SIDE}, {SAMPLES:,} samples"
+    title = f"plane of the same MLP, landscaper's directions, {SIDE} × {SIDE}, {SAMPLES:,} samples"
     yield Race(title, contenders, deviation, tolerance=1e-3, rounds=3)
 
 

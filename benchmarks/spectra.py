@@ -51,7 +51,9 @@ def curvature() -> Iterator[Race]:
         lanczos_approximate_spectrum(theirs(), STEPS, num_repeats=PROBES)
 
     def of_landscaper() -> np.ndarray:
-        of_theirs = tools.landscaper("hessian").PyHessian(model.eval(), loss, [(x, y)], "cpu")
+        of_theirs = tools.landscaper("hessian").PyHessian(
+            model.eval(), loss, [(x, y)], x.device.type
+        )
         torch.manual_seed(0)
         with tools.silenced():
             found = of_theirs.eigenvalues(maxIter=1000, tol=1e-6, top_n=COUNT)[0]

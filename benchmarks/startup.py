@@ -27,6 +27,8 @@ assert not early, f"import thalweg loads {early}"
 @case
 def startup() -> Iterator[Gauge]:
     """What a person waits for from the start of a process on, each time in a new one."""
+    if tools.on_gpu():  # which has no part in it
+        return
     yield Gauge("start-up", "import thalweg", "s", _importing, limit=0.1, rounds=9)
     works = COMMAND.exists() and _run(COMMAND, "--help", check=False).returncode == 0
     yield Gauge(

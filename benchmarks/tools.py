@@ -116,15 +116,20 @@ def choose(device: str) -> None:
     """Measure on "cpu" or "gpu", here and in the processes to come; before anything is computed."""
     import jax
 
-    os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[device]
-    jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
-    # Or the first process would take the device's memory, and leave the others none
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    settings = {"jax_platforms": {"cpu": "cpu", "gpu": "cuda,cpu"}[device]}
+    if device == "gpu":
+        # JAX would round what matrix products take to 11 bits (TF32), PyTorch would not
+        settings["jax_default_matmul_precision"] = "highest"
+        # Or the first process would take the device's memory, and leave the others none
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    for name, value in settings.items():
+        os.environ[name.upper()] = value
+        jax.config.update(name, value)
 
 
 def on_gpu() -> bool:
     """Whether a GPU is measured."""
-    return os.environ.get("JAX_PLATFORMS") == "cuda"
+    return os.environ.get("JAX_PLATFORMS", "").startswith("cuda")
 
 
 def no_gpu() -> str:
@@ -140,11 +145,13 @@ def no_gpu() -> str:
 
 
 def settle() -> None:
-    """PyTorch makes this process's tensors on the device that is measured."""
+    """PyTorch makes this process's tensors on the device that is measured, and multiplies them in single
+    precision."""
     if on_gpu():
         import torch
 
         torch.set_default_device("cuda")
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def generator(seed: int) -> Any:

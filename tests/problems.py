@@ -3,10 +3,16 @@
 import os
 import signal
 
+import jax
 import numpy as np
+import pytest
 
 import thalweg as tw
 from thalweg import blocks
+
+for_a_cpu = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="how the work is cut to a CPU's caches and cores"
+)
 
 
 def line(w, x):

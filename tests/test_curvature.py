@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 from jax.tree_util import Partial
+from problems import for_a_cpu
 
 import thalweg as tw
 from thalweg import backend, curvature, lanczos, products
@@ -143,6 +144,7 @@ def test_samples_stream(kind, size, masked):
     np.testing.assert_allclose(part, whole, rtol=1e-12, atol=1e-14)
 
 
+@for_a_cpu
 @pytest.mark.parametrize("workers", [1, 2, 8])
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 97, 512, 1000])
 def test_parts_fit_a_pass_and_hardly_overlap(n, workers, monkeypatch):

@@ -14,7 +14,7 @@ import xarray as xr
 from problems import bowl_problem, data, line, line_problem
 
 import thalweg as tw
-from thalweg import blocks, job, results, sampling
+from thalweg import blocks, job, loop, results, sampling
 
 
 def by_hand(batches, lr, steps, loss="mse", start=(-3.0, 6.0)):
@@ -273,6 +273,18 @@ def test_every_records_the_same_numbers(every):
     assert list(thin.step.values) == sorted({*range(0, 101, every), 100})
     for name in ("params", "loss", *record):
         np.testing.assert_allclose(thin[name], dense[name].sel(step=thin.step), rtol=1e-12)
+
+
+@pytest.mark.parametrize("stop", [None, {"loss": 0.2}])
+@pytest.mark.parametrize("every", [1, 3, 127])
+def test_a_gpus_loops_take_the_same_steps(every, stop, monkeypatch):
+    options = {"steps": 517, "every": every, "stop": stop, "record": ["grad_norm"]}
+    optimizer = tw.SGD(lr=[0.01, 0.02, 2.0], momentum=0.5)
+    plain = tw.descend(line_problem(), optimizer, **options)
+    monkeypatch.setattr(job, "known_turns", lambda every, _: loop.known_turns(every, "gpu"))
+    known = tw.descend(line_problem(), optimizer, **options)
+    state = "optimizer_state"  # of a diverged member goes on, or not, when all others have stopped
+    xr.testing.assert_allclose(known.drop_vars(state), plain.drop_vars(state), rtol=1e-12)
 
 
 def test_many_blocks_equal_one(monkeypatch):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import bowl, bowl_problem, data, line, line_problem
+from problems import bowl, bowl_problem, data, for_a_cpu, line, line_problem
 
 import thalweg as tw
 from thalweg import backend, landscapes
@@ -305,6 +305,7 @@ def sizes(jaxpr):
                 yield from sizes(inner)
 
 
+@for_a_cpu
 @pytest.mark.parametrize("make", [line_problem, partial(mlp_problem, width=16)])
 def test_nothing_of_size_samples_by_grid_is_made(make):
     # one number a sample and point would be 20,000 · 100² · 8 bytes = 1.5 GiB
@@ -429,6 +430,7 @@ def test_a_device_by_its_name():
             tw.landscape(problem, plane, device=device)
 
 
+@for_a_cpu
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_point_by_point_is_the_same(monkeypatch, workers):
     """As a model too large for chunks of points is evaluated: in parts, that workers share."""
@@ -465,6 +467,7 @@ def test_workers_share_the_chunks(monkeypatch, workers, points):
     np.testing.assert_allclose(found["empirical"], expected.mean(axis=0), rtol=1e-12)
 
 
+@for_a_cpu
 def test_workers_wait_for_one_compilation(monkeypatch, compilations):
     x = np.linspace(-1, 1, 40)[:, None]
     problem = tw.Problem(dot, "mse", x, x[:, 0], params={"w": np.ones(1)})
@@ -481,6 +484,7 @@ def test_workers_wait_for_one_compilation(monkeypatch, compilations):
         assert len(compilations) == 1
 
 
+@for_a_cpu
 def test_one_point_of_a_large_model_streams_too(monkeypatch):
     sizes = set()
 
@@ -539,6 +543,7 @@ CUTS = {
 }  # fmt: skip
 
 
+@for_a_cpu
 @pytest.mark.parametrize("what", CUTS)
 def test_a_point_has_its_risk_however_samples_and_points_are_cut(what):
     predict, shape, weights, cut = CUTS[what]

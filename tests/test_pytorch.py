@@ -16,6 +16,14 @@ from thalweg.errors import InputError
 # 1e-5 in float32 and 1e-10 in float64, relative to the largest entry of what is compared
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
+
+@pytest.fixture(autouse=True, scope="module")
+def _as_exact_as_pytorch():
+    """A GPU's products in JAX would have 11 bits (TF32), and in PyTorch they have 24."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 ACTIVATIONS = [
     nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU(), nn.ELU(),
     nn.SELU(), nn.CELU(), nn.LeakyReLU(0.1), nn.PReLU(), nn.Softplus(), nn.Softsign(), nn.Hardtanh(),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from thalweg.errors import unknown
 
@@ -71,6 +72,11 @@ def workers() -> int:
     """How many programs run best side by side: on the CPU as many as there are cores. An operation that
     all cores share ends with the slowest of them; programs with a core each wait for no other."""
     return min(cores(), _WORKERS) if device().platform == "cpu" else 1
+
+
+def matmul(a: Any, b: Any) -> Any:
+    """a @ b in the numbers' own precision, of which a GPU would keep 11 bits in float32 (TF32)."""
+    return jnp.matmul(a, b, precision="highest")
 
 
 def setting(name: str) -> Any:

@@ -18,7 +18,7 @@ from thalweg import backend, blocks, names, observables, results, sampling
 from thalweg.ensemble import Members, member_vectors
 from thalweg.errors import InputError
 from thalweg.logbook import Record, storable
-from thalweg.loop import Feed, Plan, Walk, begin, block, row_of
+from thalweg.loop import Feed, Plan, Walk, begin, block, known_turns, row_of
 from thalweg.params import Layout, Params
 from thalweg.programs import runs_alone
 
@@ -142,6 +142,7 @@ class Job:
         steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
         self.most = min(rows * every, steps)
         self.room = -(-self.most // every) + 1
+        self.known = known_turns(every, backend.device().platform)
         if len(self.shares) > 1 and self._runs_alone(walk):
             self.shares = [_everyone(plan)]
         self.walks = [begin(*arguments(share)) for share in self.shares]
@@ -256,7 +257,8 @@ class Job:
         rows = 1 + (last - 1) // self.every - first // self.every
         numbers = map(np.int32, (first, last, self.every, rows))
         feed = self.feeds.feed(first, self.most, count)
-        return (feed, *numbers), {"room": self.room, "dense": self.every == 1}
+        static = {"room": self.room, "dense": self.every == 1, "known": self.known}
+        return (feed, *numbers), static
 
     def _launch(self, start: int, count: int) -> list[Callable[[], Any]]:
         (feed, *numbers), static = self._block_arguments(start, count)

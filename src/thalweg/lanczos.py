@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thalweg.backend import matmul
+
 if TYPE_CHECKING:
     from jaxtyping import Float
 
@@ -145,7 +147,9 @@ class _Search:
             if not restart and count and values[0] <= only_above:
                 return Pairs(np.empty(0), np.empty((0, self.size)), np.empty(0), products, True)
             if done or restart == _MOST_RESTARTS - 1:
-                kept = vectors[:, :count].T.astype(self.dtype) @ basis[locked : locked + most]
+                kept = matmul(
+                    vectors[:, :count].T.astype(self.dtype), basis[locked : locked + most]
+                )
                 return Pairs(
                     values[:count], np.asarray(kept), residuals[:count], products, bool(done)
                 )
@@ -173,7 +177,7 @@ def _restarted(basis: Any, vectors: Any, locked: Any) -> Any:
     filled, most = vectors.shape
     after = jax.lax.dynamic_slice_in_dim(basis, locked, most + 1)
     rows = jnp.concatenate(
-        [vectors @ after[:most], after[most:], jnp.zeros_like(after[: most - filled])]
+        [matmul(vectors, after[:most]), after[most:], jnp.zeros_like(after[: most - filled])]
     )
     return jax.lax.dynamic_update_slice_in_dim(basis, rows, locked, 0)
 
@@ -206,10 +210,10 @@ def absorb(basis: Any, image: Any, row: Any, scale: Any, key: Any) -> tuple[Any,
 
 def _orthogonal(basis: Any, vector: Any) -> tuple[Any, Any]:
     """The coefficients of a vector in a basis with orthonormal (or zero) rows, and what is left."""
-    first = basis @ vector
-    left = vector - first @ basis
-    second = basis @ left
-    return first + second, left - second @ basis
+    first = matmul(basis, vector)
+    left = vector - matmul(first, basis)
+    second = matmul(basis, left)
+    return first + second, left - matmul(second, basis)
 
 
 def projected(
@@ -264,7 +268,7 @@ def leading(product: Product, start: Any, steps: int) -> tuple[Any, Any]:
     steps = min(steps, start.shape[0])
     basis, projected = krylov(product, start, steps, jax.random.key(0))
     values, vectors = jnp.linalg.eigh(projected)
-    return values[-1], vectors[:, -1] @ basis
+    return values[-1], matmul(vectors[:, -1], basis)
 
 
 @jax.jit
@@ -276,15 +280,18 @@ def orthonormal(rows: Any) -> Any:
     take half of the processor from the products that follow.
     """
     for _ in range(2):
-        products = jnp.einsum("ip,jp->ij", rows, rows, preferred_element_type=float)
+        products = jnp.einsum(
+            "ip,jp->ij", rows, rows, precision="highest", preferred_element_type=float
+        )
         values, vectors = jnp.linalg.eigh(products)
         there = values > len(rows) * jnp.finfo(products.dtype).eps * values[-1]
         lengths = jnp.where(there, values, 1) ** 0.5
-        rows = jnp.where(there[:, None], (vectors / lengths).T.astype(rows.dtype) @ rows, 0)
+        units = matmul((vectors / lengths).T.astype(rows.dtype), rows)
+        rows = jnp.where(there[:, None], units, 0)
     return rows
 
 
 @jax.jit
 def outside(basis: Any, vectors: Any) -> Any:
     """What is left of `vectors` (k, p) without their part in the span of orthonormal rows."""
-    return vectors - (vectors @ basis.T) @ basis
+    return vectors - matmul(matmul(vectors, basis.T), basis)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thalweg import blocks, losses
+from thalweg.backend import matmul
 from thalweg.errors import InputError
 from thalweg.params import Layout, Params
 from thalweg.problem import Problem
@@ -66,7 +67,7 @@ class Linearized:
         kept = s > 0
         size = jnp.where(kept, s / jnp.where(kept, s * s + damping, 1), 0) * self.along
         promised = jnp.sum((s * size) ** 2) + 2 * damping * jnp.sum(size**2)
-        return -(size @ self.directions) / self.scale, promised
+        return -matmul(size, self.directions) / self.scale, promised
 
 
 def linearized(
@@ -99,7 +100,7 @@ def linearized(
     return Linearized(
         scale=scale,
         values=s,
-        along=jnp.where(finite, c @ u, jnp.nan),
+        along=jnp.where(finite, matmul(c, u), jnp.nan),
         directions=directions,
         square=jnp.sum(jnp.square(r.astype(float))),
         largest=jnp.square(jnp.max(lengths / scale)).astype(float),

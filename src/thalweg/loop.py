@@ -25,6 +25,8 @@ from thalweg.problem import Problem, value_and_gradient
 from thalweg.sines import vectorised
 from thalweg.stopping import Stop
 
+_TURNS = 64  # of a loop on a GPU, between two questions of the host whether it is to go on
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -158,7 +160,18 @@ def _unknown(shape: Any) -> Any:
     return jnp.full(shape.shape, -1 if shape.dtype != bool else 0, shape.dtype)
 
 
-@partial(jax.jit, static_argnames=("room", "dense"))
+def known_turns(every: int, platform: str) -> int:
+    """How many steps of a block are a loop of known length: on a CPU none.
+
+    Of a loop whose length is traced a GPU asks the host after each turn, which takes longer than a step
+    of a small model. So it does several steps at a time, and the last few one by one.
+    """
+    if platform != "gpu":
+        return 0
+    return _TURNS if every == 1 else every // -(-every // _TURNS)
+
+
+@partial(jax.jit, static_argnames=("room", "dense", "known"))
 @vectorised
 def block(
     plan: Plan,
@@ -170,15 +183,17 @@ def block(
     rows: Any,
     room: int,
     dense: bool,
+    known: int,
 ) -> tuple[Walk, Any]:
     """Advance from step `first` to step `last`.
 
     Rows are recorded at `first` and at each multiple of `every` after it, before `last`: `rows` of
     them, in a record with room for `room`. The host knows which of them were asked for. `dense` says
-    that every step is recorded, which spares a loop in the loop.
+    that every step is recorded, which spares a loop in the loop. `known` are `known_turns`.
     """
     advance = plan.over_members(partial(_advance, plan, feed), 0, None)
-    if plan.stop is not None:
+    # Such a question as well
+    if plan.stop is not None and not known:
         advance = partial(_unless_over, advance)
 
     def record_then_advance(row: Any, carry: Any) -> Any:
@@ -193,13 +208,30 @@ def block(
         if dense:
             return step + 1, advance(walk, step), record
         following = jnp.minimum((step // every + 1) * every, last)
-        walk = jax.lax.fori_loop(step, following, lambda t, w: advance(w, t), walk)
+        walk = _repeated(step, following, lambda t, w: advance(w, t), walk, known)
         return following, walk, record
 
     shapes = row_of.eval_shape(plan, feed, walk, first, True)[0]
     record = jax.tree_util.tree_map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shapes)
-    _, walk, record = jax.lax.fori_loop(0, rows, record_then_advance, (first, walk, record))
+    outer = known if dense else 0
+    _, walk, record = _repeated(0, rows, record_then_advance, (first, walk, record), outer)
     return walk, record
+
+
+def _repeated(
+    first: Any, last: Any, turn: Callable[[Any, Any], Any], carry: Any, known: int
+) -> Any:
+    """`fori_loop`, of which `known` turns at a time are a loop of known length."""
+    if known:
+
+        def several(k: Any, carry: Any) -> Any:
+            begin = first + k * known
+            return jax.lax.fori_loop(0, known, lambda i, c: turn(begin + i, c), carry)
+
+        times = (last - first) // known
+        carry = jax.lax.fori_loop(0, times, several, carry)
+        first += times * known
+    return jax.lax.fori_loop(first, last, turn, carry)
 
 
 @jax.jit

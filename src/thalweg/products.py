@@ -216,7 +216,7 @@ def _finished(
     if kind in _OF_THE_RISK and problem.penalty is not None:
         product = product + penalty_product(problem, layout, point, vector)
     if center is not None:
-        product = product - center * (center @ vector)
+        product = product - center * backend.matmul(center, vector)
     return product.astype(vector.dtype)
 
 

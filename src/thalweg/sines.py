@@ -75,8 +75,9 @@ def vectorised(function: Function) -> Function:
 
 def _rewritten(program: Any) -> Any:
     """A jaxpr, with or without its constants, with other equations for its sines and cosines."""
-    if hasattr(program, "jaxpr"):
-        return core.ClosedJaxpr(_rewritten(program.jaxpr), program.consts)
+    inner = getattr(program, "jaxpr", program)
+    if inner is not program:  # from JAX 0.12 on, all jaxprs have their constants in them
+        return core.ClosedJaxpr(_rewritten(inner), program.consts)
     alike: dict[Any, list[Any]] = {}  # by what they are the sine or the cosine of
     for equation in filter(_is_sine, program.eqns):
         alike.setdefault(equation.invars[0], []).append(equation)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from thalweg import blocks, inputs
+from thalweg.backend import matmul
 from thalweg.errors import InputError
 from thalweg.observables import At, Observable
 from thalweg.params import Layout, Params
@@ -163,7 +164,7 @@ def _ntk_now(problem: Problem, params: Params, other: Problem | None) -> Any:
     row_bytes = max(layout.size * vector.dtype.itemsize, 1)
     if max(m, columns) * row_bytes <= _JACOBIAN_BYTES:
         rows = _jacobian_now(problem, params)
-        return rows @ (rows if other is None else _jacobian_now(other, params)).T
+        return matmul(rows, (rows if other is None else _jacobian_now(other, params)).T)
     push = jax.linearize(f, vector)[1]
     predicted, pull = jax.vjp(g, vector)
 
