@@ -649,3 +649,19 @@ def test_threads_may_trace_one_module():
     with torch.no_grad():
         expected = [float(nn.functional.mse_loss(module(x[:n]), y[:n])) for n in range(1, 13)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_where_new_tensors_are_made_does_not_matter():
+    """As after torch.set_default_device("cuda"), with class weights."""
+    torch.manual_seed(0)
+    module, loss = (
+        nn.Linear(4, 3),
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]), reduction="sum"),
+    )
+    x, y = torch.randn(20, 4), torch.randint(0, 3, (20,))
+    expected = loss(module(x), y).item()
+    with torch.device("meta"):
+        problem = tw.from_torch(module, loss, x, y)
+        state = tw.to_torch(problem)
+    assert float(problem.risk(problem.params)) == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(state, dict(module.state_dict()))

@@ -14,7 +14,7 @@ import xarray as xr
 from thalweg import backend, blocks, inputs, results
 from thalweg.ensemble import members
 from thalweg.errors import InputError
-from thalweg.loop import Feed, Plan, begin, block
+from thalweg.loop import Feed, Plan, begin, block, known_turns
 from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
 from thalweg.planes import Plane
@@ -23,6 +23,7 @@ from thalweg.programs import runs_alone
 
 NOT_YET, DIVERGED = -1, -2
 
+_NEVER = 2**30  # so many steps between two rows: nothing is recorded
 _CHUNK = 1024  # starts that a thread advances together: what the nearest cache holds
 _CHUNK_ACCELERATED = 2**18
 _VALUES = 2**22  # pointwise risks that a chunk may hold
@@ -198,8 +199,7 @@ class _Crowd:
         first = jax.tree_util.tree_map(lambda leaf: leaf[: self.chunk], self.params)
         feed, lost = Feed(np.int32(0), {}, None, None), np.full(self.chunk, -1, np.int32)
         walk = begin.eval_shape(self.plan, feed, first, first, None, lost)
-        numbers = (np.int32(0), np.int32(1), np.int32(1), np.int32(1))
-        traced = block.trace(self.plan, feed, walk, *numbers, room=1, dense=False)
+        traced = block.trace(self.plan, feed, walk, *map(np.int32, (0, 1, 1, 1)), **self._static)
         return 1 if runs_alone(traced.jaxpr) else backend.cores()
 
     def _advance(self, first: int, last: int, interrupt: blocks.Interrupt, start: int) -> Any:
@@ -210,10 +210,14 @@ class _Crowd:
         params, state = jax.tree_util.tree_map(lambda leaf: leaf[rows], (self.params, self.state))
         feed = Feed(np.int32(first), {}, None, None)
         walk = begin(self.plan, feed, params, params, state, np.full(self.chunk, -1, np.int32))
-        every = np.int32(2**30)  # nothing is recorded
-        ends = (np.int32(first), np.int32(last))
-        walk, _ = block(self.plan, feed, walk, *ends, every, np.int32(1), room=1, dense=False)
+        numbers = map(np.int32, (first, last, _NEVER, 1))
+        walk, _ = block(self.plan, feed, walk, *numbers, **self._static)
         return jax.tree_util.tree_map(np.asarray, (walk.params, walk.state, walk.diverged_at))
+
+    @property
+    def _static(self) -> dict[str, Any]:
+        known = known_turns(_NEVER, backend.device().platform)
+        return {"room": 1, "dense": False, "known": known}
 
     def look(self, step: int) -> None:
         """Find further minima, and let go of those who have arrived at one."""

@@ -93,7 +93,9 @@ def from_torch(
             expected=expected,
             penalty=penalty,
         )
-        return _as_torch(problem, forward, module, loss, reduction)
+        # whatever device the user's own tensors are made on, and the module is on
+        with torch.device("cpu"):
+            return _as_torch(problem, forward, module, _on_the_cpu(loss), reduction)
 
 
 def _as_torch(
@@ -129,10 +131,20 @@ def _as_torch(
         )
     problem = problem if reduction else problem.replace(reduction=found)
     if problem.reduction == found:
-        given = jax.tree_util.tree_map(lambda t: jnp.array(t.numpy()), yhat)
+        given = jax.tree_util.tree_map(lambda t: jnp.array(_numpy(t)), yhat)
         at_theirs = predicting(some, given).replace(reduction=found)
         _compare("losses", at_theirs.pointwise(some.params), torch.tensor(values))
     return problem
+
+
+def _on_the_cpu(loss: Any) -> Any:
+    """A loss that takes tensors on the CPU, wherever its class weights are."""
+    import torch
+
+    if not isinstance(loss, torch.nn.Module):
+        return loss
+    weights = {name: torch.tensor(_numpy(b)) for name, b in loss.named_buffers()}
+    return lambda yhat, y: torch.func.functional_call(loss, weights, (yhat, y))
 
 
 def _row(tree: Any, i: int) -> Any:
@@ -195,7 +207,8 @@ def to_torch(problem: Problem, params: Params = None) -> dict[str, Any]:
         params = problem.at(params).params
     values = {**forward.left_out, **problem.predict.args[0], **params}
     return {
-        name: torch.tensor(np.array(values[own])).to(dtype) for name, own, dtype in forward.state
+        name: torch.tensor(np.array(values[own]), device="cpu").to(dtype)
+        for name, own, dtype in forward.state
     }
 
 
