@@ -51,14 +51,16 @@ def main(words: list[str]) -> int:
     began, busy, own = time.perf_counter(), tools.busy_seconds(), tools.own_seconds()
     rows, notes = [], []
 
-    def keep(rest: list[str]) -> str:
+    def keep(unfinished: list[str]) -> str:
         """The page so far: what is measured is not lost where a later case is stopped."""
         took = time.perf_counter() - began
         where = [*tools.machine(), f"The run took {took:.0f} s."]
         if busy is not None:
             others = (tools.busy_seconds() - busy) - (tools.own_seconds() - own)
             where.append(f"Others used {max(others, 0) / took:.2f} of the processors meanwhile.")
-        report = _report(rows, [*where, *notes, *rest], chosen.rounds)
+        if unfinished:
+            where.append(f"Not measured to the end: {', '.join(unfinished)}.")
+        report = _report(rows, [*where, *notes], chosen.rounds)
         if page is not None:
             page.write_text(report)
         return report
@@ -70,12 +72,13 @@ def main(words: list[str]) -> int:
         try:
             for entry in CASES[name]():
                 rows += measure(entry, chosen.rounds)
-                keep([f"Stopped in {', '.join([name, *waiting])}."])
+                keep([name, *waiting])
         except Exception as error:  # one broken case must not cost the others' measurements
             traceback.print_exc()
             # other errors' texts may hold paths of this machine, which the page must not
             text = error if isinstance(error, DisagreementError) else type(error).__name__
             notes.append(f"FAILED: {name}: {text}")
+            keep(waiting)
     print(keep([]))
     return 1 if notes else 0
 

@@ -138,7 +138,7 @@ def _columns(path: Any) -> np.ndarray:
 
 
 def _blocks_alone(call: Callable[[], Any]) -> Callable[[], None]:
-    """The compiled blocks that the public call runs, in as many threads, their results unused."""
+    """The compiled blocks that the public call runs, in as many threads, their records unused."""
 
     @cache
     def launches() -> list[list[Any]]:
@@ -147,22 +147,30 @@ def _blocks_alone(call: Callable[[], Any]) -> Callable[[], None]:
         by_thread: dict[int, list[Any]] = {}
         block = job.block
 
-        def noted(*args: Any, **kwargs: Any) -> Any:
-            by_thread.setdefault(threading.get_ident(), []).append((args, kwargs))
-            return block(*args, **kwargs)
+        def noted(plan: Any, feed: Any, start: Any, walk: Any, *args: Any, **kwargs: Any) -> Any:
+            mine = by_thread.setdefault(threading.get_ident(), [])
+            if not mine:  # a block takes over the memory of the walk that it is given
+                mine.append(copied(walk))
+            mine.append((partial(block, plan, feed, start), args, kwargs))
+            return block(plan, feed, start, walk, *args, **kwargs)
 
         noted.trace = block.trace
         with mock.patch.object(job, "block", noted):
             call()
         return list(by_thread.values())
 
+    def copied(walk: Any) -> Any:
+        import jax
+
+        return jax.tree_util.tree_map(lambda leaf: leaf.copy(), walk)
+
     def one_after_the_other(blocks: list[Any]) -> None:
         import jax
 
-        from thalweg import job
-
-        for args, kwargs in blocks:
-            jax.block_until_ready(job.block(*args, **kwargs))
+        walk = copied(blocks[0])
+        for again, args, kwargs in blocks[1:]:
+            walk, *found = again(walk, *args, **kwargs)
+            jax.block_until_ready(found)
 
     def run() -> None:
         from thalweg import backend

@@ -25,9 +25,7 @@ SMALL_PRODUCTS = (
 )
 PLAIN_SGD = (
     "memory is the limit, and ours passes over more of it: the momentum is traced, so that its buffer is "
-    "read and written also where it is 0; the weights are tested for NaN at every step, and copied; and the "
-    "first and the last row of the record take a gradient each, beside the copies that a call makes of its "
-    "ends."
+    "read and written also where it is 0; and the weights are tested for NaN at every step, and copied."
 )
 # Losses of the first steps are compared: rounding grows with them.
 COMPARED, TOLERANCE = 50, 1e-3

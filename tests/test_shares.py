@@ -118,9 +118,9 @@ def test_the_cases_are_not_all_alike(workers):
 def test_the_members_are_shared_out(workers, monkeypatch):
     seen = []
 
-    def counted(plan, feed, walk, *rest, **options):
+    def counted(plan, feed, start, walk, *rest, **options):
         seen.append((threading.get_ident(), len(walk.loss)))
-        return block(plan, feed, walk, *rest, **options)
+        return block(plan, feed, start, walk, *rest, **options)
 
     block = job.block
     counted.trace = block.trace

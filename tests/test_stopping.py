@@ -137,7 +137,7 @@ def test_without_a_rule_nothing_is_added_to_the_program():
     plain = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=20)
     never = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=20, stop={"loss": -1.0})
     xr.testing.assert_equal(plain, never)
-    assert loop.Walk(0, 0, 0, 0, 0, {}, {}, 0, None).stopped_at is None
+    assert loop.Walk(0, 0, 0, 0, {}, {}, 0, None).stopped_at is None
     assert plain.stopped_at == -1
 
 

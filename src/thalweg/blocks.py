@@ -96,7 +96,8 @@ def run(
 
     Args:
         progress: True or False to show a bar or not; None shows one on a terminal, after a second.
-        finished: asked after every block; true ends the job early, as complete.
+        finished: asked after every block; true ends the job early, as complete, with the block that has
+            been launched by then.
 
     Returns:
         The number of units done, and whether Ctrl-C cut the job short.
@@ -123,7 +124,7 @@ def run(
                 size = _next_size(size, pending[1], now - last, most)
                 last = now
                 if finished is not None and finished():
-                    return done, False
+                    total = launched  # what is under way is collected too
             pending = following
         return done, bool(interrupt) and done < total
 

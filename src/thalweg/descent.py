@@ -130,7 +130,7 @@ def descend(
     )
     feeds = Feeds(order, schedules, first)
     job = Job(plan, feeds, who, first, total, every, resume)
-    done, interrupted = job.run(progress)
+    interrupted = job.run(progress)
     settings = _settings(
         optimizer,
         problem,
@@ -143,7 +143,7 @@ def descend(
         first_step=first,
         seed=list(who.seeds) if np.ndim(seed) else who.seeds[0],
     )
-    return job.trajectory(done, interrupted, settings, built_in["batch"])
+    return job.trajectory(interrupted, settings, built_in["batch"])
 
 
 def _check_resumable(resume: Any, problem: Problem, optimizer: Optimizer) -> None:

@@ -7,7 +7,7 @@ Members know nothing of each other: every core has its share of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import xarray as xr
 from thalweg import backend, blocks, names, observables, results, sampling
 from thalweg.ensemble import Members, member_vectors
 from thalweg.errors import InputError
-from thalweg.logbook import Record, storable
+from thalweg.logbook import Record, rows_between, storable
 from thalweg.loop import Feed, Plan, Walk, begin, block, known_turns, row_of
 from thalweg.params import Layout, Params
 from thalweg.programs import runs_alone
@@ -126,16 +126,13 @@ class Job:
         self.shares = list(_shares(plan, who.count, samples))
         feed = feeds.feed(first, 1, 1)
 
-        def arguments(share: Share) -> tuple[Any, ...]:
-            return (
-                share.plan,
-                feed,
-                *self._of(share, (who.starts, self.started, state, diverged)),
-            )
+        def given(share: Share) -> tuple[Any, ...]:
+            return self._of(share, (who.starts, self.started, state, diverged))
 
-        walk = begin.eval_shape(*arguments(self.shares[0]))
-        self._check_memory(walk)
-        shapes = row_of.eval_shape(self.shares[0].plan, feed, walk, np.int32(0), True)[0]
+        one, start = self.shares[0].plan, given(self.shares[0])[1]
+        walk = begin.eval_shape(one, feed, *given(self.shares[0]))
+        self._check_memory(start, walk)
+        shapes = row_of.eval_shape(one, feed, start, walk, np.int32(0), True)[0]
         self.record = Record(shapes, self.layout, who, first, total, every, updates=walk.info)
         row_bytes = max(1, self.record.row_bytes // len(self.shares))
         rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // row_bytes))
@@ -143,15 +140,20 @@ class Job:
         self.most = min(rows * every, steps)
         self.room = -(-self.most // every) + 1
         self.known = known_turns(every, backend.device().platform)
-        if len(self.shares) > 1 and self._runs_alone(walk):
+        if len(self.shares) > 1 and self._runs_alone(start, walk):
             self.shares = [_everyone(plan)]
-        self.walks = [begin(*arguments(share)) for share in self.shares]
+        self.starts, self.walks = [], []
+        for share in self.shares:
+            params, start, *rest = given(share)
+            self.starts.append(jax.device_put(start))
+            params = params if resume is not None else self.starts[-1]
+            self.walks.append(begin(share.plan, feed, params, self.starts[-1], *rest))
 
-    def _runs_alone(self, walk: Walk) -> bool:
+    def _runs_alone(self, start: Params, walk: Walk) -> bool:
         """Whether the block of a share must not run beside another's. It is traced once, for this and to
         be compiled."""
         (feed, *numbers), static = self._block_arguments(0, 1)
-        traced = block.trace(self.shares[0].plan, feed, walk, *numbers, **static)
+        traced = block.trace(self.shares[0].plan, feed, start, walk, *numbers, **static)
         return runs_alone(traced.jaxpr)
 
     def _of(self, share: Share, tree: Any) -> Any:
@@ -172,9 +174,9 @@ class Job:
             *trees,
         )
 
-    def _check_memory(self, walk: Walk) -> None:
-        """The states of all members, each share's like `walk`: on the device before and after a block,
-        and on the host at the end, put together where there are several."""
+    def _check_memory(self, start: Params, walk: Walk) -> None:
+        """The states of all members, each share's like `walk`: on the device, before and after a step, and
+        on the host at the end, put together where there are several."""
 
         def size(tree: Any) -> int:
             return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree_util.tree_leaves(tree))
@@ -183,7 +185,7 @@ class Job:
         shares = len(self.shares)
         copies = 2 if shares == 1 else 3
         blocks.check_memory(
-            shares * (copies * size(walk) + 8 * numbers),
+            shares * (copies * size((start, walk)) + 8 * numbers),
             f"the states of {self.who.count} runs of {self.layout.size} parameters under "
             f"{self.plan.optimizer.name}",
             "run fewer at once, or an optimizer with less state",
@@ -209,8 +211,8 @@ class Job:
         diverged = resume["diverged_at"].transpose(*dims).values.reshape(lead).astype(np.int32)
         return started, layout.unflatten(flat), diverged
 
-    def run(self, progress: bool | None) -> tuple[int, bool]:
-        """Do the steps; at which step the descent ended, and whether Ctrl-C ended it."""
+    def run(self, progress: bool | None) -> bool:
+        """Do the steps; whether Ctrl-C ended the descent."""
         with backend.Threads(min(backend.workers(), len(self.shares))) as self.threads:
             done, interrupted = blocks.run(
                 self.total,
@@ -227,16 +229,9 @@ class Job:
                 known = not interrupted and self.first + done in self.record.steps
                 self.record.end_at(self.first + done)
                 if known:
-                    return done, interrupted
-            # The last row is the first of a block more, whose step is not kept. What it says of the
-            # last iterate is.
-            walks = list(self.walks)
-            self._collect(done, 1, self._launch(done, 1))
-            self.walks = [
-                replace(walk, stopped_at=after.stopped_at)
-                for walk, after in zip(walks, self.walks, strict=True)
-            ]
-        return done, interrupted
+                    return interrupted
+            self._collect(done, 0, self._launch(done, 0))
+        return interrupted
 
     def _end(self) -> int:
         """The step of the last iterate: where all members have stopped, or diverged and one at least
@@ -254,7 +249,7 @@ class Job:
         """What `block` needs, besides the plan and the walk, for `count` steps from `start`."""
         first = self.first + start
         last = first + count
-        rows = 1 + (last - 1) // self.every - first // self.every
+        rows = rows_between(first, last, self.every)
         numbers = map(np.int32, (first, last, self.every, rows))
         feed = self.feeds.feed(first, self.most, count)
         static = {"room": self.room, "dense": self.every == 1, "known": self.known}
@@ -264,9 +259,10 @@ class Job:
         (feed, *numbers), static = self._block_arguments(start, count)
 
         def advance(k: int) -> Any:
-            walk, record = block(self.shares[k].plan, feed, self.walks[k], *numbers, **static)
-            self.walks[k] = walk
-            return walk.diverged_at, walk.stopped_at, record
+            self.walks[k], *found = block(
+                self.shares[k].plan, feed, self.starts[k], self.walks[k], *numbers, **static
+            )
+            return found
 
         return [self.threads.call(k, advance, k) for k in range(len(self.shares))]
 
@@ -288,11 +284,11 @@ class Job:
         return bool((over if stopped_at is None else over | (np.asarray(stopped_at) >= 0)).all())
 
     def trajectory(
-        self, done: int, interrupted: bool, settings: dict[str, Any], with_batches: bool
+        self, interrupted: bool, settings: dict[str, Any], with_batches: bool
     ) -> xr.Dataset:
         """The labelled record."""
         who, walk = self.who, self._all(lambda walk: walk)
-        diverged_at = self._diverged_at(walk, done)
+        diverged_at = np.array(walk.diverged_at).reshape(who.count)
         stopped_at = np.full_like(diverged_at, -1)
         if walk.stopped_at is not None:
             stopped_at = np.asarray(walk.stopped_at).reshape(diverged_at.shape)
@@ -302,13 +298,11 @@ class Job:
             for name, where, values in self.record.variables(diverged_at, stopped_at)
         }
         kept = storable(self.layout.dtype)
-        start = self._vectors(self.layout, self.started, shape).astype(kept)
-        data["start"] = (("param", *dims), start)
-        final = self._vectors(self.layout, walk.params, shape).astype(kept)
+        data["start"] = (("param", *dims), self._vectors(self.started, kept))
+        final = self._vectors(walk.params, kept)
         final[..., (diverged_at >= 0).reshape(shape)] = np.nan
         data["final"] = (("param", *dims), final)
-        state = self._vectors(Layout.of(self._one(walk.state)), walk.state, shape)
-        data["optimizer_state"] = (("state", *dims), state.astype(np.float64))
+        data["optimizer_state"] = (("state", *dims), self._vectors(walk.state, np.float64))
         status = np.full(diverged_at.shape, "interrupted" if interrupted else "completed")
         status = np.where(stopped_at >= 0, "converged", status)
         status = np.where(diverged_at >= 0, "diverged", status)
@@ -340,17 +334,8 @@ class Job:
             return {} if np.any(kept, axis=0).all() else {"note": observables.OF_ZERO}
         if seen is None or not observables.is_relative_to_start(seen):
             return {}
-        norms = np.linalg.norm(self._vectors(self.layout, self.started, self.who.shape), axis=0)
+        norms = np.linalg.norm(self._vectors(self.started, self.layout.dtype), axis=0)
         return {"note": observables.FROM_ZERO} if (norms == 0).any() else {}
-
-    def _diverged_at(self, walk: Walk, done: int) -> np.ndarray:
-        """When each member left the finite numbers; the loop has not tested the last iterate."""
-        diverged_at = np.array(walk.diverged_at).reshape(self.who.count)
-        lead = (self.who.count, -1)
-        finite = np.isfinite(np.asarray(walk.loss)).reshape(self.who.count)
-        for leaf in jax.tree_util.tree_leaves(walk.params):
-            finite = finite & np.isfinite(np.asarray(leaf)).reshape(lead).all(axis=1)
-        return np.where((diverged_at < 0) & ~finite, self.first + done, diverged_at)
 
     def _one(self, tree: Any) -> Any:
         """The shapes of one member's part of `tree`."""
@@ -359,11 +344,16 @@ class Job:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape[lead:], leaf.dtype), tree
         )
 
-    def _vectors(self, layout: Layout, tree: Any, shape: tuple[int, ...]) -> np.ndarray:
-        """`tree` as vectors (size, *members)."""
-        host = jax.tree_util.tree_map(np.asarray, tree)
-        vectors = layout.flatten(host, lead=int(self.who.batched))
-        return np.array(np.asarray(vectors).T).reshape(layout.size, *shape)
+    def _vectors(self, tree: Any, dtype: Any) -> np.ndarray:
+        """`tree` as vectors (size, *members), on the host, each number copied once."""
+        count = self.who.count
+        rows = [np.asarray(leaf).reshape(count, -1) for leaf in jax.tree_util.tree_leaves(tree)]
+        vectors = np.empty((sum(row.shape[1] for row in rows), count), dtype)
+        end = 0
+        for row in rows:
+            begin, end = end, end + row.shape[1]
+            vectors[begin:end] = row.T
+        return vectors.reshape(-1, *self.who.shape)
 
     def _batches(self) -> tuple[tuple[str, ...], np.ndarray]:
         """The sample indices of the recorded steps' batches; −1 where a batch is smaller."""

@@ -89,13 +89,13 @@ class Record:
     def fill(
         self, first: int, last: int, rows: Any, members: slice = slice(None), again: int = 0
     ) -> None:
-        """Take the rows of a block from step `first` up to `last`, of some of the members; the first
-        `again` of them are there already.
+        """Take the rows of a block from step `first` up to `last`, or that of `last` alone, of some of the
+        members; the first `again` of them are there already.
 
         The device has recorded `first` and the multiples of `every` after it. Where a block begins
         between two of them, its first row was not asked for.
         """
-        count = 1 + (last - 1) // self.every - first // self.every
+        count = rows_between(first, last, self.every)
         start = int(np.searchsorted(self.steps, first))
         skipped = int(start == len(self.steps) or self.steps[start] != first)
         asked = count - skipped
@@ -127,6 +127,12 @@ class Record:
                 results.mask_from(column.values, self.steps, stopped_at, after=1)
             values = column.values.reshape(len(self.steps), *column.shape, *self.who.shape)
             yield column.name, ("step", *column.dims, *self.who.dims), values
+
+
+def rows_between(first: int, last: int, every: int) -> int:
+    """How many rows a block records from step `first` up to `last`: at `first`, and at the multiples of
+    `every` after it."""
+    return 1 + max(last - 1, first) // every - first // every
 
 
 def _columns(

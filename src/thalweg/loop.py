@@ -94,10 +94,9 @@ class Feed:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Walk:
-    """One member between two steps."""
+    """One member between two steps: what a block takes over, and gives back in the same memory."""
 
     params: Params
-    start: Params
     state: Any
     loss: Any
     grad: Params
@@ -106,9 +105,11 @@ class Walk:
     diverged_at: Any
     stopped_at: Any  # None in a descent without a stopping rule
 
-    def at(self, plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, step: Any) -> At:
+    def at(
+        self, plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, start: Params, step: Any
+    ) -> At:
         batch = feed.batch(plan.problem, lane, step)
-        own = (self.params, self.start, self.loss, self.grad, step)
+        own = (self.params, start, self.loss, self.grad, step)
         return At(plan.problem, batch, *own, feed.scheduled(optimizer, step), self.state)
 
 
@@ -116,7 +117,9 @@ class Walk:
 def begin(
     plan: Plan, feed: Feed, params: Params, start: Params, state: Any, diverged_at: Any
 ) -> Walk:
-    """The members before their first step; `state` is None unless a descent goes on."""
+    """The members before their first step; `state` is None unless a descent goes on. The walk's arrays are
+    its own, also where they are what was given."""
+    params, state, diverged_at = jax.tree_util.tree_map(jnp.copy, (params, state, diverged_at))
 
     def one(
         optimizer: Optimizer, lane: Any, params: Params, start: Params, state: Any, diverged_at: Any
@@ -125,8 +128,8 @@ def begin(
         loss, grad = value_and_gradient(feed.batch(plan.problem, lane, feed.start), params)
         state = optimizer.init(params) if state is None else state
         stopped_at = None if plan.stop is None else jnp.int32(-1)
-        walk = Walk(params, start, state, loss, grad, {}, {}, diverged_at, stopped_at)
-        at = walk.at(plan, feed, optimizer, lane, feed.start)
+        walk = Walk(params, state, loss, grad, {}, {}, diverged_at, stopped_at)
+        at = walk.at(plan, feed, optimizer, lane, start, feed.start)
         info = jax.eval_shape(optimizer.update, at, params, state, feed.start)[2]
         if plan.stop is not None:
             plan.stop.check(at, info)
@@ -171,11 +174,12 @@ def known_turns(every: int, platform: str) -> int:
     return _TURNS if every == 1 else every // -(-every // _TURNS)
 
 
-@partial(jax.jit, static_argnames=("room", "dense", "known"))
+@partial(jax.jit, static_argnames=("room", "dense", "known"), donate_argnames="walk")
 @vectorised
 def block(
     plan: Plan,
     feed: Feed,
+    start: Params,
     walk: Walk,
     first: Any,
     last: Any,
@@ -184,26 +188,35 @@ def block(
     room: int,
     dense: bool,
     known: int,
-) -> tuple[Walk, Any]:
+) -> tuple[Walk, Any, Any, Any]:
     """Advance from step `first` to step `last`.
 
     Rows are recorded at `first` and at each multiple of `every` after it, before `last`: `rows` of
-    them, in a record with room for `room`. The host knows which of them were asked for. `dense` says
-    that every step is recorded, which spares a loop in the loop. `known` are `known_turns`.
+    them, in a record with room for `room`. The host knows which of them were asked for. Where `last` is
+    `first`, the descent ends: one row is recorded, and who diverged or stopped there is noted, as an
+    update would. `dense` says that every step is recorded, which spares a loop in the loop. `known` are
+    `known_turns`.
+
+    Returns:
+        The walk, in the memory of the one given; when its members diverged and stopped; the record.
     """
-    advance = plan.over_members(partial(_advance, plan, feed), 0, None)
+    ends = first == last
+
+    def advance(walk: Walk, step: Any) -> Walk:
+        return plan.over_members(partial(_advance, plan, feed), 0, 0, None)(start, walk, step)
+
     # Such a question as well
     if plan.stop is not None and not known:
         advance = partial(_unless_over, advance)
 
+    def recorded(row: Any, walk: Walk, step: Any, record: Any) -> tuple[Any, Any]:
+        values, memory = row_of(plan, feed, start, walk, step, step % every == 0)
+        put = partial(jax.lax.dynamic_update_index_in_dim, index=row, axis=0)
+        return jax.tree_util.tree_map(put, record, values), memory
+
     def record_then_advance(row: Any, carry: Any) -> Any:
         step, walk, record = carry
-        values, memory = row_of(plan, feed, walk, step, step % every == 0)
-        record = jax.tree_util.tree_map(
-            lambda rows, value: jax.lax.dynamic_update_index_in_dim(rows, value, row, 0),
-            record,
-            values,
-        )
+        record, memory = recorded(row, walk, step, record)
         walk = replace(walk, memory=memory)
         if dense:
             return step + 1, advance(walk, step), record
@@ -211,11 +224,22 @@ def block(
         walk = _repeated(step, following, lambda t, w: advance(w, t), walk, known)
         return following, walk, record
 
-    shapes = row_of.eval_shape(plan, feed, walk, first, True)[0]
+    shapes = row_of.eval_shape(plan, feed, start, walk, first, True)[0]
     record = jax.tree_util.tree_map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shapes)
+    turns = jnp.where(ends, 0, rows) if dense else rows
     outer = known if dense else 0
-    _, walk, record = _repeated(0, rows, record_then_advance, (first, walk, record), outer)
-    return walk, record
+    _, walk, record = _repeated(0, turns, record_then_advance, (first, walk, record), outer)
+    if dense:
+        record = jax.lax.fori_loop(
+            0, ends.astype(int), lambda row, record: recorded(row, walk, first, record)[0], record
+        )
+    over = jax.lax.cond(
+        ends,
+        lambda: plan.over_members(partial(_over, plan, feed), 0, 0, None)(start, walk, last),
+        lambda: (walk.diverged_at, walk.stopped_at),
+    )
+    walk = replace(walk, diverged_at=over[0], stopped_at=over[1])
+    return walk, *over, record
 
 
 def _repeated(
@@ -236,30 +260,43 @@ def _repeated(
 
 @jax.jit
 def row_of(
-    plan: Plan, feed: Feed, walk: Walk, step: Any, counts: Any
+    plan: Plan, feed: Feed, start: Params, walk: Walk, step: Any, counts: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """One row of the record, of all members."""
-    return plan.over_members(partial(_observe, plan, feed), 0, None, None)(walk, step, counts)
+    observe = plan.over_members(partial(_observe, plan, feed), 0, 0, None, None)
+    return observe(start, walk, step, counts)
 
 
 def _advance(
-    plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, walk: Walk, step: Any
+    plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, start: Params, walk: Walk, step: Any
 ) -> Walk:
     """One update, and loss and gradient at the new iterate on the next step's batch."""
-    at = walk.at(plan, feed, optimizer, lane, step)
+    at = walk.at(plan, feed, optimizer, lane, start, step)
     memory = {
         name: seen.measure(at, walk.memory[name])[1] if seen.every_step else walk.memory[name]
         for name, seen in plan.observed.items()
     }
-    # The current iterate is tested, not the new one: its loss and parameters are at hand.
+    diverged_at, stopped_at = _over(plan, feed, optimizer, lane, start, walk, step)
+    params, state, info = at.optimizer.update(at, walk.params, walk.state, step)
+    loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), params)
+    moved = Walk(params, state, loss, grad, info, memory, diverged_at, stopped_at)
+    return moved if plan.stop is None else _unless_stopped(walk, moved)
+
+
+def _over(
+    plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, start: Params, walk: Walk, step: Any
+) -> tuple[Any, Any]:
+    """When the member left the finite numbers, and when it stopped; −1 if it has not. The current iterate
+    is tested, and not the one that follows: its loss and parameters are at hand."""
     finite = jnp.isfinite(walk.loss)
     for leaf in jax.tree_util.tree_leaves(walk.params):
         finite &= jnp.isfinite(leaf).all()
     diverged_at = jnp.where((walk.diverged_at < 0) & ~finite, step, walk.diverged_at)
-    params, state, info = at.optimizer.update(at, walk.params, walk.state, step)
-    loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), params)
-    moved = Walk(params, walk.start, state, loss, grad, info, memory, diverged_at, walk.stopped_at)
-    return moved if plan.stop is None else _unless_stopped(plan.stop, at, walk, moved)
+    if plan.stop is None:
+        return diverged_at, None
+    at = walk.at(plan, feed, optimizer, lane, start, step)
+    arrives = plan.stop.met(at, walk.info) & (walk.stopped_at < 0) & (diverged_at < 0)
+    return diverged_at, jnp.where(arrives, step, walk.stopped_at)
 
 
 def _unless_over(advance: Callable[..., Walk], walk: Walk, step: Any) -> Walk:
@@ -268,11 +305,9 @@ def _unless_over(advance: Callable[..., Walk], walk: Walk, step: Any) -> Walk:
     return jax.lax.cond(over, lambda: walk, lambda: advance(walk, step))
 
 
-def _unless_stopped(stop: Stop, at: At, walk: Walk, moved: Walk) -> Walk:
+def _unless_stopped(walk: Walk, moved: Walk) -> Walk:
     """`moved`, or `walk` as it was where the member had arrived."""
-    arrives = stop.met(at, walk.info) & (walk.stopped_at < 0) & (moved.diverged_at < 0)
-    stopped_at = jnp.where(arrives, at.step, walk.stopped_at)
-    stays = stopped_at >= 0
+    stays = moved.stopped_at >= 0
     kept = ("params", "state", "loss", "grad", "info", "memory")
     chosen = {
         name: jax.tree_util.tree_map(
@@ -280,14 +315,21 @@ def _unless_stopped(stop: Stop, at: At, walk: Walk, moved: Walk) -> Walk:
         )
         for name in kept
     }
-    return replace(moved, stopped_at=stopped_at, **chosen)
+    return replace(moved, **chosen)
 
 
 def _observe(
-    plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, walk: Walk, step: Any, counts: Any
+    plan: Plan,
+    feed: Feed,
+    optimizer: Optimizer,
+    lane: Any,
+    start: Params,
+    walk: Walk,
+    step: Any,
+    counts: Any,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is recorded at a step, and the observables' states after it if the row counts."""
-    at = walk.at(plan, feed, optimizer, lane, step)
+    at = walk.at(plan, feed, optimizer, lane, start, step)
     counts = counts if plan.stop is None else counts & (walk.stopped_at < 0)
     own = {"params": walk.params, "loss": walk.loss, "grad": walk.grad}
     values: dict[str, Any] = {name: own[name] for name in plan.kept} | walk.info
