@@ -463,3 +463,14 @@ def test_products_in_batches_are_those_of_the_dense_matrix(count, monkeypatch):
     scaled = dense_hessian(problem) / np.sqrt(np.outer(scales, scales))
     scaled_columns = operator.preconditioned(scales) @ columns
     np.testing.assert_allclose(scaled_columns, scaled @ columns, atol=1e-12)
+
+
+def test_a_longer_search_compiles_no_more_programs(compilations):
+    diagonal = jnp.arange(1.0, 61.0)
+    times = jax.jit(lambda v: diagonal * v)
+    counts = []
+    for steps in (11, 37):  # whatever other tests have compiled, it was not of these lengths
+        compilations.clear()
+        lanczos.projected(times, jnp.ones(60), steps, jax.random.key(0))
+        counts.append(len(compilations))
+    assert counts[1] <= counts[0]

@@ -140,6 +140,9 @@ class Job:
         self.most = min(rows * every, steps)
         self.room = -(-self.most // every) + 1
         self.known = known_turns(every, backend.device().platform)
+        # A dense block has the row in it twice: of users' observables that takes long to compile, and spares
+        # less than a microsecond a step, unless it is a GPU that is asked after each turn of a loop.
+        self.dense = every == 1 and (self.known > 0 or not plan.observed)
         if len(self.shares) > 1 and self._runs_alone(start, walk):
             self.shares = [_everyone(plan)]
         self.starts, self.walks = [], []
@@ -252,8 +255,7 @@ class Job:
         rows = rows_between(first, last, self.every)
         numbers = map(np.int32, (first, last, self.every, rows))
         feed = self.feeds.feed(first, self.most, count)
-        static = {"room": self.room, "dense": self.every == 1, "known": self.known}
-        return (feed, *numbers), static
+        return (feed, *numbers), {"room": self.room, "dense": self.dense, "known": self.known}
 
     def _launch(self, start: int, count: int) -> list[Callable[[], Any]]:
         (feed, *numbers), static = self._block_arguments(start, count)

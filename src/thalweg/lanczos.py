@@ -135,7 +135,8 @@ class _Search:
                 basis, coefficients, left = absorb(
                     basis, image, locked + j + 1, scale, jax.random.fold_in(self.key, products)
                 )
-                projected[: j + 1, j] = np.asarray(coefficients[locked : locked + j + 1])
+                # cut on the host: JAX would compile a program for each length
+                projected[: j + 1, j] = np.asarray(coefficients)[locked : locked + j + 1]
                 if not np.isfinite(projected[: j + 1, j]).all():
                     return _nothing(count, self.size, self.before + products)
             values, vectors = np.linalg.eigh(projected, UPLO="U")
@@ -233,7 +234,7 @@ def projected(
         told(j + 1)
         scale = max(scale, float(jnp.linalg.norm(image)))
         basis, column, _ = absorb(basis, image, j + 1, scale, jax.random.fold_in(key, j))
-        columns[: j + 1, j] = np.asarray(column[: j + 1])
+        columns[: j + 1, j] = np.asarray(column)[: j + 1]
         if not np.isfinite(columns[: j + 1, j]).all():
             return np.full(columns.shape, np.nan)
     return np.triu(columns) + np.triu(columns, 1).T
