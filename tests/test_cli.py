@@ -19,10 +19,12 @@ def _own_cache(tmp_path_factory, monkeypatch):
     """The command keeps compiled programs in the user's cache folder; tests have their own."""
     import jax
 
-    before = jax.config.jax_compilation_cache_dir
+    names = ("jax_compilation_cache_dir", "jax_platforms")
+    before = {name: getattr(jax.config, name) for name in names}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     yield
-    jax.config.update("jax_compilation_cache_dir", before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def thalweg(*arguments):
@@ -392,3 +394,16 @@ def test_a_failed_run_leaves_what_was_there(diabetes, tmp_path, monkeypatch):
     assert "No space left" in line
     assert before == {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
     assert sorted(os.listdir(tmp_path)) == ["diabetes.csv", "fit"]
+
+
+@pytest.mark.parametrize(("asked", "got"), [("", "cpu"), ("cuda,cpu", "cuda,cpu")])
+def test_it_computes_on_the_processor_unless_told_otherwise(asked, got):
+    code = (
+        "import jax; from thalweg.cli import _own_process\n"
+        "with _own_process(): print(jax.config.jax_platforms)"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": asked}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == got

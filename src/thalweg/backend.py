@@ -68,6 +68,16 @@ def keep_compiled(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def prefer_cpu() -> None:
+    """Compute on the processor, whatever there is, unless `JAX_PLATFORMS` names something.
+
+    For programs that own their process and whose models are small: on a GPU their steps would take longer
+    to begin than they take here, and JAX would reserve most of its memory.
+    """
+    if not setting("platforms"):
+        jax.config.update("jax_platforms", "cpu")
+
+
 def workers() -> int:
     """How many programs run best side by side: on the CPU as many as there are cores. An operation that
     all cores share ends with the slowest of them; programs with a core each wait for no other."""

@@ -280,13 +280,14 @@ def _run_and_write(make: Callable[[], Any], out: Path) -> Any:
 
 @contextmanager
 def _own_process() -> Iterator[None]:
-    """What a program that owns its process may decide: compiled programs are kept for the next run,
-    and LAPACK has one thread, since its threads on a busy machine wait for each other (fifty times
-    slower, as measured) and are worth little on matrices as small as these."""
+    """What a program that owns its process may decide: studies run on the processor, compiled programs
+    are kept for the next run, and LAPACK has one thread, since its threads on a busy machine wait for each
+    other (fifty times slower, as measured) and are worth little on matrices as small as these."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from thalweg import backend
 
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    backend.prefer_cpu()
     backend.keep_compiled(Path(cache) / "thalweg" / "compiled")
     import matplotlib
 
