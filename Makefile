@@ -14,8 +14,9 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 # `make test OPTIMIZED=1` runs what users run, in nearly twice the time.
 # XLA ends at a flag that it does not know; the second went with JAX 0.11.
 KNOWN = XLA_FLAGS=$(flag) $(BIN)/python -c 'import jax; jax.devices()' 2>/dev/null && echo $(flag)
-FLAGS = $(foreach flag,--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false,$(shell $(KNOWN)))
-QUICKLY = $(if $(OPTIMIZED),,XLA_FLAGS="$(XLA_FLAGS) $(FLAGS)")
+QUICK := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
+FLAGS = $(eval FLAGS := $(strip $(foreach flag,$(QUICK),$(shell $(KNOWN)))))$(FLAGS)
+QUICKLY = $(if $(OPTIMIZED),,$(if $(FLAGS),XLA_FLAGS="$(XLA_FLAGS) $(FLAGS)"))
 
 test: .venv/tests-installed
 	$(QUICKLY) $(PYTEST) -m "not docs"

@@ -48,11 +48,13 @@ def main(words: list[str]) -> int:
     page = None
     if not chosen.names:
         page = Path(__file__).with_name("results-gpu.md" if tools.on_gpu() else "results.md")
+    partial = Path(__file__).with_name("partial.md")
     began, busy, own = time.perf_counter(), tools.busy_seconds(), tools.own_seconds()
     rows, notes = [], []
 
     def keep(unfinished: list[str]) -> str:
-        """The page so far: what is measured is not lost where a later case is stopped."""
+        """The page so far, beside the one that there is: what is measured is not lost where a later case is
+        stopped."""
         took = time.perf_counter() - began
         where = [*tools.machine(), f"The run took {took:.0f} s."]
         if busy is not None:
@@ -62,7 +64,7 @@ def main(words: list[str]) -> int:
             where.append(f"Not measured to the end: {', '.join(unfinished)}.")
         report = _report(rows, [*where, *notes], chosen.rounds)
         if page is not None:
-            page.write_text(report)
+            partial.write_text(report)
         return report
 
     waiting = chosen.names or _in_order()
@@ -80,6 +82,8 @@ def main(words: list[str]) -> int:
             notes.append(f"FAILED: {name}: {text}")
             keep(waiting)
     print(keep([]))
+    if page is not None:
+        partial.replace(page)
     return 1 if notes else 0
 
 

@@ -34,6 +34,10 @@ def by_hand(batches, lr, steps, loss="mse", start=(-3.0, 6.0)):
 FULL = [np.arange(50)]
 
 
+def half_square(w):
+    return (w**2).sum() / 2
+
+
 def test_full_batch_descent_equals_the_loop_by_hand():
     path = tw.descend(line_problem(), tw.SGD(lr=0.1), steps=40)
     iterates, losses = by_hand(FULL, 0.1, 40)
@@ -287,6 +291,29 @@ def test_a_gpus_loops_take_the_same_steps(every, stop, monkeypatch):
     xr.testing.assert_allclose(known.drop_vars(state), plain.drop_vars(state), rtol=1e-12)
 
 
+def test_blocks_work_in_the_memory_of_the_first_and_leave_the_users_alone(monkeypatch):
+    given = jnp.arange(1.0, 10_001.0)
+    seen = []
+
+    def noted(plan, feed, start, walk, *rest, **static):
+        seen.append([leaf.unsafe_buffer_pointer() for leaf in (walk.params, walk.grad)])
+        return block(plan, feed, start, walk, *rest, **static)
+
+    block = job.block
+    monkeypatch.setattr(job, "block", noted)
+    monkeypatch.setattr(job, "_MOST_ROWS", 5)
+    problem = tw.Problem.from_function(half_square, params=given)
+    start = {"begun": (lambda at: at.start, lambda at, begun: (begun.sum(), begun))}
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=20, record={"params": False, **start})
+    assert len(seen) > 4
+    own = {pointer for pointers in seen for pointer in pointers}
+    assert len(own) <= 3  # what XLA exchanges among them
+    assert problem.params.unsafe_buffer_pointer() not in own
+    np.testing.assert_array_equal(given, np.arange(1.0, 10_001.0))
+    np.testing.assert_array_equal(path.begun, given.sum())
+    np.testing.assert_allclose(path.final, 0.9**20 * given, rtol=1e-12)
+
+
 def test_many_blocks_equal_one(monkeypatch):
     whole = tw.descend(line_problem(), tw.SGD(lr=0.01, momentum=0.5), steps=500, every=3)
     monkeypatch.setattr(job, "_MOST_ROWS", 5)
@@ -396,6 +423,17 @@ def test_schedules_are_called_for_every_step():
         w = w - 0.2 / (t + 1) * np.array([2 * dx + dy, 6 * dy + dx])
     np.testing.assert_allclose(path.final, w, rtol=1e-12)
     np.testing.assert_allclose(path["schedule_lr"], 0.2 / np.arange(1, 31))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 20])
+def test_the_last_iterate_keeps_the_last_updates_hyperparameters(steps):
+    record = {"lr": lambda at: at.optimizer.lr}
+    path = tw.descend(
+        bowl_problem(), tw.SGD(lr=lambda t: 0.2 / (t + 1)), steps=steps, record=record
+    )
+    updates = 0.2 / np.arange(1, steps + 1)
+    last = updates[-1:] if steps else [np.nan]  # where there was no update
+    np.testing.assert_allclose(path.lr, [*updates, *last])
 
 
 # Failure is data -----------------------------------------------------------------------------

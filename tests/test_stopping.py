@@ -131,13 +131,21 @@ def test_thresholds_compile_nothing(compilations):
     assert len(compilations) == seen
 
 
-def test_without_a_rule_nothing_is_added_to_the_program():
-    from thalweg import loop
+def test_without_a_rule_nothing_is_added_to_the_program(monkeypatch):
+    asked = []
 
+    def seen(plan, feed, start, walk, *rest, **static):
+        asked.append(walk.stopped_at is not None)
+        return block(plan, feed, start, walk, *rest, **static)
+
+    block = job.block
+    monkeypatch.setattr(job, "block", seen)
     plain = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=20)
+    assert not any(asked)
+    asked.clear()
     never = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=20, stop={"loss": -1.0})
+    assert all(asked)
     xr.testing.assert_equal(plain, never)
-    assert loop.Walk(0, 0, 0, 0, {}, {}, 0, None).stopped_at is None
     assert plain.stopped_at == -1
 
 

@@ -48,7 +48,8 @@ class Feeds:
         return max(1, order + 8 * len(self.schedules))
 
     def feed(self, start: int, room: int, count: int) -> Feed:
-        """The tables of `count` steps from `start`, and of the step after them, with room for `room`.
+        """The tables of `count` steps from `start`, and of the step after them, with room for `room`. The
+        last iterate, which no update follows, keeps the hyperparameters of the last update.
 
         An epoch's order costs the host as much as its steps cost the device: only what a block uses
         is made, and the rest is zeros.
@@ -63,10 +64,9 @@ class Feeds:
         offset = start - self.first
         tables = {}
         for name, table in self.schedules.items():
-            padded = np.zeros(room + 1)
             part = table[offset : offset + room + 1]
-            padded[: len(part)] = part
-            tables[name] = padded
+            last = table[-1] if len(table) else np.nan
+            tables[name] = np.concatenate([part, np.full(room + 1 - len(part), last)])
         return Feed(np.int32(start), tables, index, used)
 
 

@@ -117,9 +117,7 @@ class Walk:
 def begin(
     plan: Plan, feed: Feed, params: Params, start: Params, state: Any, diverged_at: Any
 ) -> Walk:
-    """The members before their first step; `state` is None unless a descent goes on. The walk's arrays are
-    its own, also where they are what was given."""
-    params, state, diverged_at = jax.tree_util.tree_map(jnp.copy, (params, state, diverged_at))
+    """The members before their first step; `state` is None unless a descent goes on."""
 
     def one(
         optimizer: Optimizer, lane: Any, params: Params, start: Params, state: Any, diverged_at: Any
@@ -137,7 +135,9 @@ def begin(
         return replace(walk, info=jax.tree_util.tree_map(_unknown, info), memory=memory)
 
     over = None if state is None else 0
-    return plan.over_members(one, 0, 0, over, 0)(params, start, state, diverged_at)
+    walk = plan.over_members(one, 0, 0, over, 0)(params, start, state, diverged_at)
+    # A block takes over the walk's memory: none of it may be that of what was given.
+    return jax.tree_util.tree_map(jnp.copy, walk)
 
 
 def _first_state(name: str, seen: Any, at: At) -> Any:
@@ -205,7 +205,7 @@ def block(
     def advance(walk: Walk, step: Any) -> Walk:
         return plan.over_members(partial(_advance, plan, feed), 0, 0, None)(start, walk, step)
 
-    # Such a question as well
+    # On a GPU the host would be asked about this condition as well
     if plan.stop is not None and not known:
         advance = partial(_unless_over, advance)
 
