@@ -60,14 +60,26 @@ JOBS: dict[str, tuple[str, int, Callable[[int], Callable[[], Any]]]] = {
     "samples": ("16 × 16 grid points", 10**8, lambda n: _landscape(16, n)),
     "parameters": ("10 steps on 16 samples", 10**8, _network),
 }
-# What is known of slopes that are not one
+PAGES = (
+    "the system gives a process that much memory slowly, and more slowly where it has taken it back from "
+    "the process before: the first pass over 763 MiB takes many times as long as the second"
+)
+# What is known of slopes that are not one, of the time and of the memory
 WHY = {
-    "runs": "a call's fixed costs are still a part of the time of the last decade's least size.",
-    "grid points": (
-        "beyond the result, 8 bytes a point, a landscape works in some 40 to 60 MiB that do not grow: beside "
-        "them the 76 MiB of the last decade's least result are not much."
+    "runs": (
+        "a call's fixed costs are still a part of the time of the last decade's least size.",
+        "",
     ),
-    "parameters": "the caches hold the least of the last decade's networks in part, and the largest not.",
+    "grid points": (
+        f"{PAGES}.",
+        "beyond the result, 8 bytes a point, a landscape works in some 40 to 60 MiB that do not grow: beside "
+        "them the 76 MiB of the last decade's least result are not much.",
+    ),
+    "parameters": (
+        "the caches hold the least of the last decade's networks in part, and the largest not; and "
+        f"{PAGES}.",
+        "",
+    ),
 }
 
 
@@ -81,7 +93,7 @@ def growth() -> Iterator[Growth]:
         taken, peaks = zip(*measured, strict=True)
         # What a process of the least size holds is there anyway: Python, JAX, the compiled program
         held = [peak - peaks[0] for peak in peaks]
-        found.append(Growth(what, else_, sizes, list(taken), held, WHY.get(what, "")))
+        found.append(Growth(what, else_, sizes, list(taken), held, WHY.get(what, ("", ""))))
         _draw(found)
         yield found[-1]
 

@@ -78,7 +78,7 @@ class Growth:
     sizes: Sequence[int]
     seconds: Sequence[float]
     mib: Sequence[float]  # beyond what there is at the least size
-    why: str = ""
+    why: tuple[str, str] = ("", "")  # what is known of slopes that are not one
 
     def slope(self, values: Sequence[float]) -> float:
         """d log value / d log size over the last decade, by least squares."""
@@ -192,9 +192,9 @@ def _gauge(gauge: Gauge, rounds: int) -> Row:
 def _growth(growth: Growth) -> list[Row]:
     title = f"growth with {growth.what}: {growth.rest}"
     rows = []
-    for name, values, text in (
-        ("time of a warm call", growth.seconds, seconds),
-        ("memory over that of the least size", growth.mib, mebibytes),
+    for name, values, text, why in (
+        ("time of a warm call", growth.seconds, seconds, growth.why[0]),
+        ("memory over that of the least size", growth.mib, mebibytes, growth.why[1]),
     ):
         slope = growth.slope(values)
         rows.append(
@@ -207,7 +207,7 @@ def _growth(growth: Growth) -> list[Row]:
                 "",
                 _verdict(f"slope {slope:.2f}, 0.9 to 1.1", 0.9 <= slope <= 1.1),
                 "",
-                growth.why,
+                why,
             )
         )
     return rows
