@@ -30,7 +30,7 @@ _FEW_NUMBERS = 256  # parameters and samples of all members
 # be left to fill vectors and products.
 _MANY_NUMBERS = 2**17
 _MANY_MEMBERS = 1024
-_BLOCK_BYTES = 8 * 2**20  # of a share's rows, or of tables, in a block: what the caches hold
+_BLOCK_BYTES = 4 * 2**20  # of a share's rows, or of tables, in a block: what the caches hold
 
 
 @dataclass(frozen=True)
