@@ -511,6 +511,21 @@ def test_ctrl_c_returns_what_was_computed(monkeypatch):
     assert list(on.step.values) == [last, last + 1, last + 2]
 
 
+@pytest.mark.parametrize("late", ["_collect", "trajectory"])
+def test_ctrl_c_at_the_very_end_loses_nothing(late, monkeypatch):
+    original = getattr(job.Job, late)
+
+    def press(self, *arguments):
+        if late == "trajectory" or arguments[1] == 0:  # the last row, after all steps
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(job.Job, late, press)
+    path = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=20)
+    assert path.status == "completed"
+    assert path.sizes["step"] == 21
+
+
 # Compilations ----------------------------------------------------------------------------------
 
 

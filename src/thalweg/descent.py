@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from thalweg import inputs, observables, results, sampling, stopping
+from thalweg import blocks, inputs, observables, results, sampling, stopping
 from thalweg.ensemble import Members, check_same_parameters, members
 from thalweg.errors import InputError
 from thalweg.job import Feeds, Job
@@ -130,7 +130,6 @@ def descend(
     )
     feeds = Feeds(order, schedules, first)
     job = Job(plan, feeds, who, first, total, every, resume)
-    interrupted = job.run(progress)
     settings = _settings(
         optimizer,
         problem,
@@ -143,7 +142,9 @@ def descend(
         first_step=first,
         seed=list(who.seeds) if np.ndim(seed) else who.seeds[0],
     )
-    return job.trajectory(interrupted, settings, built_in["batch"])
+    with blocks.interruptible():  # Ctrl-C while the record is put together would cost all of it
+        interrupted = job.run(progress)
+        return job.trajectory(interrupted, settings, built_in["batch"])
 
 
 def _check_resumable(resume: Any, problem: Problem, optimizer: Optimizer) -> None:

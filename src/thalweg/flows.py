@@ -103,9 +103,6 @@ def gradient_flow(
         kept=tuple(name for name in ("params", "loss", "grad") if built_in[name]),
     )
     job = _Job(flow, who, saved)
-    interrupted = job.run(progress)
-    if solver == "auto" and not interrupted and double.size <= _FEW_PARAMETERS:
-        interrupted = job.go_over_with(STIFF, progress)
     settings = {
         "flow": {
             "rtol": float(rtol),
@@ -119,7 +116,11 @@ def gradient_flow(
         "record": observables.names(built_in, observed),
         "seed": list(who.seeds) if np.ndim(seed) else who.seeds[0],
     }
-    return job.trajectory(interrupted, settings)
+    with blocks.interruptible():  # Ctrl-C while the record is put together would cost all of it
+        interrupted = job.run(progress)
+        if solver == "auto" and not interrupted and double.size <= _FEW_PARAMETERS:
+            interrupted = job.go_over_with(STIFF, progress)
+        return job.trajectory(interrupted, settings)
 
 
 def flow_again(path: xr.Dataset) -> xr.Dataset:
