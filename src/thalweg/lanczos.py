@@ -281,9 +281,8 @@ def orthonormal(rows: Any) -> Any:
     take half of the processor from the products that follow.
     """
     for _ in range(2):
-        products = jnp.einsum(
-            "ip,jp->ij", rows, rows, precision="highest", preferred_element_type=float
-        )
+        wide = rows.astype(float)  # by preferred_element_type a GPU would widen the result alone
+        products = wide @ wide.T
         values, vectors = jnp.linalg.eigh(products)
         there = values > len(rows) * jnp.finfo(products.dtype).eps * values[-1]
         lengths = jnp.where(there, values, 1) ** 0.5
