@@ -511,13 +511,12 @@ def test_ctrl_c_returns_what_was_computed(monkeypatch):
     assert list(on.step.values) == [last, last + 1, last + 2]
 
 
-@pytest.mark.parametrize("late", ["_collect", "trajectory"])
+@pytest.mark.parametrize("late", ["_end", "trajectory"])
 def test_ctrl_c_at_the_very_end_loses_nothing(late, monkeypatch):
     original = getattr(job.Job, late)
 
     def press(self, *arguments):
-        if late == "trajectory" or arguments[1] == 0:  # the last row, after all steps
-            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
         return original(self, *arguments)
 
     monkeypatch.setattr(job.Job, late, press)

@@ -17,7 +17,7 @@ import xarray as xr
 from thalweg import backend, blocks, names, observables, results, sampling
 from thalweg.ensemble import Members, member_vectors
 from thalweg.errors import InputError
-from thalweg.logbook import Record, rows_between, storable
+from thalweg.logbook import Record, rows_before, storable
 from thalweg.loop import Feed, Plan, Walk, begin, block, known_turns, row_of
 from thalweg.params import Layout, Params
 from thalweg.programs import runs_alone
@@ -138,7 +138,7 @@ class Job:
         rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // row_bytes))
         steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
         self.most = min(rows * every, steps)
-        self.room = -(-self.most // every) + 1
+        self.room = -(-self.most // every) + 2
         self.known = known_turns(every, backend.device().platform)
         # A dense block has the row in it twice: of users' observables that takes long to compile, and spares
         # less than a microsecond a step, unless it is a GPU that is asked after each turn of a loop.
@@ -217,7 +217,7 @@ class Job:
     def run(self, progress: bool | None) -> bool:
         """Do the steps; whether Ctrl-C ended the descent."""
         with backend.Threads(min(backend.workers(), len(self.shares))) as self.threads:
-            done, interrupted = blocks.run(
+            reached, interrupted = blocks.run(
                 self.total,
                 self._launch,
                 self._collect,
@@ -226,13 +226,14 @@ class Job:
                 progress=progress,
                 finished=self._is_over,
             )
-            if not interrupted:
-                done = self._end()
+            done = reached if interrupted else self._end()
             if done < self.total:
                 known = not interrupted and self.first + done in self.record.steps
                 self.record.end_at(self.first + done)
                 if known:
                     return interrupted
+            elif reached == self.total > 0:  # and the last block has recorded the last row
+                return interrupted
             self._collect(done, 0, self._launch(done, 0))
         return interrupted
 
@@ -252,10 +253,14 @@ class Job:
         """What `block` needs, besides the plan and the walk, for `count` steps from `start`."""
         first = self.first + start
         last = first + count
-        rows = rows_between(first, last, self.every)
-        numbers = map(np.int32, (first, last, self.every, rows))
+        rows = rows_before(first, last, self.every)
+        numbers = (*map(np.int32, (first, last, self.every, rows)), self._ends(start, count))
         feed = self.feeds.feed(first, self.most, count)
         return (feed, *numbers), {"room": self.room, "dense": self.dense, "known": self.known}
+
+    def _ends(self, start: int, count: int) -> bool:
+        """Whether the iterate after a block is the last one: a block of no steps is for it alone."""
+        return count == 0 or start + count == self.total
 
     def _launch(self, start: int, count: int) -> list[Callable[[], Any]]:
         (feed, *numbers), static = self._block_arguments(start, count)
@@ -269,12 +274,12 @@ class Job:
         return [self.threads.call(k, advance, k) for k in range(len(self.shares))]
 
     def _collect(self, start: int, count: int, handles: list[Callable[[], Any]]) -> None:
-        first = self.first + start
+        first, ends = self.first + start, self._ends(start, count)
         self.over = True
         for share, result in zip(self.shares, handles, strict=True):
             diverged_at, stopped_at, record = result()
             self.over &= self._over(diverged_at, stopped_at)
-            self.record.fill(first, first + count, record, share.members, share.again)
+            self.record.fill(first, first + count, record, share.members, share.again, ends)
 
     def _is_over(self) -> bool:
         return self.over

@@ -87,15 +87,21 @@ class Record:
             taken.add(column.name)
 
     def fill(
-        self, first: int, last: int, rows: Any, members: slice = slice(None), again: int = 0
+        self,
+        first: int,
+        last: int,
+        rows: Any,
+        members: slice = slice(None),
+        again: int = 0,
+        ends: bool = False,
     ) -> None:
-        """Take the rows of a block from step `first` up to `last`, or that of `last` alone, of some of the
-        members; the first `again` of them are there already.
+        """Take the rows of a block from step `first` up to `last`, of some of the members; the first `again`
+        of them are there already.
 
-        The device has recorded `first` and the multiples of `every` after it. Where a block begins
-        between two of them, its first row was not asked for.
+        The device has recorded `first` and the multiples of `every` after it, and `last` where the descent
+        ends. Where a block begins between two of them, its first row was not asked for.
         """
-        count = rows_between(first, last, self.every)
+        count = rows_before(first, last, self.every) + ends
         start = int(np.searchsorted(self.steps, first))
         skipped = int(start == len(self.steps) or self.steps[start] != first)
         asked = count - skipped
@@ -129,10 +135,10 @@ class Record:
             yield column.name, ("step", *column.dims, *self.who.dims), values
 
 
-def rows_between(first: int, last: int, every: int) -> int:
-    """How many rows a block records from step `first` up to `last`: at `first`, and at the multiples of
-    `every` after it."""
-    return 1 + max(last - 1, first) // every - first // every
+def rows_before(first: int, last: int, every: int) -> int:
+    """How many rows a block records from step `first` on and before `last`: at `first`, and at the multiples
+    of `every` after it."""
+    return 0 if first == last else 1 + (last - 1) // every - first // every
 
 
 def _columns(

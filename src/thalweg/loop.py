@@ -185,6 +185,7 @@ def block(
     last: Any,
     every: Any,
     rows: Any,
+    ends: Any,
     room: int,
     dense: bool,
     known: int,
@@ -192,15 +193,13 @@ def block(
     """Advance from step `first` to step `last`.
 
     Rows are recorded at `first` and at each multiple of `every` after it, before `last`: `rows` of
-    them, in a record with room for `room`. The host knows which of them were asked for. Where `last` is
-    `first`, the descent ends: one row is recorded, and who diverged or stopped there is noted, as an
-    update would. `dense` says that every step is recorded, which spares a loop in the loop. `known` are
-    `known_turns`.
+    them, in a record with room for `room`. The host knows which of them were asked for. Where the descent
+    `ends`, a row at `last` follows, and who diverged or stopped there is noted, as an update would. `dense`
+    says that every step is recorded, which spares a loop in the loop. `known` are `known_turns`.
 
     Returns:
         The walk, in the memory of the one given; when its members diverged and stopped; the record.
     """
-    ends = first == last
 
     def advance(walk: Walk, step: Any) -> Walk:
         return plan.over_members(partial(_advance, plan, feed), 0, 0, None)(start, walk, step)
@@ -226,12 +225,13 @@ def block(
 
     shapes = row_of.eval_shape(plan, feed, start, walk, first, True)[0]
     record = jax.tree_util.tree_map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shapes)
-    turns = jnp.where(ends, 0, rows) if dense else rows
-    outer = known if dense else 0
+    final = rows + jnp.int32(ends)
+    # without `dense` the row at `last` is one more turn, of no steps
+    turns, outer = (rows, known) if dense else (final, 0)
     _, walk, record = _repeated(0, turns, record_then_advance, (first, walk, record), outer)
     if dense:
         record = jax.lax.fori_loop(
-            0, ends.astype(int), lambda row, record: recorded(row, walk, first, record)[0], record
+            rows, final, lambda row, record: recorded(row, walk, last, record)[0], record
         )
     over = jax.lax.cond(
         ends,
