@@ -305,7 +305,7 @@ def test_blocks_work_in_the_memory_of_the_first_and_leave_the_users_alone(monkey
     problem = tw.Problem.from_function(half_square, params=given)
     start = {"begun": (lambda at: at.start, lambda at, begun: (begun.sum(), begun))}
     path = tw.descend(problem, tw.SGD(lr=0.1), steps=20, record={"params": False, **start})
-    assert len(seen) > 4
+    assert len(seen) >= 4  # of five steps at most
     own = {pointer for pointers in seen for pointer in pointers}
     assert len(own) <= 3  # what XLA exchanges among them
     assert problem.params.unsafe_buffer_pointer() not in own
