@@ -49,6 +49,7 @@ def main(words: list[str]) -> int:
     if not chosen.names:
         page = Path(__file__).with_name("results-gpu.md" if tools.on_gpu() else "results.md")
     partial = Path(__file__).with_name("partial.md")
+    machine = tools.machine()
     began, busy, own = time.perf_counter(), tools.busy_seconds(), tools.own_seconds()
     rows, notes = [], []
 
@@ -56,18 +57,19 @@ def main(words: list[str]) -> int:
         """The page so far, beside the one that there is: what is measured is not lost where a later case is
         stopped."""
         took = time.perf_counter() - began
-        where = [*tools.machine(), f"The run took {took:.0f} s."]
+        where = [*machine, f"The run took {took:.0f} s."]
         if busy is not None:
             others = (tools.busy_seconds() - busy) - (tools.own_seconds() - own)
             where.append(f"Others used {max(others, 0) / took:.2f} of the processors meanwhile.")
         if unfinished:
             where.append(f"Not measured to the end: {', '.join(unfinished)}.")
-        report = _report(rows, [*where, *notes], chosen.rounds)
+        drawn = "growth" in measured and not unfinished
+        report = _report(rows, [*where, *notes], chosen.rounds, drawn)
         if page is not None:
             partial.write_text(report)
         return report
 
-    waiting = chosen.names or _in_order()
+    waiting = measured = chosen.names or _in_order()
     while waiting:
         name, *waiting = waiting
         print(f"{name} …", file=sys.stderr)
@@ -87,7 +89,7 @@ def main(words: list[str]) -> int:
     return 1 if notes else 0
 
 
-def _report(rows: list[Row], notes: list[str], rounds: int | None) -> str:
+def _report(rows: list[Row], notes: list[str], rounds: int | None, drawn: bool) -> str:
     """The page: the table, and what is to be said of it."""
     few = "" if rounds is None else f" There were {rounds} rounds at most."
     return "\n".join(
@@ -102,7 +104,7 @@ def _report(rows: list[Row], notes: list[str], rounds: int | None) -> str:
             "",
             *_table(rows),
             "",
-            *([f"![How time and memory grow]({growth.picture().name})", ""] if _grew(rows) else []),
+            *([f"![How time and memory grow]({growth.picture().name})", ""] if drawn else []),
             *_short(rows),
             "## Where it was measured",
             "",
@@ -129,10 +131,6 @@ def _short(rows: list[Row]) -> list[str]:
         if row.missed
     ]
     return ["## What falls short", "", *lines, ""] if lines else []
-
-
-def _grew(rows: list[Row]) -> bool:
-    return any(row.case.startswith("growth") for row in rows)
 
 
 def _table(rows: list[Row]) -> list[str]:

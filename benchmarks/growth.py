@@ -94,8 +94,8 @@ def growth() -> Iterator[Growth]:
         # What a process of the least size holds is there anyway: Python, JAX, the compiled program
         held = [peak - peaks[0] for peak in peaks]
         found.append(Growth(what, else_, sizes, list(taken), held, WHY.get(what, ("", ""))))
-        _draw(found)
         yield found[-1]
+    _draw(found)
 
 
 def of_size(what: str, size: int) -> tuple[float, float]:
@@ -122,7 +122,7 @@ def _draw(found: list[Growth]) -> None:
     for ax, of, label in zip(
         axes, values, ("time of a warm call (s)", "memory (MiB)"), strict=True
     ):
-        for grown, marker, dash in zip(found, "osD^v", ("-", "--", "-.", ":", "-"), strict=False):
+        for grown, marker, dash in zip(found, "osD^v", ("-", "--", "-.", ":", "-"), strict=True):
             pairs = [(n, v) for n, v in zip(grown.sizes, of(grown), strict=True) if v > 0]
             ax.loglog(
                 *zip(*pairs, strict=True),

@@ -1,5 +1,6 @@
 """The study `edge-of-stability`: sharpness comes to its limit and stays there."""
 
+import jax
 import numpy as np
 import pytest
 from small import SMALL
@@ -9,6 +10,7 @@ from thalweg.errors import InputError
 from thalweg.studies import edge_of_stability
 
 NAME = "edge-of-stability"
+AS_QUOTED = jax.__version_info__ < (0, 11)  # the compiler whose numbers the page has
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def test_gradient_descent_hovers_at_two_over_its_step(tree):
     with another compiler's rounding (JAX 0.12) the second is 1.010."""
     path = results.part(tree, "path/gradient-descent")
     share = edge_of_stability.late(path, "sharpness")
-    np.testing.assert_allclose(share, [0.989, 0.990, 0.999], atol=0.03)
+    np.testing.assert_allclose(share, [0.989, 0.990, 0.999], atol=0.002 if AS_QUOTED else 0.03)
     limits = 2 / path["lr"].values
     assert (path["sharpness"].values[0] < 0.7 * limits).all()
     assert (path["sharpness"].max("step").values > limits).all()
@@ -33,7 +35,7 @@ def test_gradient_descent_hovers_at_two_over_its_step(tree):
 def test_adam_hovers_at_38_over_its_step(tree):
     """Cohen et al. (2022). With JAX 0.12 the second is 0.962."""
     share = edge_of_stability.late(results.part(tree, "path/adam"), "preconditioned_sharpness")
-    np.testing.assert_allclose(share, [0.945, 0.983], atol=0.03)
+    np.testing.assert_allclose(share, [0.945, 0.983], atol=0.01 if AS_QUOTED else 0.03)
 
 
 def test_the_spectrum_at_the_end_ends_at_the_edge(tree):

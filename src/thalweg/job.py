@@ -129,8 +129,8 @@ class Job:
         def given(share: Share) -> tuple[Any, ...]:
             return self._of(share, (who.starts, self.started, state, diverged))
 
-        one, start = self.shares[0].plan, given(self.shares[0])[1]
-        walk = begin.eval_shape(one, feed, *given(self.shares[0]))
+        one, (params, start, *rest) = self.shares[0].plan, given(self.shares[0])
+        walk = begin.eval_shape(one, feed, params, start, *rest)
         self._check_memory(start, walk)
         shapes = row_of.eval_shape(one, feed, start, walk, np.int32(0), True)[0]
         self.record = Record(shapes, self.layout, who, first, total, every, updates=walk.info)
@@ -228,9 +228,9 @@ class Job:
             )
             done = reached if interrupted else self._end()
             if done < self.total:
-                known = not interrupted and self.first + done in self.record.steps
+                recorded = not interrupted and self.first + done in self.record.steps
                 self.record.end_at(self.first + done)
-                if known:
+                if recorded:
                     return interrupted
             elif reached == self.total > 0:  # and the last block has recorded the last row
                 return interrupted

@@ -235,7 +235,7 @@ def block(
         )
     over = jax.lax.cond(
         ends,
-        lambda: plan.over_members(partial(_over, plan, feed), 0, 0, None)(start, walk, last),
+        lambda: plan.over_members(partial(_over_at, plan, feed), 0, 0, None)(start, walk, last),
         lambda: (walk.diverged_at, walk.stopped_at),
     )
     walk = replace(walk, diverged_at=over[0], stopped_at=over[1])
@@ -276,27 +276,31 @@ def _advance(
         name: seen.measure(at, walk.memory[name])[1] if seen.every_step else walk.memory[name]
         for name, seen in plan.observed.items()
     }
-    diverged_at, stopped_at = _over(plan, feed, optimizer, lane, start, walk, step)
+    diverged_at, stopped_at = _over(plan, at, walk)
     params, state, info = at.optimizer.update(at, walk.params, walk.state, step)
     loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), params)
     moved = Walk(params, state, loss, grad, info, memory, diverged_at, stopped_at)
     return moved if plan.stop is None else _unless_stopped(walk, moved)
 
 
-def _over(
+def _over_at(
     plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, start: Params, walk: Walk, step: Any
 ) -> tuple[Any, Any]:
+    """`_over` at a step that no update follows."""
+    return _over(plan, walk.at(plan, feed, optimizer, lane, start, step), walk)
+
+
+def _over(plan: Plan, at: At, walk: Walk) -> tuple[Any, Any]:
     """When the member left the finite numbers, and when it stopped; −1 if it has not. The current iterate
     is tested, and not the one that follows: its loss and parameters are at hand."""
     finite = jnp.isfinite(walk.loss)
     for leaf in jax.tree_util.tree_leaves(walk.params):
         finite &= jnp.isfinite(leaf).all()
-    diverged_at = jnp.where((walk.diverged_at < 0) & ~finite, step, walk.diverged_at)
+    diverged_at = jnp.where((walk.diverged_at < 0) & ~finite, at.step, walk.diverged_at)
     if plan.stop is None:
         return diverged_at, None
-    at = walk.at(plan, feed, optimizer, lane, start, step)
     arrives = plan.stop.met(at, walk.info) & (walk.stopped_at < 0) & (diverged_at < 0)
-    return diverged_at, jnp.where(arrives, step, walk.stopped_at)
+    return diverged_at, jnp.where(arrives, at.step, walk.stopped_at)
 
 
 def _unless_over(advance: Callable[..., Walk], walk: Walk, step: Any) -> Walk:
