@@ -85,11 +85,15 @@ WHY = {
 
 @case
 def growth() -> Iterator[Growth]:
-    """Each size in a process of its own; then the picture of them all."""
+    """Each size in a process of its own, and then the picture. On a GPU, which takes seconds to set up, one
+    process does them all: the most memory in use only rises there."""
     found = []
     for what, (else_, most, _) in JOBS.items():
         sizes = [round(most * share) for share in SHARES]
-        measured = [tools.fresh("growth", "of_size", what, size) for size in sizes]
+        groups = [sizes] if tools.on_gpu() else [[size] for size in sizes]
+        measured = [
+            one for group in groups for one in tools.fresh("growth", "of_sizes", what, group)
+        ]
         taken, peaks = zip(*measured, strict=True)
         # What a process of the least size holds is there anyway: Python, JAX, the compiled program
         held = [peak - peaks[0] for peak in peaks]
@@ -98,7 +102,12 @@ def growth() -> Iterator[Growth]:
     _draw(found)
 
 
-def of_size(what: str, size: int) -> tuple[float, float]:
+def of_sizes(what: str, sizes: list[int]) -> list[tuple[float, float]]:
+    """What `_of_size` finds for each, in ascending order."""
+    return [_of_size(what, size) for size in sizes]
+
+
+def _of_size(what: str, size: int) -> tuple[float, float]:
     """Seconds of a warm call, and the most memory that the process holds during one, in MiB: compiling,
     and making the data, take some that does not grow, or is not ours."""
     job = JOBS[what][2](size)

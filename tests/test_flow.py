@@ -12,7 +12,7 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
 import thalweg as tw
-from thalweg import integrator
+from thalweg import flows, integrator
 from thalweg.errors import InputError
 
 # The bowl is ½(w − w*)ᵀA(w − w*): read off its second derivatives.
@@ -296,6 +296,33 @@ def test_another_time_tolerance_or_number_of_points_compiles_nothing():
     tw.gradient_flow(problem, 2, points=7, rtol=1e-5, atol=1e-6, max_steps=77)
     tw.gradient_flow(bowl_problem(), times=np.geomspace(1e-3, 1, 600))
     assert (integrator.block._cache_size(), integrator.begin._cache_size()) == before
+
+
+def test_a_loop_of_known_length_changes_nothing(monkeypatch):
+    """As a GPU does it, which looks only now and then whether the members are there."""
+    starts = np.random.default_rng(0).normal(size=(5, 2))
+    options = {"time": 2.0, "points": 5, "starts": starts, "max_steps": 53, "solver": "explicit"}
+    expected = tw.gradient_flow(bowl_problem(), **options)
+    assert set(expected.status.values) == {"completed", "gave up"}
+    monkeypatch.setattr(flows, "known_turns", lambda _: integrator.known_turns("gpu"))
+    found = tw.gradient_flow(bowl_problem(), **options)
+    for name in ("status", "accepted", "rejected", "lost_at"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    np.testing.assert_allclose(found.params, expected.params, rtol=1e-12)
+
+
+def test_an_explicit_step_is_diffrax_own():
+    problem = bowl_problem()
+    start = {"x": jnp.asarray(0.3), "y": jnp.asarray(-2.0)}
+    flow = integrator.Flow(problem, {}, 1e-6, 1e-9, 100, integrator.EXPLICIT, False, ())
+    walk = integrator.begin(flow, start)
+    params, error, slope, _ = integrator._explicit_step(flow, walk, 0.4)
+    terms, solver, _ = integrator._method(flow)
+    state = solver.init(terms, 0.0, 0.4, start, None)
+    theirs = solver.step(terms, 0.0, 0.4, start, None, state, jnp.bool_(True))
+    for ours, other in ((params, theirs[0]), (error, theirs[1]), (slope, theirs[3][1])):
+        for name in start:
+            np.testing.assert_allclose(ours[name], other[name], rtol=1e-12, atol=1e-15)
 
 
 def test_more_points_than_a_block_records():

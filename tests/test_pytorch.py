@@ -500,13 +500,14 @@ def test_nothing_of_the_users_is_changed():
 
 
 def test_torch_compile_goes_on_working():
-    """torchax announces an accelerator that PyTorch's compiler would ask for its stream."""
+    """torchax names an accelerator that PyTorch's compiler would ask for its stream, and that autograd
+    would take for the one that tensors on a GPU are on."""
     module, x, y = nn.Linear(3, 1), torch.randn(5, 3), torch.randn(5, 1)
     problem = tw.from_torch(module, nn.MSELoss(), x, y)
     compiled = torch.compile(lambda x: torch.nn.functional.mse_loss(module(x), y), backend="eager")
     assert compiled(x).item() == pytest.approx(float(problem.risk(problem.params)), rel=1e-6)
-    found = torch.accelerator.current_accelerator(check_available=True)
-    assert found is None or found.type != "jax"
+    found = torch.accelerator.current_accelerator()
+    assert found is None or found.type in ("cuda", "mps", "xpu")
 
 
 def test_parameters_go_back():

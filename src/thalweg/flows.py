@@ -14,7 +14,17 @@ import xarray as xr
 from thalweg import backend, blocks, inputs, names, observables, results
 from thalweg.ensemble import Members, members
 from thalweg.errors import InputError
-from thalweg.integrator import DIVERGED, EXPLICIT, GAVE_UP, STIFF, Flow, begin, block, observe
+from thalweg.integrator import (
+    DIVERGED,
+    EXPLICIT,
+    GAVE_UP,
+    STIFF,
+    Flow,
+    begin,
+    block,
+    known_turns,
+    observe,
+)
 from thalweg.logbook import Record, source_of
 from thalweg.problem import Problem, described, in_double
 
@@ -186,6 +196,7 @@ class _Job:
         shapes = observe.eval_shape(flow, self.walk, np.int32(0))[1]
         self.record = Record(shapes, self.layout, who, 0, len(times) - 1, 1)
         self.room = max(1, min(_ROOM, _BLOCK_BYTES // self.record.row_bytes))
+        self.known = known_turns(backend.device().platform)
         self.solver = np.full(who.count, flow.solver)
         self.fate = self.lost_at = self.accepted = self.rejected = np.empty(0)
 
@@ -210,7 +221,9 @@ class _Job:
         times = np.full(self.room, np.inf)
         times[:rows] = self.times[done : done + rows]
         arguments = (times, np.int32(done), np.int32(rows), np.int32(attempts))
-        self.walk, count, record = block(self.flow, self.walk, *arguments, room=self.room)
+        self.walk, count, record = block(
+            self.flow, self.walk, *arguments, room=self.room, known=self.known
+        )
         if int(count):
             self.record.fill(done, done + int(count), record)
         return done + int(count)

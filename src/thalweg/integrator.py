@@ -1,8 +1,8 @@
-"""The gradient flow dw/dt = −∇L, integrated under error control by diffrax's solvers.
+"""The gradient flow dw/dt = −∇L, integrated under error control.
 
-A solver and its step-size controller know one step; what stands here is the loop around them, for all
-members at once, in one compiled program. A member waits where it has reached the next saved time,
-diverged or given up, and its neighbours go on.
+A step is Tsitouras's explicit one, or diffrax's of a stiff solver, and its length diffrax's controller's;
+what stands here is the loop around them, for all members at once, in one compiled program. A member waits
+where it has reached the next saved time, diverged or given up, and its neighbours go on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from thalweg.sines import vectorised
 GOING, DIVERGED, GAVE_UP = 0, 1, 2
 
 EXPLICIT, STIFF = "explicit", "stiff"
+
+_TURNS = 16  # attempts on a GPU between two questions of the host whether all members are there
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +58,7 @@ class Walk:
     params: Params
     time: Any
     dt: Any  # the step that the controller proposes next
-    solver_state: Any
+    solver_state: Any  # of the explicit one, the slope here, which the step before has found
     controller_state: Any
     accepted: Any
     rejected: Any
@@ -64,12 +66,19 @@ class Walk:
     lost_at: Any  # the first row that it did not reach, −1 while it goes on
 
 
+def known_turns(platform: str) -> int:
+    """How many attempts of a step are a loop of known length: see `loop.known_turns`."""
+    return _TURNS if platform == "gpu" else 1
+
+
+def _slope(flow: Flow, params: Params) -> Params:
+    """dw/dt."""
+    return jax.tree_util.tree_map(jnp.negative, value_and_gradient(flow.problem, params)[1])
+
+
 def _method(flow: Flow) -> tuple[Any, Any, Any]:
     """diffrax's terms, solver and controller."""
     import diffrax
-
-    def downhill(t: Any, params: Params, args: Any) -> Params:
-        return jax.tree_util.tree_map(jnp.negative, value_and_gradient(flow.problem, params)[1])
 
     if flow.solver == EXPLICIT:
         solver: Any = diffrax.Tsit5()
@@ -79,7 +88,8 @@ def _method(flow: Flow) -> tuple[Any, Any, Any]:
         import optimistix
 
         solver = diffrax.Kvaerno5(root_finder=optimistix.Newton(rtol=flow.rtol, atol=flow.atol))
-    return diffrax.ODETerm(downhill), solver, diffrax.PIDController(rtol=flow.rtol, atol=flow.atol)
+    terms = diffrax.ODETerm(lambda t, params, args: _slope(flow, params))
+    return terms, solver, diffrax.PIDController(rtol=flow.rtol, atol=flow.atol)
 
 
 @jax.jit
@@ -92,7 +102,10 @@ def begin(flow: Flow, starts: Params) -> Walk:
         next_time, controller_state = controller.init(
             terms, time, time + 1, start, None, None, solver.func, solver.error_order(terms)
         )
-        solver_state = solver.init(terms, time, next_time, start, None)
+        if flow.solver == EXPLICIT:
+            solver_state = _slope(flow, start)
+        else:
+            solver_state = solver.init(terms, time, next_time, start, None)
         zero = jnp.int32(0)
         return Walk(
             start=start,
@@ -110,16 +123,17 @@ def begin(flow: Flow, starts: Params) -> Walk:
     return flow.over_members(one)(starts)
 
 
-@partial(jax.jit, static_argnames="room")
+@partial(jax.jit, static_argnames=("room", "known"))
 @vectorised
 def block(
-    flow: Flow, walk: Walk, times: Any, first: Any, rows: Any, attempts: Any, room: int
+    flow: Flow, walk: Walk, times: Any, first: Any, rows: Any, attempts: Any, room: int, known: int
 ) -> tuple[Walk, Any, Any]:
-    """Advance by at most `attempts` steps of the solver, recording the members at saved times.
+    """Advance by some `attempts` steps of the solver at most, recording the members at saved times.
 
     Args:
         times: (room,) the saved times that come next; `rows` of them count, and `first` is the
             number of the first one.
+        known: after how many attempts to look whether all members are there: `known_turns`.
 
     Returns:
         The members, how many rows were completed, and the record, with room for `room` rows.
@@ -132,7 +146,10 @@ def block(
 
         def once(inner: Any) -> Any:
             left, walk = inner
-            return left - 1, attempt(walk, target, first + row)
+            walk = jax.lax.fori_loop(
+                0, known, lambda _, walk: attempt(walk, target, first + row), walk
+            )
+            return left - known, walk
 
         left, walk = jax.lax.while_loop(
             lambda inner: (inner[0] > 0) & ~_there(inner[1], target).all(), once, (left, walk)
@@ -173,19 +190,15 @@ def _attempt(flow: Flow, walk: Walk, target: Any, row: Any) -> Walk:
     A step that would pass `target` ends on it, so that what is recorded is the solver's own and not
     interpolated; the step after it is as long as it would have been.
     """
-    import diffrax
-
     terms, solver, controller = _method(flow)
     tired = walk.accepted + walk.rejected >= flow.max_steps
     going = ~_there(walk, target) & ~tired
     ahead = jnp.minimum(walk.time + walk.dt, target)
     ahead = jnp.where(going, ahead, walk.time)
-    params, error, _, solver_state, outcome = solver.step(
-        terms, walk.time, ahead, walk.params, None, walk.solver_state, jnp.bool_(False)
-    )
+    step = _explicit_step if flow.solver == EXPLICIT else _stiff_step
+    params, error, solver_state, solved = step(flow, walk, ahead)
     # An implicit equation that was not solved, or a step out of the finite numbers, is an infinite
     # error: the controller then tries a much shorter step.
-    solved = outcome == diffrax.RESULTS.successful
     error = jax.tree_util.tree_map(
         lambda e: jnp.where(solved & jnp.isfinite(e), jnp.abs(e), jnp.inf), error
     )
@@ -226,6 +239,42 @@ def _attempt(flow: Flow, walk: Walk, target: Any, row: Any) -> Walk:
         fate=fate,
         lost_at=jnp.where((fate != GOING) & (walk.lost_at < 0), row, walk.lost_at),
     )
+
+
+def _explicit_step(flow: Flow, walk: Walk, ahead: Any) -> tuple[Params, Params, Any, Any]:
+    """Tsitouras's step to the time `ahead`: where it leads, its estimated error, the slope there, and that
+    there was nothing to solve. Its stages are written out, since a GPU asks the host after each turn of
+    diffrax's loop over them."""
+    import diffrax
+
+    table, dt = diffrax.Tsit5.tableau, ahead - walk.time
+    slopes = [walk.solver_state]
+
+    def along(weights: Any) -> Params:
+        """dt Σ weights · slopes"""
+
+        def weighted(*each: Any) -> Any:
+            return dt * sum(float(w) * slope for w, slope in zip(weights, each, strict=True))
+
+        return jax.tree_util.tree_map(weighted, *slopes)
+
+    params = walk.params
+    for weights in table.a_lower:  # and the last stage is at the step's end
+        params = jax.tree_util.tree_map(jnp.add, walk.params, along(weights))
+        slopes.append(_slope(flow, params))
+    return params, along(table.b_error), slopes[-1], jnp.bool_(True)
+
+
+def _stiff_step(flow: Flow, walk: Walk, ahead: Any) -> tuple[Params, Params, Any, Any]:
+    """diffrax's step to the time `ahead`: where it leads, its estimated error, the solver's state, and
+    whether its equations were solved."""
+    import diffrax
+
+    terms, solver, _ = _method(flow)
+    params, error, _, state, outcome = solver.step(
+        terms, walk.time, ahead, walk.params, None, walk.solver_state, jnp.bool_(False)
+    )
+    return params, error, state, outcome == diffrax.RESULTS.successful
 
 
 def _observe(flow: Flow, walk: Walk, row: Any) -> tuple[Walk, dict[str, Any]]:

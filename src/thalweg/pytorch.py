@@ -12,8 +12,9 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ _CHECKED = 8  # samples on which the translation is compared with PyTorch's own 
 _AGREES = 1e-3
 # A module's code runs on the one copy, into which the stand-ins are put: from one thread after another.
 _ONE_AT_A_TIME = threading.RLock()
+_UNNAMED = "privateuseone"  # what PyTorch calls a device of others' until they name it
 
 
 def from_torch(
@@ -352,7 +354,7 @@ def _translated(function: Callable[..., Any], where: Callable[[], str]) -> Calla
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with env, torch.device("jax"):
+            with env, torch.device(_UNNAMED):
                 out = function(*tensors)
             return env.t2j_iso(out)
         except torchax.tensor.OperatorNotFound as error:
@@ -392,21 +394,45 @@ def _operation(error: Exception) -> str:
 def _torchax() -> Any:
     """torchax, without what importing it does to the rest of a program's PyTorch.
 
-    Importing turns PyTorch's fast path for attention off, and announces an accelerator, "jax", of which
-    PyTorch's own code knows nothing: torch.compile asks it for its stream and fails (pytorch/xla #9730).
+    Importing turns PyTorch's fast path for attention off, and names an accelerator "jax", which PyTorch from
+    then on takes for the one that there is, and knows nothing of: training on a GPU fails, and so does
+    torch.compile (pytorch/xla #9730). Here that device keeps the name which PyTorch has for one unnamed.
     A torchax that the user has loaded stays as it is.
     """
     import torch
 
     theirs = "torchax" in sys.modules
     fast = torch.backends.mha.get_fastpath_enabled()
-    try:
+    with ExitStack() as meanwhile:
+        meanwhile.callback(torch.backends.mha.set_fastpath_enabled, fast)
+        if not theirs:
+            as_unnamed = functools.partial(torch._register_device_module, _UNNAMED)
+            for where, name, instead in (
+                (torch.utils, "rename_privateuse1_backend", lambda name: None),
+                (torch, "_register_device_module", lambda name, module: as_unnamed(module)),
+            ):
+                meanwhile.enter_context(patch.object(where, name, instead))
         torchax = optional("torchax", "PyTorch models need", "torch")
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
     if not theirs:
-        torchax.device_module.is_available = lambda: False
+        _unname_device(torchax)
     return torchax
+
+
+def _unname_device(torchax: Any) -> None:
+    """Where torchax says "jax", its tensors say `_UNNAMED`."""
+    import torch
+
+    tensors = (torchax.tensor.Tensor, torchax.view.View)
+    for kind in tensors:
+        kind.device = property(lambda tensor: torch.device(_UNNAMED, 0))
+    environment = torchax.tensor.Environment
+    same = environment._is_same_device
+
+    def is_same_device(env: Any, tensor: Any, new: Any) -> bool:
+        # For PyTorch's C++ code these tensors are on the device "meta"
+        return (new == "meta" and isinstance(tensor, tensors)) or same(env, tensor, new)
+
+    environment._is_same_device = is_same_device
 
 
 @contextmanager
