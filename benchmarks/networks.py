@@ -19,10 +19,7 @@ DEEP = (1, 10, 10, 10, 10, 10, 1)
 MEASURED = 200  # steps of the others
 LOOP = "PyTorch loop"
 EAGER, COMPILED = "torch.func.vmap, eager", "torch.func.vmap, torch.compile"
-SMALL_PRODUCTS = (
-    "most of our time goes into products of 15 × 10 by 10 × 10 numbers, of which XLA makes a loop for each "
-    "member; the row below has their time alone. Members innermost, as sums or written out, were slower."
-)
+SMALL_PRODUCTS = "most of our time goes into products of 15 × 10 by 10 × 10 numbers; the row below has their time alone."
 PLAIN_SGD = (
     "memory is the limit, and ours passes over more of it: the momentum is traced, so that its buffer is "
     "read and written also where it is 0; and the weights are tested for NaN at every step, and copied."
@@ -208,6 +205,7 @@ def _products_alone(starts: list[dict[str, Any]], steps: int) -> Callable[[], No
     import jax.numpy as jnp
 
     from thalweg import backend
+    from thalweg.tuning import tuned
 
     workers = backend.workers()
     members = [starts[k::workers] for k in range(workers)]
@@ -218,6 +216,7 @@ def _products_alone(starts: list[dict[str, Any]], steps: int) -> Callable[[], No
     x = _data()[0][:, None]
 
     @jax.jit
+    @tuned  # as ours are done
     def run(weights: list[Any]) -> Any:
         def step(_: Any, weights: list[Any]) -> list[Any]:
             seen = [jnp.broadcast_to(x, (len(weights[0]), *x.shape))]

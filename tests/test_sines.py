@@ -7,14 +7,14 @@ import pytest
 
 import thalweg as tw
 from thalweg import sines
-from thalweg.sines import vectorised
+from thalweg.tuning import tuned
 
 HALF_PI = np.pi / 2
 RNG = np.random.default_rng(0)
 
 
 @jax.jit
-@vectorised
+@tuned
 def both(x):
     return jnp.sin(x), jnp.cos(x)
 
@@ -122,13 +122,13 @@ FUNCTIONS = {
 def test_every_program_has_its_sines_replaced_and_its_values_kept(name):
     function = FUNCTIONS[name]
     x = RNG.uniform(-9, 9, (40, 5))
-    faster = vectorised(function)
+    faster = tuned(function)
     np.testing.assert_allclose(jax.jit(faster)(x), function(x), rtol=1e-12, atol=1e-12)
     assert "name=sines" in str(jax.make_jaxpr(faster)(x))
 
 
 def test_a_sine_and_its_derivative_are_found_together():
-    program = jax.make_jaxpr(vectorised(jax.value_and_grad(of_sum(jnp.sin))))(np.ones(100))
+    program = jax.make_jaxpr(tuned(jax.value_and_grad(of_sum(jnp.sin))))(np.ones(100))
     assert str(program).count("name=sines") == 1
 
 
@@ -137,14 +137,14 @@ def test_a_sine_and_its_derivative_are_found_together():
     ids=["few", "half precision", "complex"],
 )  # fmt: skip
 def test_what_is_left_as_it_is(x):
-    assert "name=sines" not in str(jax.make_jaxpr(vectorised(jnp.sin))(x))
+    assert "name=sines" not in str(jax.make_jaxpr(tuned(jnp.sin))(x))
 
 
 def test_without_double_precision_the_sines_are_jaxs():
     x = RNG.uniform(-1e6, 1e6, 1000).astype("float32")
     with jax.enable_x64(False):
-        assert "name=sines" not in str(jax.make_jaxpr(vectorised(jnp.sin))(x))
-        np.testing.assert_array_equal(jax.jit(vectorised(jnp.sin))(x), jnp.sin(x))
+        assert "name=sines" not in str(jax.make_jaxpr(tuned(jnp.sin))(x))
+        np.testing.assert_array_equal(jax.jit(tuned(jnp.sin))(x), jnp.sin(x))
 
 
 def test_without_compilation_the_model_sees_numbers():
@@ -155,12 +155,12 @@ def test_without_compilation_the_model_sees_numbers():
         return jnp.sin(x)
 
     with jax.disable_jit():
-        vectorised(model)(jnp.ones(100))
+        tuned(model)(jnp.ones(100))
     assert seen == [1.0]
 
 
 def test_pytrees_and_static_arguments_pass_through():
-    @vectorised
+    @tuned
     def function(tree, *, power):
         return {"sine": jnp.sin(tree["x"]) ** power, "same": tree["y"]}
 

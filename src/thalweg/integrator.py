@@ -19,7 +19,7 @@ from thalweg.inputs import written_in_jax
 from thalweg.observables import At
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
-from thalweg.sines import vectorised
+from thalweg.tuning import tuned
 
 GOING, DIVERGED, GAVE_UP = 0, 1, 2
 
@@ -124,7 +124,7 @@ def begin(flow: Flow, starts: Params) -> Walk:
 
 
 @partial(jax.jit, static_argnames=("room", "known"))
-@vectorised
+@tuned
 def block(
     flow: Flow, walk: Walk, times: Any, first: Any, rows: Any, attempts: Any, room: int, known: int
 ) -> tuple[Walk, Any, Any]:

@@ -27,7 +27,7 @@ from thalweg.params import Layout
 from thalweg.planes import Plane
 from thalweg.problem import Problem, penalised, pointwise
 from thalweg.programs import model_of, splits
-from thalweg.sines import vectorised
+from thalweg.tuning import tuned
 
 # Measured on two cores. An entry-by-entry model is one fused loop over the points, in which some
 # samples at a time are written out: their sum then needs no loop of its own, and vectorises.
@@ -348,7 +348,7 @@ def _point_by_point(
 
 
 @partial(jax.jit, static_argnames=("layout", "size"))
-@vectorised
+@tuned
 def _losses(
     problem: Problem, where: Any, point: Any, *, layout: Layout, size: int
 ) -> tuple[Any, Any]:
@@ -365,7 +365,7 @@ def _penalty(problem: Problem, params: Any) -> Any:
 
 
 @partial(jax.jit, static_argnames=("wanted", "layout", "penalty", "tiling", "room"))
-@vectorised
+@tuned
 def _chunks(
     problem: Problem,
     origin: Any,

@@ -22,8 +22,8 @@ from thalweg.observables import At
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
-from thalweg.sines import vectorised
 from thalweg.stopping import Stop
+from thalweg.tuning import tuned
 
 _TURNS = 64  # of a loop on a GPU, between two questions of the host whether it is to go on
 
@@ -175,7 +175,7 @@ def known_turns(every: int, platform: str) -> int:
 
 
 @partial(jax.jit, static_argnames=("room", "dense", "known"), donate_argnames="walk")
-@vectorised
+@tuned
 def block(
     plan: Plan,
     feed: Feed,

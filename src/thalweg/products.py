@@ -23,7 +23,7 @@ from thalweg.errors import InputError
 from thalweg.params import Layout
 from thalweg.problem import Problem, pointwise, predicting
 from thalweg.programs import model_of, splits
-from thalweg.sines import vectorised
+from thalweg.tuning import tuned
 
 # The matrices by name: of second derivatives of the risk, and second moments of samples' gradients
 _OF_THE_RISK = ("hessian", "gauss_newton")
@@ -192,7 +192,7 @@ def whole_product(
 
 
 @partial(jax.jit, static_argnames=("kind", "layout", "size"), donate_argnames="total")
-@vectorised
+@tuned
 def _add_product(
     problem: Problem, where: Any, total: Any, point: Any, vector: Any,
     *, kind: str, layout: Layout, size: int,
@@ -221,7 +221,7 @@ def _finished(
 
 
 @partial(jax.jit, static_argnames=("layout", "size"), donate_argnames="total")
-@vectorised
+@tuned
 def _add_gradient(
     problem: Problem, where: Any, total: Any, point: Any, *, layout: Layout, size: int
 ) -> Any:
@@ -247,7 +247,7 @@ def product(
 
 
 @partial(jax.jit, static_argnames=("kind", "layout"))
-@vectorised
+@tuned
 def _whole(
     problem: Problem, point: Any, vector: Any, center: Any, *, kind: str, layout: Layout
 ) -> Any:
@@ -255,7 +255,7 @@ def _whole(
 
 
 @partial(jax.jit, static_argnames=("kind", "layout"))
-@vectorised
+@tuned
 def _together(
     problem: Problem, point: Any, vectors: Any, center: Any, *, kind: str, layout: Layout
 ) -> Any:
@@ -309,7 +309,7 @@ def gradients_at_a_time(problem: Problem, room: int) -> int:
 
 
 @partial(jax.jit, static_argnames=("layout", "size"))
-@vectorised
+@tuned
 def _norms(problem: Problem, where: Any, point: Any, *, layout: Layout, size: int) -> Any:
     there = part(problem, where, size)
     return jax.vmap(norm_of(there, layout, point, 0.0))((there.x, there.y))

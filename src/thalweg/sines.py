@@ -1,25 +1,18 @@
 """Sines and cosines of many numbers at a time, which XLA leaves to the C library, number by number.
 
 That takes five times as long on a CPU as the polynomials below, which a compiler turns into vector
-instructions. `vectorised` puts them into a function's program, after `vmap` and `grad`: all that a model
-does is then still JAX's own, and only how it is computed is ours.
+instructions.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
-
-from thalweg import backend
-from thalweg.jaxprs import is_program, jaxprs_in
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 _LEAST = 64  # numbers; what so many take in the C library, the test below takes as well
 
@@ -52,51 +45,19 @@ _COS = (
 )
 
 
-def vectorised(function: Function) -> Function:
-    """The same function, whose sines and cosines of many float32 or float64 numbers are fast on a CPU.
-
-    For what is compiled and not differentiated any more; it stands under `jax.jit`. Values differ from
-    the C library's by an ulp or two. What is static goes by keyword, and nothing else does.
-    """
-
-    @functools.wraps(function)
-    def faster(*args: Any, **static: Any) -> Any:
-        now = functools.partial(function, **static)
-        # Who turns compilation off wants to see numbers in the model; and the parts need double precision.
-        compiled, doubles = not backend.setting("disable_jit"), backend.setting("enable_x64")
-        if backend.device().platform != "cpu" or not (compiled and doubles):
-            return now(*args)
-        program, shapes = jax.make_jaxpr(now, return_shape=True)(*args)
-        found = core.jaxpr_as_fun(_rewritten(program))(*jax.tree_util.tree_leaves(args))
-        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shapes), found)
-
-    return cast(Function, faster)
-
-
-def _rewritten(program: Any) -> Any:
-    """A jaxpr, with or without its constants, with other equations for its sines and cosines."""
-    inner = getattr(program, "jaxpr", program)
-    if inner is not program:  # from JAX 0.12 on, all jaxprs have their constants in them
-        return core.ClosedJaxpr(_rewritten(inner), program.consts)
+def vectorised(equations: Sequence[Any]) -> list[Any]:
+    """A jaxpr's equations, with others for its sines and cosines of many float32 or float64 numbers. Values
+    differ from the C library's by an ulp or two."""
     alike: dict[Any, list[Any]] = {}  # by what they are the sine or the cosine of
-    for equation in filter(_is_sine, program.eqns):
+    for equation in filter(_is_sine, equations):
         alike.setdefault(equation.invars[0], []).append(equation)
-    equations = []
-    for equation in program.eqns:
-        if _has_sines(equation):
-            params = {name: _renewed(value) for name, value in equation.params.items()}
-            equations.append(equation.replace(params=params))
-        elif not _is_sine(equation):
-            equations.append(equation)
+    found = []
+    for equation in equations:
+        if not _is_sine(equation):
+            found.append(equation)
         elif together := alike.pop(equation.invars[0], None):
-            equations.append(_one_for(together))
-    return program.replace(eqns=equations)
-
-
-def _renewed(parameter: Any) -> Any:
-    if isinstance(parameter, (tuple, list)) and any(map(is_program, parameter)):
-        return type(parameter)(map(_renewed, parameter))
-    return _rewritten(parameter) if is_program(parameter) else parameter
+            found.append(_one_for(together))
+    return found
 
 
 def _one_for(equations: Sequence[Any]) -> Any:
@@ -125,14 +86,6 @@ def _is_sine(equation: Any) -> bool:
         return False
     x = equation.invars[0].aval
     return x.size >= _LEAST and x.dtype in (jnp.float32, jnp.float64)
-
-
-def _has_sines(equation: Any) -> bool:
-    return any(
-        _is_sine(inner) or _has_sines(inner)
-        for jaxpr in jaxprs_in(equation)
-        for inner in jaxpr.eqns
-    )
 
 
 def _library(x: Any) -> tuple[Any, Any]:

@@ -1,0 +1,141 @@
+"""Products of many pairs of small matrices against NumPy's, and which of them are put in order."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import thalweg as tw
+from thalweg import dots
+from thalweg.catalogue import models
+from thalweg.jaxprs import rewritten
+from thalweg.tuning import tuned
+
+RNG = np.random.default_rng(0)
+
+
+def numbers(*shape, dtype="float32"):
+    return RNG.standard_normal(shape).astype(dtype)
+
+
+def arranged(function, *arguments):
+    """How many of a function's products are put in order."""
+    return str(jax.make_jaxpr(tuned(function))(*arguments)).count("name=arranged_dot")
+
+
+@pytest.mark.parametrize(
+    ("subscripts", "left", "right"),
+    [
+        ("mni,mio->mno", (5, 15, 10), (5, 10, 7)),
+        ("mni,moi->mno", (5, 15, 10), (5, 7, 10)),
+        ("mni,mno->mio", (5, 15, 10), (5, 15, 7)),
+        ("nim,iom->nom", (15, 10, 5), (10, 7, 5)),
+        ("abni,abio->abno", (2, 3, 4, 5), (2, 3, 5, 6)),
+        ("bnia,aibo->abno", (3, 4, 5, 2), (2, 5, 3, 6)),
+        ("mnij,mijo->mno", (5, 8, 2, 3), (5, 2, 3, 4)),
+        ("mni,mijk->mnjk", (5, 8, 4), (5, 4, 2, 3)),
+    ],
+)
+def test_products_are_numpys(subscripts, left, right):
+    a, b = numbers(*left), numbers(*right)
+
+    def product(a, b):
+        return jnp.einsum(subscripts, a, b)
+
+    assert arranged(product, a, b) == 1
+    exact = np.einsum(subscripts, a.astype(float), b.astype(float))
+    np.testing.assert_allclose(jax.jit(tuned(product))(a, b), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "dtype"),
+    [
+        ((15, 10), (10, 7), "float32"),
+        ((5, 15, 10), (5, 10, 7), "float64"),
+        ((5, 15, 64), (5, 64, 64), "float32"),
+        ((5, 1000, 10), (5, 10, 7), "float32"),
+        ((5, 15, 10), (5, 10, 1), "float32"),
+        ((5, 15, 1), (5, 1, 7), "float32"),
+    ],
+    ids=["one pair", "double precision", "wide", "long", "a vector", "an outer product"],
+)
+def test_what_is_left_as_it_is(left, right, dtype):
+    a, b = numbers(*left, dtype=dtype), numbers(*right, dtype=dtype)
+    assert arranged(jnp.matmul, a, b) == 0
+    np.testing.assert_array_equal(jax.jit(tuned(jnp.matmul))(a, b), jax.jit(jnp.matmul)(a, b))
+
+
+def deep(weights, x):
+    hidden = x
+    for weight in weights:
+        hidden = jnp.tanh(hidden @ weight.T)
+    return (hidden**2).mean()
+
+
+@pytest.fixture
+def networks():
+    """Six networks of three layers of 8 on 9 samples."""
+    return [numbers(6, 8, 8) for _ in range(3)], numbers(9, 8)
+
+
+def test_a_networks_gradient_has_no_product_the_other_way_round(networks):
+    """Two products forward and four backward, beside the first layer's, which are one for all networks; and
+    XLA leaves them in order."""
+    weights, x = networks
+    gradient = jax.vmap(jax.grad(deep), in_axes=(0, None))
+    assert arranged(gradient, weights, x) == 6
+    program = jax.jit(tuned(gradient)).lower(weights, x).compile().as_text()
+    products = re.findall(
+        r"dot\(.*lhs_batch_dims=\{0\}, lhs_contracting_dims=\{(.)\}.*rhs_contracting_dims=\{(.)\}",
+        program,
+    )
+    assert len(products) >= 6
+    assert set(products) == {("2", "1")}
+    for found, exact in zip(
+        jax.jit(tuned(gradient))(weights, x), jax.jit(gradient)(weights, x), strict=True
+    ):
+        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_products_in_loops_and_branches(networks):
+    weights, x = networks
+
+    def step(weights):
+        slopes = jax.vmap(jax.grad(deep), in_axes=(0, None))(weights, x)
+        return [weight - 0.1 * slope for weight, slope in zip(weights, slopes, strict=True)]
+
+    def descent(weights):
+        moved = jax.lax.fori_loop(0, 5, lambda _, w: step(w), weights)
+        return jax.lax.cond(moved[0].sum() > 0, step, lambda w: w, moved)
+
+    assert arranged(descent, weights) == 12
+    for found, exact in zip(
+        jax.jit(tuned(descent))(weights), jax.jit(descent)(weights), strict=True
+    ):
+        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_without_compilation_or_double_precision():
+    a, b = numbers(5, 15, 10), numbers(5, 10, 7)
+    with jax.enable_x64(False):
+        assert arranged(jnp.matmul, a, b) == 1
+    with jax.disable_jit():
+        np.testing.assert_allclose(tuned(jnp.matmul)(a, b), a @ b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_program_without_any_stays_the_same_object():
+    program = jax.make_jaxpr(lambda x: jax.lax.fori_loop(0, 3, lambda _, y: jnp.exp(y), x))(1.0)
+    assert rewritten(program, dots.arranged) is program
+
+
+def test_an_ensemble_of_networks_is_its_members():
+    x = np.linspace(-1, 1, 15, dtype="float32")
+    starts = [models.init_mlp((1, 10, 10, 1), jax.random.key(k), np.float32) for k in range(4)]
+    problem = tw.Problem(models.mlp, "mse", x, x**2, params=starts[0])
+    rows = np.stack([problem.flatten(start) for start in starts])
+    path = tw.descend(problem, tw.SGD(lr=0.05), steps=50, starts=rows)
+    for run, start in enumerate(starts):
+        alone = tw.descend(problem.replace(params=start), tw.SGD(lr=0.05), steps=50)
+        np.testing.assert_allclose(path["loss"].isel(run=run), alone["loss"], rtol=1e-4, atol=1e-6)
