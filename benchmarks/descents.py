@@ -38,6 +38,7 @@ def descents() -> Iterator[Race | Gauge]:
         "s",
         lambda: tools.fresh("descents", "first_call"),
         limit=1.0,
+        why="XLA takes longer to compile for a GPU." if tools.on_gpu() else "",
     )
 
 

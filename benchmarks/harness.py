@@ -66,6 +66,7 @@ class Gauge:
     measure: Callable[[], float]
     limit: float | None = None
     rounds: int = 5
+    why: str = ""  # what is known of a limit that is missed
     skipped: str = ""
 
 
@@ -186,7 +187,7 @@ def _gauge(gauge: Gauge, rounds: int) -> Row:
         if gauge.limit is None
         else _verdict(f"< {text(gauge.limit)}", median(values) < gauge.limit)
     )
-    return Row(gauge.title, gauge.name, "all", "", spread(values, text), "", goal, "")
+    return Row(gauge.title, gauge.name, "all", "", spread(values, text), "", goal, "", gauge.why)
 
 
 def _growth(growth: Growth) -> list[Row]:

@@ -19,7 +19,7 @@ DEEP = (1, 10, 10, 10, 10, 10, 1)
 MEASURED = 200  # steps of the others
 LOOP = "PyTorch loop"
 EAGER, COMPILED = "torch.func.vmap, eager", "torch.func.vmap, torch.compile"
-SMALL_PRODUCTS = "most of our time goes into products of 15 × 10 by 10 × 10 numbers; the row below has their time alone."
+SMALL_PRODUCTS = "products of 15 × 10 by 10 × 10 numbers take most of our time: see the row below."
 PLAIN_SGD = (
     "memory is the limit, and ours passes over more of it: the momentum is traced, so that its buffer is "
     "read and written also where it is 0; and the weights are tested for NaN at every step, and copied."
@@ -91,7 +91,7 @@ def wide_network() -> Iterator[Race]:
         (tw.Adam(lr=rate), "Adam", 10),
     ):
         yield Race(
-            f"{parameters:,} parameters, {samples} samples × {steps} steps of {name}",
+            f"{parameters:,} parameters, {samples} samples × {steps:,} steps of {name}",
             [
                 Contender("thalweg.descend", _descent([start], optimizer, steps, samples)),
                 Contender(

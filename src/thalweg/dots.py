@@ -64,7 +64,10 @@ def _is_slow(equation: Any) -> bool:
         return False
     left, right = (v.aval for v in equation.invars)
     (over_left, over_right), (pairs_left, pairs_right) = equation.params["dimension_numbers"]
-    if not pairs_left or not left.dtype == right.dtype == jnp.float32:
+    shared_out = (
+        equation.params.get("out_sharding") is not None
+    )  # among devices, as the user has it
+    if shared_out or not pairs_left or not left.dtype == right.dtype == jnp.float32:
         return False
     rows, middle, columns = (
         math.prod(aval.shape[d] for d in dims)
