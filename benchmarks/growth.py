@@ -103,7 +103,7 @@ def growth() -> Iterator[Growth]:
 
 
 def of_sizes(what: str, sizes: list[int]) -> list[tuple[float, float]]:
-    """What `_of_size` finds for each, in ascending order."""
+    """What `_of_size` finds for each. They ascend: the peak of a GPU is the largest that there was."""
     return [_of_size(what, size) for size in sizes]
 
 

@@ -125,6 +125,81 @@ def test_without_compilation_or_double_precision():
         np.testing.assert_allclose(tuned(jnp.matmul)(a, b), a @ b, rtol=1e-5, atol=1e-5)
 
 
+def small(a, b):
+    return jnp.tanh(jnp.sin(a) @ b)
+
+
+def test_a_linear_solve_with_products_and_sines_inside():
+    """Its programs are in a named tuple."""
+    a, b = numbers(6, 8, 8) + 8 * np.eye(8, dtype="float32"), numbers(6, 8, 5)
+
+    def by_products(a, b):
+        def matvec(x):
+            return a @ x + 0.01 * jnp.sin(b).mean() * x
+
+        return jax.scipy.sparse.linalg.gmres(matvec, b, tol=1e-7)[0]
+
+    for solve in (jnp.linalg.solve, by_products):
+        function = jax.vmap(solve)
+        found = jax.jit(tuned(function))(a, b)
+        np.testing.assert_allclose(found, jax.jit(function)(a, b), rtol=1e-4, atol=1e-5)
+    assert arranged(jax.vmap(by_products), a, b)
+
+
+def test_what_is_called_often_is_compiled_once():
+    layer = jax.jit(small)
+
+    def often(a, b):
+        for _ in range(20):
+            a = layer(a, b)
+        return a
+
+    a, b = numbers(5, 15, 10), numbers(5, 10, 10)
+    program = jax.jit(tuned(often)).lower(a, b).as_text()
+    # the program itself, the layer, the product, the sines and their two branches' functions
+    assert program.count("func.func") <= 8
+    np.testing.assert_allclose(jax.jit(tuned(often))(a, b), jax.jit(often)(a, b), atol=1e-4)
+
+
+def test_scopes_keep_their_names():
+    def scoped(a, b):
+        with jax.named_scope("mine"):
+            return small(a, b)
+
+    a, b = numbers(5, 15, 10), numbers(5, 10, 10)
+    program = jax.jit(tuned(scoped)).lower(a, b).compile().as_text()
+    assert "mine/jit(arranged_dot)" in program
+    assert "mine/jit(sines)" in program
+
+
+def test_a_shard_mapped_program_stays_as_it_is():
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    axis = jax.sharding.PartitionSpec("i")
+
+    def mapped(a, b):
+        def summed(a, b):
+            return jax.lax.psum(jnp.matmul(a, b), "i")
+
+        spec = {"mesh": mesh, "in_specs": (axis, axis), "out_specs": jax.sharding.PartitionSpec()}
+        return jax.shard_map(summed, **spec)(a, b)
+
+    a, b = numbers(5, 15, 10), numbers(5, 10, 7)
+    np.testing.assert_allclose(jax.jit(tuned(mapped))(a, b), a @ b, rtol=1e-4, atol=1e-5)
+
+
+def test_precision_and_the_results_type_are_kept():
+    a, b = numbers(5, 15, 10), numbers(5, 10, 7)
+
+    def wide(a, b):
+        return jnp.matmul(a, b, precision="highest", preferred_element_type=jnp.float64)
+
+    assert arranged(wide, a, b) == 1
+    assert "HIGHEST" in str(jax.make_jaxpr(tuned(wide))(a, b))
+    found = jax.jit(tuned(wide))(a, b)
+    assert found.dtype == jnp.float64
+    np.testing.assert_allclose(found, np.matmul(a, b, dtype=float), rtol=1e-5, atol=1e-5)
+
+
 def test_a_program_without_any_stays_the_same_object():
     program = jax.make_jaxpr(lambda x: jax.lax.fori_loop(0, 3, lambda _, y: jnp.exp(y), x))(1.0)
     assert rewritten(program, dots.arranged) is program

@@ -308,10 +308,11 @@ def test_a_loop_of_known_length_changes_nothing(monkeypatch):
     found = tw.gradient_flow(bowl_problem(), **options)
     for name in ("status", "accepted", "rejected", "lost_at"):
         np.testing.assert_array_equal(found[name], expected[name])
+    # another program, whose sums may be rounded otherwise
     np.testing.assert_allclose(found.params, expected.params, rtol=1e-12)
 
 
-def test_an_explicit_step_is_diffrax_own():
+def test_an_explicit_step_is_diffraxs_own():
     problem = bowl_problem()
     start = {"x": jnp.asarray(0.3), "y": jnp.asarray(-2.0)}
     flow = integrator.Flow(problem, {}, 1e-6, 1e-9, 100, integrator.EXPLICIT, False, ())
@@ -320,6 +321,7 @@ def test_an_explicit_step_is_diffrax_own():
     terms, solver, _ = integrator._method(flow)
     state = solver.init(terms, 0.0, 0.4, start, None)
     theirs = solver.step(terms, 0.0, 0.4, start, None, state, jnp.bool_(True))
+    # the same sums in another order, of numbers of the order of one
     for ours, other in ((params, theirs[0]), (error, theirs[1]), (slope, theirs[3][1])):
         for name in start:
             np.testing.assert_allclose(ours[name], other[name], rtol=1e-12, atol=1e-15)

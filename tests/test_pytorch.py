@@ -510,6 +510,40 @@ def test_torch_compile_goes_on_working():
     assert found is None or found.type in ("cuda", "mps", "xpu")
 
 
+def test_pytorch_finds_the_devices_that_there_are():
+    module, x, y = nn.Linear(3, 1), torch.randn(5, 3), torch.randn(5, 1)
+    tw.from_torch(module, lambda yhat, y: ((yhat - y) ** 2).mean(), x, y)
+    found = torch._utils._get_available_device_type()  # what DataParallel and checkpoints ask
+    assert found in (None, "cuda", "mps", "xpu")
+    torch.testing.assert_close(nn.DataParallel(module)(x).cpu(), module(x))
+    with torch.random.fork_rng():
+        torch.rand(1)
+    torch.manual_seed(0)
+
+
+class _AsksForItsDevice(nn.Module):
+    """Makes tensors where its input is, and where a part of it is; C++ code sees these on another device."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        hidden = self.layer(x.to(x.device))
+        places = torch.arange(3, device=hidden[:1].device, dtype=hidden.dtype)
+        return torch.softmax(hidden + places, -1, dtype=torch.float64).to(torch.zeros_like(x).dtype)
+
+
+def test_modules_that_ask_for_their_device():
+    module, x, y = _AsksForItsDevice(), torch.randn(6, 4), torch.randn(6, 3)
+    problem = tw.from_torch(module, nn.MSELoss(), x, y)
+    expected = nn.functional.mse_loss(module(x), y)
+    expected.backward()
+    assert float(problem.risk(problem.params)) == pytest.approx(expected.item(), rel=1e-6)
+    slope = problem.gradient(problem.params)["layer.weight"]
+    torch.testing.assert_close(torch.tensor(np.asarray(slope)), module.layer.weight.grad)
+
+
 def test_parameters_go_back():
     module = normed()
     x, y = torch.randn(9, 4).double(), torch.randn(9, 3).double()

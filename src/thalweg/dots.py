@@ -15,10 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from thalweg.jaxprs import in_place_of
+
 # Measured on two cores, descents and planes of 10 to 64 networks of widths 4 to 128 with 15 to 1,000 samples:
 # wider ones take as long as before, or longer, as putting a matrix in order then takes as long as it spares.
 _NARROW = 20  # two of the numbers of rows, columns and what is summed over
 _SMALL = 4000  # numbers of each matrix of a pair, and of their product
+
+_KEPT = ("precision", "preferred_element_type", "out_sharding")
 
 
 def arranged(equations: Sequence[Any]) -> list[Any]:
@@ -28,11 +32,11 @@ def arranged(equations: Sequence[Any]) -> list[Any]:
 
 def _arranged(equation: Any) -> Any:
     left, right = (v.aval for v in equation.invars)
-    params = {name: equation.params[name] for name in ("precision", "preferred_element_type")}
+    params = {name: equation.params[name] for name in _KEPT}
     made = _equation(
         left.shape, right.shape, equation.params["dimension_numbers"], tuple(params.items())
     )
-    return made.replace(invars=equation.invars, outvars=equation.outvars)
+    return in_place_of(equation, made, equation.outvars)
 
 
 @functools.lru_cache(maxsize=256)  # what is the same is then compiled once
@@ -64,10 +68,7 @@ def _is_slow(equation: Any) -> bool:
         return False
     left, right = (v.aval for v in equation.invars)
     (over_left, over_right), (pairs_left, pairs_right) = equation.params["dimension_numbers"]
-    shared_out = (
-        equation.params.get("out_sharding") is not None
-    )  # among devices, as the user has it
-    if shared_out or not pairs_left or not left.dtype == right.dtype == jnp.float32:
+    if not pairs_left or not left.dtype == right.dtype == jnp.float32:
         return False
     rows, middle, columns = (
         math.prod(aval.shape[d] for d in dims)

@@ -216,7 +216,7 @@ class _Job:
         return interrupted
 
     def _advance(self, done: int, attempts: int) -> int:
-        """At most so many attempts of a step from saved point `done` on; the point then reached."""
+        """Attempts of a step from saved point `done` on, about so many at most; the point then reached."""
         rows = min(self.room, len(self.times) - done)
         times = np.full(self.room, np.inf)
         times[:rows] = self.times[done : done + rows]

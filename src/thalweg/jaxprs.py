@@ -29,26 +29,48 @@ def is_program(parameter: Any) -> bool:
 
 def rewritten(program: Any, rewrite: Rewrite) -> Any:
     """A jaxpr, with or without its constants, with the equations that `rewrite` gives for its own, and so for
-    every jaxpr inside it. What `rewrite` leaves as it is stays the same object."""
-    inner = getattr(program, "jaxpr", program)
-    if inner is not program:  # from JAX 0.12 on, all jaxprs have their constants in them
-        other = rewritten(inner, rewrite)
-        return program if other is inner else core.ClosedJaxpr(other, program.consts)
-    equations = rewrite([_with_others_inside(equation, rewrite) for equation in program.eqns])
-    return program if _same(equations, program.eqns) else program.replace(eqns=equations)
+    every jaxpr inside it. What `rewrite` leaves as it is stays the same object; and what is one object in
+    several places stays one, to be compiled once."""
+    done: dict[
+        int, tuple[Any, Any]
+    ] = {}  # by identity; the first of a pair keeps that from passing on
+
+    def other(program: Any) -> Any:
+        if id(program) not in done:
+            done[id(program)] = program, made(program)
+        return done[id(program)][1]
+
+    def made(program: Any) -> Any:
+        inner = getattr(program, "jaxpr", program)
+        if inner is not program:  # from JAX 0.12 on, all jaxprs have their constants in them
+            same = (found := other(inner)) is inner
+            return program if same else core.ClosedJaxpr(found, program.consts)
+        equations = rewrite([with_others_inside(equation) for equation in program.eqns])
+        return program if _same(equations, program.eqns) else program.replace(eqns=equations)
+
+    def with_others_inside(equation: Any) -> Any:
+        if equation.primitive.name == "shard_map":  # whose arrays are of a kind of their own
+            return equation
+        params = {name: renewed(value) for name, value in equation.params.items()}
+        same = _same(params.values(), equation.params.values())
+        return equation if same else equation.replace(params=params)
+
+    def renewed(parameter: Any) -> Any:
+        if isinstance(parameter, (tuple, list)) and any(map(is_program, parameter)):
+            others = [renewed(part) for part in parameter]
+            kind = type(parameter)
+            build = getattr(kind, "_make", kind)  # a linear solve has its programs in a named tuple
+            return parameter if _same(others, parameter) else build(others)
+        return other(parameter) if is_program(parameter) else parameter
+
+    return other(program)
 
 
-def _with_others_inside(equation: Any, rewrite: Rewrite) -> Any:
-    params = {name: _renewed(value, rewrite) for name, value in equation.params.items()}
-    same = _same(params.values(), equation.params.values())
-    return equation if same else equation.replace(params=params)
-
-
-def _renewed(parameter: Any, rewrite: Rewrite) -> Any:
-    if isinstance(parameter, (tuple, list)) and any(map(is_program, parameter)):
-        others = [_renewed(part, rewrite) for part in parameter]
-        return parameter if _same(others, parameter) else type(parameter)(others)
-    return rewritten(parameter, rewrite) if is_program(parameter) else parameter
+def in_place_of(equation: Any, made: Any, found: Sequence[Any]) -> Any:
+    """The equation `made`, of what `equation` is of, for the results `found`."""
+    return made.replace(
+        invars=equation.invars, outvars=found, source_info=equation.source_info, ctx=equation.ctx
+    )
 
 
 def _same(some: Any, others: Any) -> bool:

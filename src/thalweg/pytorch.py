@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -401,9 +400,9 @@ def _torchax() -> Any:
     """
     import torch
 
-    theirs = "torchax" in sys.modules
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as meanwhile:
+    with _ONE_AT_A_TIME, ExitStack() as meanwhile:
+        theirs = "torchax" in sys.modules
+        fast = torch.backends.mha.get_fastpath_enabled()
         meanwhile.callback(torch.backends.mha.set_fastpath_enabled, fast)
         if not theirs:
             as_unnamed = functools.partial(torch._register_device_module, _UNNAMED)
@@ -411,17 +410,29 @@ def _torchax() -> Any:
                 (torch.utils, "rename_privateuse1_backend", lambda name: None),
                 (torch, "_register_device_module", lambda name, module: as_unnamed(module)),
             ):
-                meanwhile.enter_context(patch.object(where, name, instead))
+                meanwhile.enter_context(_replaced(where, name, instead))
         torchax = optional("torchax", "PyTorch models need", "torch")
-    if not theirs:
-        _unname_device(torchax)
+        if not theirs:
+            _unname_device(torchax)
     return torchax
 
 
+@contextmanager
+def _replaced(where: Any, name: str, instead: Any) -> Iterator[None]:
+    """With something else in the place of an attribute."""
+    own = getattr(where, name)
+    setattr(where, name, instead)
+    try:
+        yield
+    finally:
+        setattr(where, name, own)
+
+
 def _unname_device(torchax: Any) -> None:
-    """Where torchax says "jax", its tensors say `_UNNAMED`."""
+    """Where torchax says "jax", its tensors say `_UNNAMED`, a device that nobody finds who looks for one."""
     import torch
 
+    torchax.device_module.is_available = lambda: False
     tensors = (torchax.tensor.Tensor, torchax.view.View)
     for kind in tensors:
         kind.device = property(lambda tensor: torch.device(_UNNAMED, 0))
