@@ -1,8 +1,9 @@
-"""Products of many pairs of small matrices, as a model's `vmap` over members makes them.
+"""Products of matrices whose operands do not lie in memory as XLA's kernels like them on a CPU.
 
-XLA has two ways to do them on a CPU: a kernel for many small products (YNNPACK's), if the left matrices lie
-in memory row by row and the right ones too, and otherwise a call for every pair, which takes up to four times
-as long. In a network's backward pass one of the two is always the other way round.
+The left matrix should lie there row by row. In a network's backward pass it does not: the gradient of a
+layer's weights is the product of a transposed matrix with another, for which XLA takes up to half as long
+again. And of many pairs of small matrices, as `vmap` over members makes them, it calls a kernel for every
+pair, if the right ones do not lie row by row too.
 """
 
 from __future__ import annotations
@@ -17,70 +18,92 @@ import jax.numpy as jnp
 
 from thalweg.jaxprs import in_place_of
 
-# Measured on two cores, descents and planes of 10 to 64 networks of widths 4 to 128 with 15 to 1,000 samples:
-# wider ones take as long as before, or longer, as putting a matrix in order then takes as long as it spares.
-_NARROW = 20  # two of the numbers of rows, columns and what is summed over
-_SMALL = 4000  # numbers of each matrix of a pair, and of their product
+# Measured on two cores, networks of widths 4 to 1,000 with 15 to 1,000 samples, alone and 10 to 64 of them:
+# to put a matrix in order takes time too, which is spared where the following holds.
+# In single precision, of the numbers of rows, of columns and of what is summed over, two are at most
+_NARROW = 64
+# For the left matrix: each of its numbers is multiplied so often, or no matrix has more than _SMALL numbers
+_COLUMNS = 16
+_SMALL = 4000
+# For the right one, in single precision alone: the latter, and two of those three are at most
+_THIN = 20
 
 _KEPT = ("precision", "preferred_element_type", "out_sharding")
 
 
 def arranged(equations: Sequence[Any]) -> list[Any]:
-    """A jaxpr's equations, with others for its products of many pairs of small float32 matrices."""
-    return [_arranged(equation) if _is_slow(equation) else equation for equation in equations]
+    """A jaxpr's equations, with others for its products of matrices."""
+    return [_arranged(equation) if _is_product(equation) else equation for equation in equations]
+
+
+def _is_product(equation: Any) -> bool:
+    if equation.primitive.name != "dot_general":
+        return False
+    left, right = (v.aval.dtype for v in equation.invars)
+    return left == right and left in (jnp.float32, jnp.float64)
 
 
 def _arranged(equation: Any) -> Any:
     left, right = (v.aval for v in equation.invars)
-    params = {name: equation.params[name] for name in _KEPT}
-    made = _equation(
-        left.shape, right.shape, equation.params["dimension_numbers"], tuple(params.items())
-    )
+    dimensions = equation.params["dimension_numbers"]
+    order = _in_order(left, right, dimensions)
+    if not any(order):
+        return equation
+    params = tuple((name, equation.params[name]) for name in _KEPT)
+    made = _equation(left.shape, right.shape, left.dtype, dimensions, order, params)
     return in_place_of(equation, made, equation.outvars)
 
 
-@functools.lru_cache(maxsize=256)  # what is the same is then compiled once
-def _equation(left: Any, right: Any, dimensions: Any, params: tuple[tuple[str, Any], ...]) -> Any:
+def _in_order(left: Any, right: Any, dimensions: Any) -> tuple[bool, bool]:
+    """Whether the left and the right matrix are to be put in order."""
     (over_left, over_right), (pairs_left, pairs_right) = dimensions
-    rows, columns = _free(left, over_left, pairs_left), _free(right, over_right, pairs_right)
-    many, middle = len(pairs_left), len(over_left)
-    pairs = tuple(range(many))
-    over = (
-        tuple(range(many + len(rows), many + len(rows) + middle)),
-        tuple(range(many, many + middle)),
-    )
-
-    @jax.jit
-    def arranged_dot(a: Any, b: Any) -> Any:
-        # XLA would take the transpositions into the product again
-        a = jax.lax.optimization_barrier(a.transpose(*pairs_left, *rows, *over_left))
-        b = jax.lax.optimization_barrier(b.transpose(*pairs_right, *over_right, *columns))
-        return jax.lax.dot_general(a, b, (over, (pairs, pairs)), **dict(params))
-
-    (made,) = jax.make_jaxpr(arranged_dot)(
-        *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (left, right))
-    ).eqns
-    return made
-
-
-def _is_slow(equation: Any) -> bool:
-    if equation.primitive.name != "dot_general":
-        return False
-    left, right = (v.aval for v in equation.invars)
-    (over_left, over_right), (pairs_left, pairs_right) = equation.params["dimension_numbers"]
-    if not pairs_left or not left.dtype == right.dtype == jnp.float32:
-        return False
     rows, middle, columns = (
-        math.prod(aval.shape[d] for d in dims)
-        for aval, dims in (
+        math.prod(matrix.shape[d] for d in axes)
+        for matrix, axes in (
             (left, _free(left.shape, over_left, pairs_left)),
             (left, over_left),
             (right, _free(right.shape, over_right, pairs_right)),
         )
     )
     least, between, most = sorted((rows, middle, columns))
+    single = left.dtype == jnp.float32
     # with a vector it is no product of matrices to XLA
-    return least > 1 and between <= _NARROW and between * most <= _SMALL
+    if least < 2 or (single and between > _NARROW):
+        return False, False
+    small = between * most <= _SMALL
+    return small or columns >= _COLUMNS, single and small and between <= _THIN
+
+
+@functools.lru_cache(maxsize=256)  # what is the same is then compiled once
+def _equation(
+    left: Any,
+    right: Any,
+    dtype: Any,
+    dimensions: Any,
+    order: tuple[bool, bool],
+    params: tuple[tuple[str, Any], ...],
+) -> Any:
+    (over_left, over_right), (pairs_left, pairs_right) = dimensions
+    rows, columns = _free(left, over_left, pairs_left), _free(right, over_right, pairs_right)
+    many, middle = len(pairs_left), len(over_left)
+    first = tuple(range(many))
+
+    @jax.jit
+    def arranged_dot(a: Any, b: Any) -> Any:
+        over_a, pairs_a, over_b, pairs_b = over_left, pairs_left, over_right, pairs_right
+        # XLA would take the transpositions into the product again
+        if order[0]:
+            a = jax.lax.optimization_barrier(a.transpose(*pairs_left, *rows, *over_left))
+            over_a, pairs_a = tuple(range(many + len(rows), a.ndim)), first
+        if order[1]:
+            b = jax.lax.optimization_barrier(b.transpose(*pairs_right, *over_right, *columns))
+            over_b, pairs_b = tuple(range(many, many + middle)), first
+        return jax.lax.dot_general(a, b, ((over_a, over_b), (pairs_a, pairs_b)), **dict(params))
+
+    (made,) = jax.make_jaxpr(arranged_dot)(
+        *(jax.ShapeDtypeStruct(shape, dtype) for shape in (left, right))
+    ).eqns
+    return made
 
 
 def _free(shape: Sequence[int], *taken: Sequence[int]) -> list[int]:

@@ -20,8 +20,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def tuned(function: Function) -> Function:
-    """The same function, whose sines and cosines of many numbers and products of many small matrices are fast
-    on a CPU.
+    """The same function, whose sines and cosines of many numbers and products of matrices are fast on a CPU.
 
     For what is compiled and not differentiated any more; it stands under `jax.jit`. Values differ from those
     of the function itself by their rounding. What is static goes by keyword, and nothing else does.
