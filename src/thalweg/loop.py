@@ -116,6 +116,7 @@ class Walk:
 
 
 @jax.jit
+@tuned
 def begin(
     plan: Plan, feed: Feed, params: Params, start: Params, state: Any, diverged_at: Any
 ) -> Walk:
