@@ -31,9 +31,8 @@ def rewritten(program: Any, rewrite: Rewrite) -> Any:
     """A jaxpr, with or without its constants, with the equations that `rewrite` gives for its own, and so for
     every jaxpr inside it. What `rewrite` leaves as it is stays the same object; and what is one object in
     several places stays one, to be compiled once."""
-    done: dict[
-        int, tuple[Any, Any]
-    ] = {}  # by identity; the first of a pair keeps that from passing on
+    # by identity, which the old one of each pair keeps from passing on to another
+    done: dict[int, tuple[Any, Any]] = {}
 
     def other(program: Any) -> Any:
         if id(program) not in done:
