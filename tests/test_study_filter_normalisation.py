@@ -60,7 +60,8 @@ def test_the_numbers_of_the_page(whole):
     # Training it amplifies rounding: compiled in other ways it came out between 5.4 and 8.5.
     assert plain[2] > 2 * skip[2]
     ends = lines["loss"].isel(distance=[0, -1]).median(("run", "line", "distance"))
-    assert ends.sel(kind="plain", depth=33) > 50 * ends.sel(kind="skip", depth=33)
+    # and so did its risk there: between 1,500 and 9,000, where the other one's is 36
+    assert ends.sel(kind="plain", depth=33) > 20 * ends.sel(kind="skip", depth=33)
     radius = lines["radius"].mean(("run", "line"))
     assert (radius.sel(kind="plain").diff("depth") < 0).all()
     assert study.difference(whole, "filter") < 1e-12
