@@ -63,7 +63,8 @@ def test_the_numbers_of_the_page(whole):
     # and so did its risk there: between 1,500 and 9,000, where the other one's is 36
     assert ends.sel(kind="plain", depth=33) > 20 * ends.sel(kind="skip", depth=33)
     radius = lines["radius"].mean(("run", "line"))
-    assert (radius.sel(kind="plain").diff("depth") < 0).all()
+    # of 33 layers it came out below and above that of 9
+    assert (radius.sel(kind="plain", depth=[9, 33]) < radius.sel(kind="plain", depth=3)).all()
     assert study.difference(whole, "filter") < 1e-12
     assert study.difference(whole, "none") > 1000
     for kind in study.KINDS:
