@@ -1,15 +1,15 @@
-"""The gradient flow dw/dt = −∇L, integrated under error control.
+"""The gradient flow dw/dt = −∇L, integrated under error control by diffrax's solvers.
 
-A step is Tsitouras's explicit one, or diffrax's of a stiff solver, and its length diffrax's controller's;
-what stands here is the loop around them, for all members at once, in one compiled program. A member waits
-where it has reached the next saved time, diverged or given up, and its neighbours go on.
+A solver and its step-size controller know one step; what stands here is the loop around them, for all
+members at once, in one compiled program. A member waits where it has reached the next saved time,
+diverged or given up, and its neighbours go on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -58,7 +58,7 @@ class Walk:
     params: Params
     time: Any
     dt: Any  # the step that the controller proposes next
-    solver_state: Any  # of the explicit one, the slope here, which the step before has found
+    solver_state: Any
     controller_state: Any
     accepted: Any
     rejected: Any
@@ -72,25 +72,64 @@ def known_turns(platform: str) -> int:
     return _TURNS if platform == "gpu" else 1
 
 
-def _slope(flow: Flow, params: Params) -> Params:
-    """dw/dt."""
-    return jax.tree_util.tree_map(jnp.negative, value_and_gradient(flow.problem, params)[1])
-
-
 def _method(flow: Flow) -> tuple[Any, Any, Any]:
     """diffrax's terms, solver and controller."""
     import diffrax
 
+    def downhill(t: Any, params: Params, args: Any) -> Params:
+        return jax.tree_util.tree_map(jnp.negative, value_and_gradient(flow.problem, params)[1])
+
     if flow.solver == EXPLICIT:
-        solver: Any = diffrax.Tsit5()
+        solver = _written_out()
     else:
         # A Newton that factors the Jacobian anew takes an eighth of the steps, on Rosenbrock's
         # valley, that diffrax's default takes, whose Jacobian is the one at the step's start.
         import optimistix
 
         solver = diffrax.Kvaerno5(root_finder=optimistix.Newton(rtol=flow.rtol, atol=flow.atol))
-    terms = diffrax.ODETerm(lambda t, params, args: _slope(flow, params))
-    return terms, solver, diffrax.PIDController(rtol=flow.rtol, atol=flow.atol)
+    return diffrax.ODETerm(downhill), solver, diffrax.PIDController(rtol=flow.rtol, atol=flow.atol)
+
+
+@cache
+def _written_out() -> Any:
+    """diffrax's Tsit5, its stages written out: a GPU would ask the host after each turn of diffrax's loop
+    over them."""
+    import diffrax
+
+    class WrittenOut(diffrax.Tsit5):
+        """Its state is the slope where it stands, which the step before has found."""
+
+        def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Any:
+            return terms.vf(t0, y0, args)
+
+        def step(
+            self,
+            terms: Any,
+            t0: Any,
+            t1: Any,
+            y0: Any,
+            args: Any,
+            solver_state: Any,
+            made_jump: Any,
+        ) -> Any:
+            dt, slopes, y = t1 - t0, [solver_state], y0
+
+            def along(weights: Any) -> Any:
+                """dt Σ weights · slopes"""
+
+                def weighted(*each: Any) -> Any:
+                    return dt * sum(float(w) * k for w, k in zip(weights, each, strict=True))
+
+                return jax.tree_util.tree_map(weighted, *slopes)
+
+            # the last stage is at the step's end
+            for c, weights in zip(self.tableau.c, self.tableau.a_lower, strict=True):
+                y = jax.tree_util.tree_map(jnp.add, y0, along(weights))
+                slopes.append(terms.vf(t0 + float(c) * dt, y, args))
+            error = along(self.tableau.b_error)
+            return y, error, None, slopes[-1], diffrax.RESULTS.successful
+
+    return WrittenOut()
 
 
 @jax.jit
@@ -103,10 +142,7 @@ def begin(flow: Flow, starts: Params) -> Walk:
         next_time, controller_state = controller.init(
             terms, time, time + 1, start, None, None, solver.func, solver.error_order(terms)
         )
-        if flow.solver == EXPLICIT:
-            solver_state = _slope(flow, start)
-        else:
-            solver_state = solver.init(terms, time, next_time, start, None)
+        solver_state = solver.init(terms, time, next_time, start, None)
         zero = jnp.int32(0)
         return Walk(
             start=start,
@@ -192,15 +228,19 @@ def _attempt(flow: Flow, walk: Walk, target: Any, row: Any) -> Walk:
     A step that would pass `target` ends on it, so that what is recorded is the solver's own and not
     interpolated; the step after it is as long as it would have been.
     """
+    import diffrax
+
     terms, solver, controller = _method(flow)
     tired = walk.accepted + walk.rejected >= flow.max_steps
     going = ~_there(walk, target) & ~tired
     ahead = jnp.minimum(walk.time + walk.dt, target)
     ahead = jnp.where(going, ahead, walk.time)
-    step = _explicit_step if flow.solver == EXPLICIT else _stiff_step
-    params, error, solver_state, solved = step(flow, walk, ahead)
+    params, error, _, solver_state, outcome = solver.step(
+        terms, walk.time, ahead, walk.params, None, walk.solver_state, jnp.bool_(False)
+    )
     # An implicit equation that was not solved, or a step out of the finite numbers, is an infinite
     # error: the controller then tries a much shorter step.
+    solved = outcome == diffrax.RESULTS.successful
     error = jax.tree_util.tree_map(
         lambda e: jnp.where(solved & jnp.isfinite(e), jnp.abs(e), jnp.inf), error
     )
@@ -241,48 +281,6 @@ def _attempt(flow: Flow, walk: Walk, target: Any, row: Any) -> Walk:
         fate=fate,
         lost_at=jnp.where((fate != GOING) & (walk.lost_at < 0), row, walk.lost_at),
     )
-
-
-def _explicit_step(flow: Flow, walk: Walk, ahead: Any) -> tuple[Params, Params, Any, Any]:
-    """Tsitouras's step to the time `ahead`, its stages written out: a GPU would ask the host after each turn
-    of diffrax's loop over them.
-
-    Returns:
-        Where it leads, its estimated error, the slope there, and True: it has no equations to solve.
-    """
-    import diffrax
-
-    table, dt = diffrax.Tsit5.tableau, ahead - walk.time
-    slopes = [walk.solver_state]
-
-    def along(weights: Any) -> Params:
-        """dt Σ weights · slopes"""
-
-        def weighted(*each: Any) -> Any:
-            return dt * sum(float(w) * slope for w, slope in zip(weights, each, strict=True))
-
-        return jax.tree_util.tree_map(weighted, *slopes)
-
-    params = walk.params
-    for weights in table.a_lower:  # and the last stage is at the step's end
-        params = jax.tree_util.tree_map(jnp.add, walk.params, along(weights))
-        slopes.append(_slope(flow, params))
-    return params, along(table.b_error), slopes[-1], jnp.bool_(True)
-
-
-def _stiff_step(flow: Flow, walk: Walk, ahead: Any) -> tuple[Params, Params, Any, Any]:
-    """diffrax's step to the time `ahead`.
-
-    Returns:
-        Where it leads, its estimated error, the solver's state, and whether its equations were solved.
-    """
-    import diffrax
-
-    terms, solver, _ = _method(flow)
-    params, error, _, state, outcome = solver.step(
-        terms, walk.time, ahead, walk.params, None, walk.solver_state, jnp.bool_(False)
-    )
-    return params, error, state, outcome == diffrax.RESULTS.successful
 
 
 def _observe(flow: Flow, walk: Walk, row: Any) -> tuple[Walk, dict[str, Any]]:
