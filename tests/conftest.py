@@ -17,6 +17,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import matplotlib  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from small import SMALL  # noqa: E402
 
@@ -45,6 +46,13 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] not in studies)
     return (yield)
+
+
+@pytest.fixture
+def rng():
+    """Numbers for one test alone: of a generator that a file shares, each would get others in another
+    order of the tests."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True, scope="module")

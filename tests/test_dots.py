@@ -13,11 +13,13 @@ from thalweg.catalogue import models
 from thalweg.jaxprs import rewritten
 from thalweg.tuning import tuned
 
-RNG = np.random.default_rng(0)
 
+@pytest.fixture
+def numbers(rng):
+    def drawn(*shape, dtype="float32"):
+        return rng.standard_normal(shape).astype(dtype)
 
-def numbers(*shape, dtype="float32"):
-    return RNG.standard_normal(shape).astype(dtype)
+    return drawn
 
 
 def arranged(function, *arguments):
@@ -42,7 +44,7 @@ def arranged(function, *arguments):
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_products_are_numpys(subscripts, left, right, dtype):
+def test_products_are_numpys(subscripts, left, right, dtype, numbers):
     a, b = numbers(*left, dtype=dtype), numbers(*right, dtype=dtype)
 
     def product(a, b):
@@ -70,7 +72,7 @@ def test_products_are_numpys(subscripts, left, right, dtype):
     ],
     ids=["wide", "long", "few columns", "a vector", "an outer product", "empty", "half precision"],
 )
-def test_what_is_left_as_it_is(left, right, dtype):
+def test_what_is_left_as_it_is(left, right, dtype, numbers):
     a, b = numbers(*left, dtype=dtype), numbers(*right, dtype=dtype)
     assert arranged(jnp.matmul, a, b) == 0
     np.testing.assert_array_equal(jax.jit(tuned(jnp.matmul))(a, b), jax.jit(jnp.matmul)(a, b))
@@ -84,7 +86,7 @@ def deep(weights, x):
 
 
 @pytest.fixture
-def networks():
+def networks(numbers):
     """Six networks of three layers of 8 on 9 samples."""
     return [numbers(6, 8, 8) for _ in range(3)], numbers(9, 8)
 
@@ -108,7 +110,7 @@ def test_a_networks_gradient_has_no_product_the_other_way_round(networks):
         np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-6)
 
 
-def test_in_double_precision_the_left_matrix_alone_is_put_in_order():
+def test_in_double_precision_the_left_matrix_alone_is_put_in_order(numbers):
     a, b = numbers(500, 80, dtype="float64"), numbers(500, 90, dtype="float64")
 
     def weights_gradient(a, b):
@@ -139,7 +141,7 @@ def test_products_in_loops_and_branches(networks):
         np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-6)
 
 
-def test_without_compilation_or_double_precision():
+def test_without_compilation_or_double_precision(numbers):
     a, b = numbers(5, 15, 10), numbers(5, 10, 7)
     with jax.enable_x64(False):
         assert arranged(jnp.matmul, a, b) == 1
@@ -151,7 +153,7 @@ def small(a, b):
     return jnp.tanh(jnp.sin(a) @ b)
 
 
-def test_a_linear_solve_with_products_and_sines_inside():
+def test_a_linear_solve_with_products_and_sines_inside(numbers):
     """Its programs are in a named tuple."""
     a, b = numbers(6, 8, 8) + 8 * np.eye(8, dtype="float32"), numbers(6, 8, 5)
 
@@ -168,22 +170,26 @@ def test_a_linear_solve_with_products_and_sines_inside():
     assert arranged(jax.vmap(by_products), a, b)
 
 
-def test_what_is_called_often_is_compiled_once():
+def test_what_is_called_often_is_compiled_once(numbers):
     layer = jax.jit(small)
 
     def often(a, b):
+        x = a
         for _ in range(20):
-            a = layer(a, b)
-        return a
+            x = a + layer(x, b)
+        return x
 
-    a, b = numbers(5, 15, 10), numbers(5, 10, 10)
+    # weights so small that a layer shrinks a difference: large ones would make a rounding grow twenty times
+    a, b = numbers(5, 15, 10), numbers(5, 10, 10) / 10
     program = jax.jit(tuned(often)).lower(a, b).as_text()
     # the program itself, the layer, the product, the sines and their two branches' functions
     assert program.count("func.func") <= 8
-    np.testing.assert_allclose(jax.jit(tuned(often))(a, b), jax.jit(often)(a, b), atol=1e-4)
+    np.testing.assert_allclose(
+        jax.jit(tuned(often))(a, b), jax.jit(often)(a, b), rtol=1e-5, atol=1e-5
+    )
 
 
-def test_scopes_keep_their_names():
+def test_scopes_keep_their_names(numbers):
     def scoped(a, b):
         with jax.named_scope("mine"):
             return small(a, b)
@@ -194,7 +200,7 @@ def test_scopes_keep_their_names():
     assert "mine/jit(sines)" in program
 
 
-def test_a_shard_mapped_program_stays_as_it_is():
+def test_a_shard_mapped_program_stays_as_it_is(numbers):
     mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
     axis = jax.sharding.PartitionSpec("i")
 
@@ -209,7 +215,7 @@ def test_a_shard_mapped_program_stays_as_it_is():
     np.testing.assert_allclose(jax.jit(tuned(mapped))(a, b), a @ b, rtol=1e-4, atol=1e-5)
 
 
-def test_precision_and_the_results_type_are_kept():
+def test_precision_and_the_results_type_are_kept(numbers):
     a, b = numbers(5, 15, 10), numbers(5, 10, 7)
 
     def wide(a, b):

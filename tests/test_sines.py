@@ -10,7 +10,6 @@ from thalweg import sines
 from thalweg.tuning import tuned
 
 HALF_PI = np.pi / 2
-RNG = np.random.default_rng(0)
 
 
 @jax.jit
@@ -28,8 +27,8 @@ def ulps(found, exact, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e3, 1e6, 1e8])
-def test_values_are_within_two_ulps_of_the_c_librarys(dtype, scale):
-    x = RNG.uniform(-scale, scale, 100_000).astype(dtype)
+def test_values_are_within_two_ulps_of_the_c_librarys(dtype, scale, rng):
+    x = rng.uniform(-scale, scale, 100_000).astype(dtype)
     exact = np.sin(x.astype(float)), np.cos(x.astype(float))
     for found, truth in zip(both(x), exact, strict=True):
         assert found.dtype == dtype
@@ -46,8 +45,8 @@ def test_values_next_to_multiples_of_a_quarter_turn(first):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_numbers_too_large_for_the_polynomials(dtype):
-    x = np.concatenate([RNG.uniform(-9, 9, 100), [sines._FAR, 1e9, -1e20, 1e37]]).astype(dtype)
+def test_numbers_too_large_for_the_polynomials(dtype, rng):
+    x = np.concatenate([rng.uniform(-9, 9, 100), [sines._FAR, 1e9, -1e20, 1e37]]).astype(dtype)
     np.testing.assert_array_equal(both(x), [jnp.sin(x), jnp.cos(x)])
 
 
@@ -119,9 +118,9 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_program_has_its_sines_replaced_and_its_values_kept(name):
+def test_every_program_has_its_sines_replaced_and_its_values_kept(name, rng):
     function = FUNCTIONS[name]
-    x = RNG.uniform(-9, 9, (40, 5))
+    x = rng.uniform(-9, 9, (40, 5))
     faster = tuned(function)
     np.testing.assert_allclose(jax.jit(faster)(x), function(x), rtol=1e-12, atol=1e-12)
     assert "name=sines" in str(jax.make_jaxpr(faster)(x))
@@ -140,8 +139,8 @@ def test_what_is_left_as_it_is(x):
     assert "name=sines" not in str(jax.make_jaxpr(tuned(jnp.sin))(x))
 
 
-def test_without_double_precision_the_sines_are_jaxs():
-    x = RNG.uniform(-1e6, 1e6, 1000).astype("float32")
+def test_without_double_precision_the_sines_are_jaxs(rng):
+    x = rng.uniform(-1e6, 1e6, 1000).astype("float32")
     with jax.enable_x64(False):
         assert "name=sines" not in str(jax.make_jaxpr(tuned(jnp.sin))(x))
         np.testing.assert_array_equal(jax.jit(tuned(jnp.sin))(x), jnp.sin(x))
@@ -159,12 +158,12 @@ def test_without_compilation_the_model_sees_numbers():
     assert seen == [1.0]
 
 
-def test_pytrees_and_static_arguments_pass_through():
+def test_pytrees_and_static_arguments_pass_through(rng):
     @tuned
     def function(tree, *, power):
         return {"sine": jnp.sin(tree["x"]) ** power, "same": tree["y"]}
 
-    x = RNG.standard_normal(100)
+    x = rng.standard_normal(100)
     found = jax.jit(function, static_argnames="power")({"x": x, "y": 3}, power=2)
     np.testing.assert_allclose(found["sine"], np.sin(x) ** 2, rtol=1e-12)
     assert found["same"] == 3
@@ -184,8 +183,8 @@ def gradient(x, y):
     )
 
 
-def test_a_descent_of_many_members_is_numpys():
-    starts = RNG.uniform(-2, 2, (300, 2))
+def test_a_descent_of_many_members_is_numpys(rng):
+    starts = rng.uniform(-2, 2, (300, 2))
     x, y = starts.T
     for _ in range(40):
         gx, gy = gradient(x, y)
