@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from thalweg import kinks
 from thalweg.errors import InputError, first_line, optional, unknown
 from thalweg.params import Params
 from thalweg.problem import Problem, predicting
@@ -342,7 +343,7 @@ def _translated(function: Callable[..., Any], where: Callable[[], str]) -> Calla
     torchax = _torchax()
     import torch
 
-    env = torchax.default_env()
+    env = _environment()
 
     def of_arrays(*arguments: Any) -> Any:
         with _ONE_AT_A_TIME:
@@ -415,6 +416,14 @@ def _torchax() -> Any:
         if not theirs:
             _unname_device(torchax)
     return torchax
+
+
+@functools.cache
+def _environment() -> Any:
+    """Where tensors stand for arrays: one of our own, since a user of torchax has theirs."""
+    environment = _torchax().tensor.Environment()
+    kinks.install(environment)
+    return environment
 
 
 @contextmanager

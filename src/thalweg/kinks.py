@@ -1,0 +1,202 @@
+"""PyTorch's operations whose derivative JAX takes otherwise: at kinks, at ties, and where a root is of zero.
+
+Exact zeros and ties are common (a head of zeros, blank inputs, padding), and there PyTorch has conventions of
+its own: |x| is flat at 0, a clamped number on its bound still moves, the first of several maxima counts, and
+the norm of a zero vector does not move. Each operation below has PyTorch's value, and derivative, everywhere
+(derivatives.yaml and FunctionsManual.cpp of ATen); the tests compare them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from thalweg.losses import absolute
+
+
+def install(environment: Any) -> None:
+    """Let an environment of torchax's compute these as below."""
+    import torch
+
+    def of_tensors(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = environment.t2j_iso((args, kwargs))
+            return environment.j2t_iso(operation(*args, **kwargs))
+
+        return called
+
+    for name, operation in _OPERATIONS.items():
+        packet, overload = name.split(".")
+        aten = getattr(getattr(torch.ops.aten, packet), overload)
+        environment.override_op_definition(aten, of_tensors(operation))
+    environment.override_op_definition(torch.cdist, of_tensors(_distances))
+
+
+def _abs(x: Any) -> Any:
+    return jnp.abs(x) if jnp.iscomplexobj(x) else absolute(x)
+
+
+def _clamp(x: Any, min: Any = None, max: Any = None) -> Any:
+    x = x if min is None else jnp.where(x < min, min, x)
+    return x if max is None else jnp.where(x > max, max, x)
+
+
+def _clamp_max(x: Any, max: Any) -> Any:
+    return _clamp(x, None, max)
+
+
+def _hardtanh(x: Any, min_val: Any = -1, max_val: Any = 1) -> Any:
+    return jnp.where(x <= min_val, min_val, jnp.where(x >= max_val, max_val, x)).astype(x.dtype)
+
+
+def _leaky_relu(x: Any, negative_slope: Any = 0.01) -> Any:
+    return jnp.where(x > 0, x, negative_slope * x)
+
+
+def _rrelu(x: Any, noise: Any, lower: Any = 1 / 8, upper: Any = 1 / 3, *training: Any) -> Any:
+    """As it is evaluated: what `from_torch` makes a problem of is in that mode."""
+    return _leaky_relu(x, (lower + upper) / 2)
+
+
+def _hardswish(x: Any) -> Any:
+    return jnp.where(x <= -3, 0, jnp.where(x < 3, x * (x + 3) / 6, x))
+
+
+def _hardsigmoid(x: Any) -> Any:
+    return jnp.where(x <= -3, 0, jnp.where(x < 3, (x + 3) / 6, 1)).astype(x.dtype)
+
+
+def _fmax(x: Any, y: Any) -> Any:
+    return jnp.where((x >= y) | jnp.isnan(y), x, y)
+
+
+def _fmin(x: Any, y: Any) -> Any:
+    return jnp.where((x <= y) | jnp.isnan(y), x, y)
+
+
+def _copysign(x: Any, other: Any) -> Any:
+    return absolute(x) * jnp.where(jnp.signbit(other), -1, 1)
+
+
+def _first(place: Callable[..., Any], x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+    """The entry at the first place that `place` finds along an axis, and the place."""
+    if not x.ndim:
+        return x, jnp.zeros((), jnp.int64)
+    index = place(x, axis=dim, keepdims=True)
+    there = index == jax.lax.broadcasted_iota(index.dtype, x.shape, dim % x.ndim)
+    values = jnp.where(there, x, 0).sum(dim, keepdims=keepdim, dtype=x.dtype)
+    return values, (index if keepdim else index.squeeze(dim)).astype(jnp.int64)
+
+
+def _last_so_far(over: Callable[..., Any], x: Any, dim: int) -> tuple[Any, Any]:
+    """The greatest (or least) entry up to each along an axis, the last of several, and its place."""
+    if not x.ndim:
+        return x, jnp.zeros((), jnp.int64)
+
+    def better(some: Any, later: Any) -> Any:
+        stays = over(some[0], later[0]) | (jnp.isnan(some[0]) & ~jnp.isnan(later[0]))
+        return tuple(jnp.where(stays, a, b) for a, b in zip(some, later, strict=True))
+
+    places = jax.lax.broadcasted_iota(jnp.int64, x.shape, dim % x.ndim)
+    pairs = (jax.lax.stop_gradient(x), places)
+    index = jax.lax.associative_scan(better, pairs, axis=dim % x.ndim)[1]
+    return jnp.take_along_axis(x, index, axis=dim), index
+
+
+def _median(x: Any) -> Any:
+    """Of an even number the lower one; all entries that equal it share its derivative."""
+    flat = x.ravel()
+    middle = jax.lax.stop_gradient(jnp.sort(flat)[(flat.size - 1) // 2])
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return middle
+    middle = jnp.where(jnp.isnan(flat).any(), jnp.nan, middle)
+    shared = jnp.where(flat == middle, flat, 0).sum() / (flat == middle).sum()
+    return middle + (shared - jax.lax.stop_gradient(shared))
+
+
+def _root(total: Any, order: Any = 2) -> Any:
+    """total^(1/order) with derivative 0 at 0."""
+    there = total > 0
+    safe = jnp.where(there, total, 1)
+    root = jnp.sqrt(safe) if order == 2 else safe ** (1 / order)
+    return jnp.where(there, root, jnp.where(total == 0, 0, total))
+
+
+def _vector_norm(
+    x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Any:
+    if dtype is not None:
+        from torchax.ops import mappings
+
+        x = x.astype(mappings.t2j_dtype(dtype))
+    dim = tuple(dim) if isinstance(dim, (list, tuple)) and len(dim) else (dim or None)
+    size = _abs(x)
+    of_size = {0: jnp.count_nonzero, float("inf"): jnp.max, float("-inf"): jnp.min}.get(ord)
+    if of_size:
+        return of_size(size, axis=dim, keepdims=keepdim).astype(size.dtype)
+    if ord == 2:
+        return _root(jnp.sum(jnp.square(size), axis=dim, keepdims=keepdim))
+    there = size > 0
+    powers = jnp.where(there, jnp.where(there, size, 1) ** ord, 0 if ord > 0 else jnp.inf)
+    return _root(jnp.sum(powers, axis=dim, keepdims=keepdim), ord)
+
+
+def _distance(x: Any, y: Any, p: Any = 2) -> Any:
+    return _vector_norm(x - y, p)
+
+
+def _distances(x1: Any, x2: Any, p: Any = 2.0, compute_mode: Any = None) -> Any:
+    """(…, P, R) between the rows of (…, P, M) and (…, R, M)."""
+    return _vector_norm(x1[..., :, None, :] - x2[..., None, :, :], p, dim=-1)
+
+
+def _own_distances(x: Any, p: Any = 2.0) -> Any:
+    return _distances(x, x, p)[jnp.triu_indices(len(x), k=1)]
+
+
+def _std(x: Any, dim: Any = None, *, correction: Any = 1, keepdim: bool = False) -> Any:
+    correction = 1 if correction is None else correction
+    dim = tuple(dim) if isinstance(dim, (list, tuple)) and len(dim) else None
+    return _root(jnp.var(x, axis=dim, ddof=correction, keepdims=keepdim))
+
+
+def _std_mean(x: Any, dim: Any = None, *, correction: Any = 1, keepdim: bool = False) -> Any:
+    deviation = _std(x, dim, correction=correction, keepdim=keepdim)
+    return deviation, jnp.mean(x, axis=tuple(dim) if dim else None, keepdims=keepdim)
+
+
+# By ATen's names, with the overload
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "abs.default": _abs,
+    "clamp.default": _clamp,
+    "clamp.Tensor": _clamp,
+    "clamp_min.default": _clamp,
+    "clamp_min.Tensor": _clamp,
+    "clamp_max.default": _clamp_max,
+    "clamp_max.Tensor": _clamp_max,
+    "hardtanh.default": _hardtanh,
+    "hardswish.default": _hardswish,
+    "hardsigmoid.default": _hardsigmoid,
+    "leaky_relu.default": _leaky_relu,
+    "rrelu_with_noise.default": _rrelu,
+    "fmax.default": _fmax,
+    "fmin.default": _fmin,
+    "copysign.Tensor": _copysign,
+    "max.dim": partial(_first, jnp.argmax),
+    "min.dim": partial(_first, jnp.argmin),
+    "cummax.default": partial(_last_so_far, jnp.greater),
+    "cummin.default": partial(_last_so_far, jnp.less),
+    "median.default": _median,
+    "linalg_vector_norm.default": _vector_norm,
+    "dist.default": _distance,
+    "cdist.default": _distances,
+    "_cdist_forward.default": _distances,
+    "_pdist_forward.default": _own_distances,
+    "std.correction": _std,
+    "std_mean.correction": _std_mean,
+    "sinc.default": jnp.sinc,
+}
