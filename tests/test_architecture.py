@@ -127,3 +127,14 @@ def test_the_public_surface_is_what_it_is():
         "interpolation", "pca_plane", "random_plane", "from_torch", "to_torch", "record", "trajectory",
     }  # fmt: skip
     assert set(thalweg.__all__) <= set(dir(thalweg))
+
+
+def test_loading_leaves_numpys_random_numbers_alone():
+    """JAX draws some when it is imported."""
+    code = """
+import numpy as np, thalweg as tw
+np.random.seed(1)
+tw.Problem, tw.plot
+assert np.random.random() == np.random.RandomState(1).random()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,5 +1,6 @@
 """`Problem`: what it keeps, what it computes, and what it refuses."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -414,6 +415,23 @@ def test_another_start():
     assert moved.risk(moved.params) == line_problem().risk({"weight": 1.0, "bias": 2.0})
 
 
+def test_a_point_may_be_a_vector_an_ordered_mapping_or_an_iterate():
+    problem = line_problem()
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=2)
+    vector = path["params"].values[2]
+    point = problem.unflatten(vector)
+    risk, gradient = problem.risk(point), problem.gradient(point)
+    for given in (vector, OrderedDict(weight=vector[1], bias=vector[0]), path["final"]):
+        assert problem.risk(given) == risk
+        assert problem.gradient(given) == gradient
+        np.testing.assert_array_equal(problem.flatten(given), vector)
+        np.testing.assert_array_equal(tw.hessian(problem, given).point, vector)
+        plane = tw.line(problem, problem.params, given)
+        np.testing.assert_allclose(plane.origin + plane.directions[0], vector, rtol=1e-12)
+    with pytest.raises(InputError, match="this iterate has other parameters"):
+        problem.risk(path["final"].assign_coords(param=["a", "b"]))
+
+
 # Bad input ----------------------------------------------------------------------------------
 
 X, Y = data(6)
@@ -523,7 +541,7 @@ def test_bad_input_is_one_clear_line(change, says):
         # three weights would broadcast against three samples
         (lambda: line_problem(n=3).risk({"weight": np.ones(3), "bias": 0.0}), r"weight \(3,\)"),
         (lambda: line_problem().gradient({"wieght": 1.0, "bias": 0.0}), "entries.*wieght"),
-        (lambda: line_problem().risk(np.zeros(2)), "entries"),
+        (lambda: line_problem().risk(np.zeros(3)), "entries"),
     ],
 )
 def test_what_does_not_fit_the_problem_is_refused(make, says):

@@ -227,6 +227,57 @@ def test_a_loss_that_is_no_mean_of_samples_is_refused():
         tw.from_torch(module, lambda yhat, y: yhat.std() + 0 * y.sum(), x, torch.randn(6, 3))
 
 
+@pytest.mark.parametrize("weights", [[1.0, 10.0, 100.0], [5.0, 5.0, 5.0]])
+@pytest.mark.parametrize("kind", [nn.CrossEntropyLoss, nn.NLLLoss])
+def test_a_loss_is_seen_on_samples_of_every_class(kind, weights):
+    """Sorted data: the first of them are of one class, where weights change nothing."""
+    torch.manual_seed(7)
+    x, y = torch.randn(90, 4), torch.arange(3).repeat_interleave(30)
+    module = nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1))
+    loss = kind(weight=torch.tensor(weights))
+    if weights[0] != weights[1]:
+        with pytest.raises(InputError, match="class weights under reduction='mean'"):
+            tw.from_torch(module, loss, x, y)
+    loss = kind(weight=torch.tensor(weights), reduction="sum")
+    problem = tw.from_torch(module, loss, x, y)
+    assert off(problem.risk(problem.params), loss(module(x), y).detach()) <= 1e-5
+
+
+def test_losses_that_leave_samples_out_are_refused():
+    x, classes = torch.randn(30, 4), torch.randint(0, 3, (30,))
+    classes[20] = -100
+    real = torch.randn(30, 3)
+    real[20:] = -9
+
+    def masked(yhat, y):
+        counts = (y > -9).to(yhat.dtype)
+        return ((yhat - y).square() * counts).sum() / counts.sum()
+
+    module = nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1))
+    for loss, y in ((nn.NLLLoss(), classes), (masked, real)):
+        with pytest.raises(InputError, match="no loss of their own"):
+            tw.from_torch(module, loss, x, y)
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_an_index_that_an_embedding_does_not_have_is_found(index):
+    module = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 1))
+    x = torch.randint(0, 5, (20, 2))
+    x[15, 0] = index
+    with pytest.raises(InputError, match="in the module '0' failed in PyTorch: index out of range"):
+        tw.from_torch(module, "mse", x, torch.randn(20, 1))
+
+
+@pytest.mark.parametrize(
+    "loss", ["cross_entropy", nn.CrossEntropyLoss(), nn.functional.cross_entropy]
+)
+def test_classes_of_32_bits(loss):
+    module, x = small()
+    problem = tw.from_torch(module, loss, x, CLASSES.int().numpy())
+    value = nn.functional.cross_entropy(module(x), CLASSES)
+    assert off(problem.risk(problem.params), value.detach()) <= 1e-5
+
+
 @pytest.mark.parametrize("gap", [0.0, 1e-7])
 def test_at_a_minimum_rounding_is_no_disagreement(gap):
     module, x = small()
@@ -336,6 +387,37 @@ def test_a_loader_is_read_once_and_in_order():
     np.testing.assert_array_equal(problem.y, y)
 
 
+class Batches(torch.utils.data.IterableDataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __iter__(self):
+        return iter([(self.x[:4], self.y[:4]), (self.x[4:], self.y[4:])])
+
+
+def test_loaders_of_batches_and_of_a_part():
+    module, x = small()
+    y = torch.randn(6, 3)
+    loaders, samplers = torch.utils.data.DataLoader, torch.utils.data
+    batches = loaders(Batches(x, y), batch_size=None)
+    one_by_one = loaders(Pairs(x, y), batch_size=None)
+    for loader, count in (
+        (batches, 6),
+        (one_by_one, 6),
+        (loaders(samplers.Subset(Pairs(x, y), range(4)), batch_size=3), 4),
+    ):
+        problem = tw.from_torch(module, nn.MSELoss(), loader)
+        np.testing.assert_array_equal(problem.x, x[:count])
+        np.testing.assert_array_equal(problem.y, y[:count])
+    some = samplers.SubsetRandomSampler(range(4))
+    for options in (
+        {"sampler": some},
+        {"batch_sampler": samplers.BatchSampler(some, 2, drop_last=False)},
+    ):
+        with pytest.raises(InputError, match=r"SubsetRandomSampler chooses.*Subset\("):
+            tw.from_torch(module, nn.MSELoss(), loaders(Pairs(x, y), **options))
+
+
 class TwoInputs(nn.Module):
     def __init__(self):
         super().__init__()
@@ -351,6 +433,17 @@ def test_half_precision_of_torchs_own_kind():
     problem = tw.from_torch(module.bfloat16(), nn.MSELoss(), x.float(), y)
     assert problem.layout.dtype == np.float32
     assert tw.to_torch(problem)["0.weight"].dtype == torch.bfloat16
+    same = tw.from_torch(module, nn.MSELoss(), x.float(), y.bfloat16())
+    np.testing.assert_array_equal(same.y, y.bfloat16().float())
+
+
+def test_inference_mode():
+    with torch.inference_mode():
+        module, x = small()
+        module.insert(1, nn.LayerNorm(5))
+        problem = tw.from_torch(module, "mse", x, x[:, :3])
+        path = tw.descend(problem, tw.SGD(lr=0.1), steps=2)
+        assert off(path["loss"][0], nn.functional.mse_loss(module(x), x[:, :3])) <= 1e-5
 
 
 def test_several_inputs():
@@ -651,6 +744,9 @@ def test_bad_input_is_one_line():
         (lambda: tw.from_torch(Forgets(), "mse", x, y), "self.register_buffer"),
         (lambda: tw.from_torch(module, nn.CrossEntropyLoss(ignore_index=1), x, CLASSES),
          "leave those samples"),
+        (lambda: tw.from_torch(module, nn.MSELoss, x, y), r"give an instance of it: MSELoss\(\)"),
+        (lambda: tw.from_torch(module, "mse", x[:, :3], y), "in the module '0' failed: .*reduction dim"),
+        (lambda: tw.from_torch(nn.Linear(4, 3, device="meta"), "mse", x, y), "on the device 'meta'"),
         (lambda: tw.from_torch(module, "mse", x.fill_(float("nan")), y), "not finite"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words) as raised:

@@ -6,6 +6,7 @@ Names are loaded when they are first used, so that `import thalweg` costs nothin
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -80,13 +81,25 @@ __all__ = ["__version__", *_NAMES, *_MODULES]
 
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
-        value = getattr(importlib.import_module(f"thalweg.{_NAMES[name]}"), name)
+        value = getattr(_imported(_NAMES[name]), name)
     elif name in _MODULES:
-        value = importlib.import_module(f"thalweg.{_MODULES[name]}")
+        value = _imported(_MODULES[name])
     else:
         raise AttributeError(f"module 'thalweg' has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+def _imported(module: str) -> Any:
+    """A module of ours. JAX draws from NumPy's global random numbers when it is imported: the user's go on as
+    if it had not."""
+    random = sys.modules.get("numpy.random")
+    state = random.get_state() if random else None
+    try:
+        return importlib.import_module(f"thalweg.{module}")
+    finally:
+        if random:
+            random.set_state(state)
 
 
 def __dir__() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -40,8 +41,9 @@ class NotConverged(UserWarning):
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, in one line without its full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """What an error of another library says, in one line without its full stop and its colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return (text.splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def optional(module: str, what: str, extra: str) -> Any:

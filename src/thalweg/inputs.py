@@ -6,7 +6,7 @@ computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from thalweg import losses
+from thalweg import losses, names
 from thalweg.errors import InputError
 from thalweg.params import Layout, Params, path_name
 
@@ -99,12 +99,32 @@ def own_params(params: Params, dtype: np.dtype | None, default: np.dtype) -> Par
     return own
 
 
+def point(params: Any, layout: Layout) -> Params:
+    """A point in the structure of `layout` where it is given otherwise: as another mapping with the same
+    entries (a `state_dict` is ordered), a vector (p,), or a trajectory's iterate. Anything else stays as it
+    is."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {key: plain(value) for key, value in node.items()}
+        return np.asarray(node.detach().cpu()) if hasattr(node, "detach") else node
+
+    if getattr(params, "dims", None) == ("param",):
+        if not names.same(params, layout.names):
+            raise InputError("this iterate has other parameters than the problem.")
+        params = params.values
+    params = jax.tree_util.tree_map(plain, params, is_leaf=lambda n: isinstance(n, Mapping))
+    vector = isinstance(params, (np.ndarray, jax.Array)) and params.shape == (layout.size,)
+    return layout.unflatten(params) if vector and not layout.matches(params) else params
+
+
 def _array(leaf: Any, name: str) -> np.ndarray | jax.Array:
     """`leaf` as an array of real numbers of our own; JAX arrays cannot change and are kept."""
     if np.ma.is_masked(leaf):
         raise InputError(f"{name} holds masked values; drop or fill them first.")
     if hasattr(leaf, "detach"):  # a torch tensor
         leaf = leaf.detach().cpu()
+        leaf = leaf.float() if str(leaf.dtype) == "torch.bfloat16" else leaf  # NumPy has not
     try:
         # in two steps, because torch tensors cannot copy themselves
         array = leaf if isinstance(leaf, jax.Array) else np.array(np.asarray(leaf))

@@ -190,15 +190,10 @@ def point_of(problem: Problem, params: Params, needed: bool = True) -> np.ndarra
                     "this problem has no starting point (it has init=); say where the plane lies with at=."
                 )
             return np.zeros(problem.size)
-    if isinstance(params, xr.DataArray):
-        if not names.same(params, problem.names):
-            raise InputError("a point of the plane has other parameters than the problem.")
-        params = params.values
-    if isinstance(params, (np.ndarray, jax.Array)) and params.shape == (problem.size,):
-        vector = params
-    else:
-        vector = problem.flatten(problem.at(params).params)
-    vector = np.array(vector, float)
+    # a vector keeps its double precision
+    if not (isinstance(params, (np.ndarray, jax.Array)) and params.shape == (problem.size,)):
+        params = problem.flatten(problem.at(params).params)
+    vector = np.array(params, float)
     if not np.isfinite(vector).all():
         raise InputError("a point of the plane is not finite.")
     return vector

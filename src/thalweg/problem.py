@@ -235,7 +235,7 @@ class Problem:
 
     def flatten(self, params: Params) -> Float[Array, " p"]:
         """`params` as one vector, in the order of `names`."""
-        return self.layout.flatten(params)
+        return self.layout.flatten(inputs.point(params, self.layout))
 
     def unflatten(self, vector: Any) -> Params:
         """The parameters of a vector (p,); the inverse of `flatten`."""
@@ -247,10 +247,10 @@ class Problem:
         return self.replace(x=x, y=y, mask=valid)
 
     def at(self, params: Params) -> Problem:
-        """The same problem with another starting point."""
-        return self.replace(
-            params=self._checked(inputs.own_params(params, None, self.layout.dtype))
-        )
+        """The same problem with another starting point: a pytree like the problem's, a `state_dict` with the
+        same entries, a vector (p,), or a trajectory's iterate."""
+        own = inputs.own_params(inputs.point(params, self.layout), None, self.layout.dtype)
+        return self.replace(params=self._checked(own))
 
     def replace(self, **changes: Any) -> Problem:
         """The same problem with some fields changed, as they are: nothing is copied or checked.
@@ -302,10 +302,11 @@ class Problem:
         return new
 
     def _checked(self, params: Params) -> Params:
-        """`params`, which must have the problem's structure: other shapes might broadcast."""
+        """`params` in the problem's structure, which they must fit: other shapes might broadcast."""
         if self.params is None and self.init is None:
             return params  # a problem with init= alone has no layout inside a trace
         layout = self.layout
+        params = inputs.point(params, layout)
         if not layout.matches(params):
             given = Layout.of(params)
             raise InputError(

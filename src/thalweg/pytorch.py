@@ -26,7 +26,9 @@ from thalweg.params import Params
 from thalweg.problem import Problem, predicting
 
 _BATCH_NORM = ("frozen", "recomputed")
-_CHECKED = 8  # samples on which the translation is compared with PyTorch's own numbers
+# Samples on which the translation is compared with PyTorch's own numbers: the first, and some classes'
+_CHECKED, _CLASSES = 8, 32
+_SEARCHED = 2**20  # entries of y in which classes are looked for
 # How far float32 results of the same arithmetic in another order may differ, relative to their size;
 # a wrong translation is off by more than that.
 _AGREES = 1e-3
@@ -51,7 +53,7 @@ def from_torch(
 
     Parameters bear the names of the `state_dict`; those that do not require a gradient stay as they are,
     and so do buffers. The module, its mode and device, its gradients, and torch's random state are left
-    as they were. Forward hooks on it do not run.
+    as they were. Hooks after a forward pass do not run; those before it do (old weight norms need them).
 
     Args:
         module: an `nn.Module`. It is evaluated as in `eval()` mode, but for batch norm.
@@ -76,7 +78,7 @@ def from_torch(
     if batch_norm not in _BATCH_NORM:
         raise unknown("batch_norm policy", batch_norm, _BATCH_NORM)
     _refuse_dropout(module)
-    with _random_state_kept(torch):
+    with _random_state_kept(torch), torch.inference_mode(False):
         if isinstance(x, torch.utils.data.DataLoader):
             if y is not None:
                 raise InputError("a DataLoader brings its own y; leave y= out.")
@@ -110,7 +112,7 @@ def _as_torch(
     """
     import torch
 
-    some = problem.take(np.arange(min(_CHECKED, problem.n_samples)))
+    some = problem.take(_telling(problem))
     yhat, y = _torchs_predictions(forward, module, some)
     ours = jax.tree_util.tree_leaves(some.predict(some.params, some.x))
     for mine, theirs in zip(ours, jax.tree_util.tree_leaves(yhat), strict=True):
@@ -120,6 +122,10 @@ def _as_torch(
     whole = float(loss(yhat, y).double().mean())  # of one that leaves the samples apart
     each = [loss(*(_row(v, i) for v in (yhat, y))) for i in range(some.n_samples)]
     values = np.array([float(v.double().mean()) for v in each])
+    if np.isfinite(whole) and not np.isfinite(values).all():
+        raise InputError(
+            "some samples have no loss of their own (ignore_index, a mask): leave them out of the data."
+        )
     sums = {"mean": values.mean(), "sum": values.sum()}
     for name in sorted(sums, key=lambda name: name != problem.reduction):
         if abs(sums[name] - whole) <= _AGREES * max(abs(whole), np.abs(values).max()):
@@ -127,7 +133,7 @@ def _as_torch(
             break
     else:
         raise InputError(
-            f"on the first {len(values)} samples the loss is {whole:.6g}, and that of the samples one by "
+            f"on {len(values)} of the samples the loss is {whole:.6g}, and that of the samples one by "
             f"one has the mean {values.mean():.6g} and the sum {values.sum():.6g}: a loss must be one or "
             f"the other (class weights under reduction='mean' are neither; use reduction='sum')."
         )
@@ -137,6 +143,24 @@ def _as_torch(
         at_theirs = predicting(some, given).replace(reduction=found)
         _compare("losses", at_theirs.pointwise(some.params), torch.tensor(values))
     return problem
+
+
+def _telling(problem: Problem) -> np.ndarray:
+    """The samples to look at: the first ones, and those that may be unlike them. A loss with class weights is
+    a mean where all are of one class, and an index that an embedding does not have may come late."""
+    found = [*range(min(_CHECKED, problem.n_samples))]
+    for leaf in jax.tree_util.tree_leaves((problem.x, problem.y)):
+        flat, target = np.asarray(leaf), leaf is problem.y
+        flat = flat.reshape(len(flat), -1)
+        if not flat.size or not (target or flat.dtype.kind in "iu"):
+            continue
+        found += [int(np.argmin(flat)) // flat.shape[1], int(np.argmax(flat)) // flat.shape[1]]
+        if target and flat.dtype.kind in "iub":
+            part = flat[: max(1, _SEARCHED // flat.shape[1])]
+            first = np.unique(part, return_index=True)[1] // flat.shape[1]
+            spread = np.linspace(0, len(first) - 1, min(_CLASSES, len(first))).astype(int)
+            found += first[spread].tolist()
+    return np.unique(found)
 
 
 def _on_the_cpu(loss: Any) -> Any:
@@ -178,10 +202,18 @@ def _torchs_predictions(forward: _Forward, module: Any, some: Problem) -> tuple[
         return made.to(dtype) if made.is_floating_point() else made
 
     x, y = jax.tree_util.tree_map(tensor, (some.x, some.y))
+    # NumPy's classes may be of 32 bits
+    y = jax.tree_util.tree_map(lambda t: t.long() if t.dtype == torch.int32 else t, y)
     args, kwargs = _arguments(x)
-    with torch.no_grad():
-        yhat = torch.func.functional_call(forward.module, state, args, kwargs)
-    forward.leave()
+    try:
+        with torch.no_grad():
+            yhat = torch.func.functional_call(forward.module, state, args, kwargs)
+    except Exception as error:  # a module's own code may fail in any way
+        raise InputError(
+            f"the code{forward.where()} failed in PyTorch: {first_line(error)}."
+        ) from error
+    finally:
+        forward.leave()
     return yhat, y
 
 
@@ -189,8 +221,7 @@ def to_torch(problem: Problem, params: Params = None) -> dict[str, Any]:
     """A `state_dict` for the module that `from_torch` was given: `module.load_state_dict(...)` takes it.
 
     Args:
-        params: a pytree of the problem's structure, a vector (p,), or a trajectory's iterate; without it
-            the problem's starting point.
+        params: a point, as `Problem.at` takes it; without it the problem's starting point.
 
     Returns:
         Tensors of the module's own dtypes, on the CPU. Parameters that were held and buffers are those
@@ -201,12 +232,7 @@ def to_torch(problem: Problem, params: Params = None) -> dict[str, Any]:
     """
     torch = optional("torch", "PyTorch models need", "torch")
     forward = _forward_of(problem)
-    params = problem.params if params is None else params
-    vector = np.asarray(getattr(params, "values", params)) if not isinstance(params, dict) else None
-    if vector is not None and vector.shape == (problem.size,):
-        params = problem.unflatten(vector)
-    else:
-        params = problem.at(params).params
+    params = (problem if params is None else problem.at(params)).params
     values = {**forward.left_out, **problem.predict.args[0], **params}
     return {
         name: torch.tensor(np.array(values[own]), device="cpu").to(dtype)
@@ -232,6 +258,10 @@ class _Forward:
                 "the module has lazy parameters without a shape; call it once on a batch first."
             )
         every = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        if any(tensor.is_meta for tensor in every.values()):
+            raise InputError(
+                "the module is on the device 'meta', where it has no numbers; load its weights first."
+            )
         # the copy shares nothing with the module and holds no numbers
         memo = {
             id(p): torch.nn.Parameter(p.detach().to("meta"), requires_grad=False)
@@ -283,14 +313,15 @@ class _Forward:
 
         with _ONE_AT_A_TIME:
             self.leave()
-            return _translated(run, self._where)({**held, **params}, args, kwargs)
+            return _translated(run, self.where)({**held, **params}, args, kwargs)
 
     def leave(self) -> None:
         """Forget which submodule was at work."""
         self._inside.clear()
 
-    def _where(self) -> str:
-        return f" in the module {self._inside[-1]!r}" if self._inside else ""
+    def where(self) -> str:
+        """Which submodule is at work, in words."""
+        return f" in the module {self._inside[-1]!r}" if self._inside else " of the module"
 
     def _watch(self) -> None:
         """Know which submodule is at work, for errors."""
@@ -354,7 +385,8 @@ def _translated(function: Callable[..., Any], where: Callable[[], str]) -> Calla
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with env, torch.device(_UNNAMED):
+            # tensors of inference mode are none that torchax can stand for
+            with torch.inference_mode(False), env, torch.device(_UNNAMED):
                 out = function(*tensors)
             return env.t2j_iso(out)
         except torchax.tensor.OperatorNotFound as error:
@@ -379,10 +411,30 @@ def _translated(function: Callable[..., Any], where: Callable[[], str]) -> Calla
                 f"the code{where()} uses a tensor that is neither a parameter nor a buffer; make it one "
                 f"with self.register_buffer(name, tensor)."
             ) from error
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"the code{where()} failed: {first_line(_pytorchs_error(function, arguments) or error)}."
+            ) from error
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
 
     return of_arrays
+
+
+def _pytorchs_error(function: Callable[..., Any], arguments: Any) -> Exception | None:
+    """What PyTorch says of arguments of these shapes: a user knows its words rather than JAX's."""
+    import torch
+
+    def like(leaf: Any) -> Any:
+        return torch.empty(leaf.shape, dtype=getattr(torch, str(leaf.dtype)), device="meta")
+
+    try:
+        function(*jax.tree_util.tree_map(like, arguments))
+    except Exception as error:  # whatever the user's code raises
+        return error
+    return None
 
 
 def _operation(error: Exception) -> str:
@@ -500,22 +552,42 @@ def _read(loader: Any) -> tuple[Any, Any]:
     """A loader's whole data set, in its own order, as one batch."""
     import torch
 
-    data = loader.dataset
-    if isinstance(data, torch.utils.data.IterableDataset):
+    kinds, data = torch.utils.data, loader.dataset
+    if isinstance(data, kinds.IterableDataset):
         items = list(data)
     else:
+        known = (kinds.SequentialSampler, kinds.RandomSampler, kinds.BatchSampler, type(None))
+        batches = loader.batch_sampler
+        for chooser in (loader.sampler, batches, getattr(batches, "sampler", None)):
+            if type(chooser) not in known:
+                raise InputError(
+                    f"the DataLoader's {type(chooser).__name__} chooses among its samples, and all of them "
+                    f"would be used; give a loader of torch.utils.data.Subset(...), or x= and y=."
+                )
         items = [data[i] for i in range(len(data))]
     if not items:
         raise InputError("the DataLoader's data set holds no samples.")
-    collate = (
-        loader.collate_fn if loader.batch_size is not None else torch.utils.data.default_collate
-    )
-    batch = collate(items)
+    if loader.batch_size is None and loader.batch_sampler is None and _are_batches(items):
+        batch = [torch.cat(parts) for parts in zip(*items, strict=True)]
+    else:
+        whole = loader.batch_size is None
+        batch = (kinds.default_collate if whole else loader.collate_fn)(items)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise InputError(
             "a DataLoader of pairs (x, y) was expected; give x= and y= themselves instead."
         )
     return batch[0], batch[1]
+
+
+def _are_batches(items: list[Any]) -> bool:
+    """Whether a data set that is not batched gives pairs of tensors with as many samples each."""
+    return all(
+        isinstance(item, (tuple, list))
+        and len(item) == 2
+        and all(hasattr(part, "detach") and part.ndim for part in item)
+        and len(item[0]) == len(item[1])
+        for item in items
+    )
 
 
 def _loss(loss: Any) -> tuple[str | None, Any, str]:
@@ -531,6 +603,8 @@ def _loss(loss: Any) -> tuple[str | None, Any, str]:
             )
         reduction = "sum" if getattr(loss, "reduction", "mean") == "sum" else "mean"
         return _named(loss), loss, reduction
+    if isinstance(loss, type):
+        raise InputError(f"the loss is a class; give an instance of it: {loss.__name__}().")
     if not callable(loss):
         raise InputError(
             f"a loss module, a function or a name was expected, {type(loss).__name__} given."
