@@ -325,6 +325,31 @@ def test_batch_norm_frozen_and_recomputed():
     assert float(surface.empirical[1, 1]) == pytest.approx(risk, rel=1e-12)
 
 
+def test_a_smaller_last_batch_is_not_filled_up_where_samples_are_compared():
+    torch.manual_seed(0)
+    module = normed().train()
+    x, y = torch.randn(20, 4).double(), torch.randn(20, 3).double()
+    frozen = tw.from_torch(module, "mse", x, y)
+    recomputed = tw.from_torch(module, "mse", x, y, batch_norm="recomputed")
+    with pytest.raises(
+        InputError, match="would have 4 samples instead of 8: leave it out with drop_last"
+    ):
+        tw.descend(recomputed, tw.SGD(lr=0.1), epochs=1, batch_size=8)
+    stays, fast = tw.SGD(lr=0.0), {"batch_size": 8}
+    for options in (
+        {"epochs": 2, "drop_last": True},
+        {"steps": 1},
+        {"epochs": 1, "batch_size": 10},
+    ):
+        path = tw.descend(recomputed, stays, record="batch", **fast | options)
+        for used, loss in zip(
+            path["batch"].values[: len(path["step"]) - 1], path["loss"], strict=False
+        ):
+            theirs = nn.MSELoss()(module(x[used]), y[used]).item()
+            assert float(loss) == pytest.approx(theirs, rel=1e-10)
+    assert tw.descend(frozen, stays, epochs=1, batch_size=8)["status"] == "completed"
+
+
 def test_batch_norm_without_statistics_cannot_be_frozen():
     module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
     with pytest.raises(InputError, match="batch_norm='recomputed'"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jax
 import numpy as np
 import xarray as xr
 
@@ -17,6 +18,7 @@ from thalweg.loop import Plan
 from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range
 from thalweg.problem import Problem, described
+from thalweg.programs import splits
 
 
 def descend(
@@ -128,6 +130,7 @@ def descend(
         lanes=order is not None and order.lanes > 1,
         kept=tuple(name for name in ("params", "loss", "grad") if built_in[name]),
     )
+    _check_smaller_batch(problem, order, first, total)
     feeds = Feeds(order, schedules, first)
     job = Job(plan, feeds, who, first, total, every, resume)
     settings = _settings(
@@ -145,6 +148,26 @@ def descend(
     with blocks.interruptible():  # Ctrl-C while the record is put together would cost all of it
         interrupted = job.run(progress)
         return job.trajectory(interrupted, settings, built_in["batch"])
+
+
+def _check_smaller_batch(
+    problem: Problem, order: sampling.Batches | None, first: int, total: int
+) -> None:
+    """An error where an epoch's last, smaller batch would not be what it is alone: in the program all are of
+    one size, and it is filled up with samples that do not count, but that batch norm would see."""
+    smaller = order.smaller_within(first, total) if order else 0
+    if not (order and smaller):
+        return
+    # on the host: JAX would compile a program to cut each array
+    x, y = jax.tree_util.tree_map(
+        lambda leaf: np.asarray(leaf)[: order.size], (problem.x, problem.y)
+    )
+    if not splits(problem.replace(x=x, y=y), smaller):
+        raise InputError(
+            f"the model's predictions depend on the whole batch (as with batch norm), and an epoch's last "
+            f"one would have {smaller} samples instead of {order.size}: leave it out with drop_last=True, "
+            f"or take a batch_size that divides {order.n_samples}."
+        )
 
 
 def _check_resumable(resume: Any, problem: Problem, optimizer: Optimizer) -> None:

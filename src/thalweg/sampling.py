@@ -40,6 +40,12 @@ class Batches:
             and self.per_epoch * self.size > self.n_samples
         )
 
+    def smaller_within(self, first: int, total: int) -> int:
+        """The size of the smaller batch, if a descent of `total` steps from step `first` sees it; else 0.
+        The last iterate sees a batch too."""
+        seen = self.ragged and first % self.per_epoch + total >= self.per_epoch - 1
+        return self.n_samples % self.size if seen else 0
+
     @property
     def lanes(self) -> int:
         """The number of different orders: one a seed where the order is random, else one."""
