@@ -279,3 +279,26 @@ def test_thresholds_are_not_rounded_to_the_losses_precision():
     just_below = float(whole.loss[4]) * (1 - 1e-9)  # the same float32
     path = tw.descend(problem, tw.SGD(lr=0.1), steps=10, stop={"loss": just_below})
     assert path.stopped_at == 5
+
+
+@pytest.mark.parametrize("rule", [tw.Adam, tw.NAdam, tw.RAdam, tw.Adamax, tw.Adagrad])
+def test_who_stopped_early_goes_on_with_its_own_count_of_updates(rule):
+    """What is corrected for the number of updates must not take those that a member sat out for its own."""
+
+    def valley(w):
+        return (1 - w["x"]) ** 2 + 5 * (w["y"] - w["x"] ** 2) ** 2
+
+    problem = tw.Problem.from_function(valley, params={"x": -1.0, "y": 0.5})
+
+    def on_and_on(lr):
+        path = tw.descend(problem, rule(lr=lr), steps=1000, stop={"loss": 2.5})
+        for steps, stop in ((5, None), (60, {"loss": 1.5}), (40, None)):
+            path = tw.descend(problem, rule(lr=lr), steps=steps, stop=stop, resume=path)
+        return path
+
+    alone, swept = on_and_on(0.05), on_and_on([0.05, 0.003])
+    slow, fast = swept.isel(lr=1), swept.isel(lr=0)
+    assert int(fast["step"][-1]) == int(slow["updates"]) > int(fast["updates"])
+    assert int(fast["updates"]) == int(alone["updates"])
+    np.testing.assert_allclose(fast["final"], alone["final"], rtol=1e-12)
+    np.testing.assert_allclose(fast["params"].values, alone["params"].values, rtol=1e-12)

@@ -45,7 +45,7 @@ def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any
 
     if not preconditioned:
         return lanczos.leading(product, start, steps)
-    diagonal = at.optimizer.preconditioner(at, at.params, at.state, at.step)
+    diagonal = at.optimizer.preconditioner(at, at.params, at.state, at.updates)
     if diagonal is None:
         raise InputError(
             f"record: preconditioned_sharpness is for optimizers that divide their step entry by entry "

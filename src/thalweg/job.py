@@ -121,13 +121,13 @@ class Job:
         self.plan, self.feeds, self.who = plan, feeds, who
         self.first, self.total, self.every = first, total, every
         self.layout = plan.problem.layout
-        self.started, state, diverged = self._start(resume)
+        self.started, *before = self._start(resume)
         samples = plan.problem.n_samples if feeds.order is None else feeds.order.size
         self.shares = list(_shares(plan, who.count, samples))
         feed = feeds.feed(first, 1, 1)
 
         def given(share: Share) -> tuple[Any, ...]:
-            return self._of(share, (who.starts, self.started, state, diverged))
+            return self._of(share, (who.starts, self.started, *before))
 
         one, (params, start, *rest) = self.shares[0].plan, given(self.shares[0])
         walk = begin.eval_shape(one, feed, params, start, *rest)
@@ -194,11 +194,12 @@ class Job:
             "run fewer at once, or an optimizer with less state",
         )
 
-    def _start(self, resume: xr.Dataset | None) -> tuple[Params, Any, np.ndarray]:
-        """Where step 0 was, the optimizer's state to go on with, and who has diverged already."""
+    def _start(self, resume: xr.Dataset | None) -> tuple[Params, Any, np.ndarray, Any]:
+        """Where step 0 was, the optimizer's state to go on with, who has diverged already, and how many steps
+        each has sat out."""
         lead = (self.who.count,) if self.who.batched else ()
         if resume is None:
-            return self.who.starts, None, np.full(lead, -1, np.int32)
+            return self.who.starts, None, np.full(lead, -1, np.int32), None
         dims = self.who.dims
         started = self.layout.unflatten(
             member_vectors(resume["start"], "param", dims).reshape(*lead, -1)
@@ -211,8 +212,12 @@ class Job:
                 f"resume= holds the state of another optimizer ({flat.shape[-1]} numbers, and "
                 f"{self.plan.optimizer.name} has {layout.size}); give the one it was made with."
             )
-        diverged = resume["diverged_at"].transpose(*dims).values.reshape(lead).astype(np.int32)
-        return started, layout.unflatten(flat), diverged
+        diverged, updates = (
+            resume[name].transpose(*dims).values.reshape(lead).astype(np.int32)
+            for name in ("diverged_at", "updates")
+        )
+        missed = np.where(diverged < 0, np.int32(self.first) - updates, 0)
+        return started, layout.unflatten(flat), diverged, missed if missed.any() else None
 
     def run(self, progress: bool | None) -> bool:
         """Do the steps; whether Ctrl-C ended the descent."""
@@ -314,8 +319,15 @@ class Job:
         status = np.where(stopped_at >= 0, "converged", status)
         status = np.where(diverged_at >= 0, "diverged", status)
         data["status"] = (dims, status.reshape(shape))
-        for name, at in (("diverged_at", diverged_at), ("stopped_at", stopped_at)):
-            data[name] = (dims, at.astype(np.int64).reshape(shape))
+        updates = np.where(stopped_at >= 0, stopped_at, self.record.steps[-1])
+        updates = np.where(diverged_at >= 0, diverged_at, updates)
+        updates = updates - (0 if walk.missed is None else np.asarray(walk.missed).reshape(-1))
+        for name, count in (
+            ("diverged_at", diverged_at),
+            ("stopped_at", stopped_at),
+            ("updates", updates),
+        ):
+            data[name] = (dims, count.astype(np.int64).reshape(shape))
         for name, table in self.feeds.schedules.items():
             data[f"schedule_{name}"] = (("update",), table)
         if with_batches:

@@ -76,7 +76,7 @@ class Record:
 
     def _check_names(self) -> None:
         taken = {*results.RESERVED_DIMS, *self.who.dims, "start", "final", "optimizer_state"}
-        taken |= {"status", "diverged_at", "stopped_at"}
+        taken |= {"status", "diverged_at", "stopped_at", "updates"}
         for column in self.columns:
             mine = column.name.startswith("schedule_")
             if column.name in taken or mine or "/" in column.name:

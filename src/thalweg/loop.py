@@ -106,39 +106,54 @@ class Walk:
     memory: dict[str, Any]  # the observables' states
     diverged_at: Any
     stopped_at: Any  # None in a descent without a stopping rule
+    missed: Any  # steps that it sat out, stopped, in descents that this one goes on from; None where none did
 
     def at(
         self, plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, start: Params, step: Any
     ) -> At:
         batch = feed.batch(plan.problem, lane, step)
         own = (self.params, start, self.loss, self.grad, step)
-        return At(plan.problem, batch, *own, feed.scheduled(optimizer, step), self.state)
+        updates = step if self.missed is None else step - self.missed
+        return At(plan.problem, batch, *own, feed.scheduled(optimizer, step), self.state, updates)
 
 
 @jax.jit
 @tuned
 def begin(
-    plan: Plan, feed: Feed, params: Params, start: Params, state: Any, diverged_at: Any
+    plan: Plan,
+    feed: Feed,
+    params: Params,
+    start: Params,
+    state: Any,
+    diverged_at: Any,
+    missed: Any = None,
 ) -> Walk:
     """The members before their first step; `state` is None unless a descent goes on."""
 
     def one(
-        optimizer: Optimizer, lane: Any, params: Params, start: Params, state: Any, diverged_at: Any
+        optimizer: Optimizer,
+        lane: Any,
+        params: Params,
+        start: Params,
+        state: Any,
+        diverged_at: Any,
+        missed: Any,
     ) -> Walk:
         optimizer = feed.scheduled(optimizer, feed.start)
         loss, grad = value_and_gradient(feed.batch(plan.problem, lane, feed.start), params)
         state = optimizer.init(params) if state is None else state
         stopped_at = None if plan.stop is None else jnp.int32(-1)
-        walk = Walk(params, state, loss, grad, {}, {}, diverged_at, stopped_at)
+        walk = Walk(params, state, loss, grad, {}, {}, diverged_at, stopped_at, missed)
         at = walk.at(plan, feed, optimizer, lane, start, feed.start)
-        info = jax.eval_shape(optimizer.update, at, params, state, feed.start)[2]
+        info = jax.eval_shape(optimizer.update, at, params, state, at.updates)[2]
         if plan.stop is not None:
             plan.stop.check(at, info)
         memory = {name: _first_state(name, seen, at) for name, seen in plan.observed.items()}
         return replace(walk, info=jax.tree_util.tree_map(_unknown, info), memory=memory)
 
     over = None if state is None else 0
-    walk = plan.over_members(one, 0, 0, over, 0)(params, start, state, diverged_at)
+    each = plan.over_members(one, 0, 0, over, 0, 0)
+    walk = each(params, start, state, diverged_at, missed)
     # A block takes over the walk's memory: none of it may be that of what was given.
     return jax.tree_util.tree_map(jnp.copy, walk)
 
@@ -280,9 +295,10 @@ def _advance(
         for name, seen in plan.observed.items()
     }
     diverged_at, stopped_at = _over(plan, at, walk)
-    params, state, info = at.optimizer.update(at, walk.params, walk.state, step)
+    params, state, info = at.optimizer.update(at, walk.params, walk.state, at.updates)
     loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), params)
-    moved = Walk(params, state, loss, grad, info, memory, diverged_at, stopped_at)
+    own = (info, memory, diverged_at, stopped_at, walk.missed)
+    moved = Walk(params, state, loss, grad, *own)
     return moved if plan.stop is None else _unless_stopped(walk, moved)
 
 

@@ -31,7 +31,8 @@ from thalweg.problem import Problem, value_and_gradient
 class At:
     """Where a descent stands; what observables and optimizers see.
 
-    `optimizer` has this step's hyperparameters and `state` is what it carries; a flow has neither.
+    `optimizer` has this step's hyperparameters, `state` is what it carries, and `updates` says how many it
+    has made: `step`, less those that a member sat out which had stopped. A flow has none of these.
     """
 
     problem: Problem
@@ -43,6 +44,7 @@ class At:
     step: Any
     optimizer: Any = None
     state: Any = None
+    updates: Any = None
 
     def value_and_gradient(self, params: Params) -> tuple[Any, Params]:
         """Risk and gradient of this step's batch at another point."""
