@@ -196,9 +196,9 @@ def test_the_picture_shows_what_was_found(himmelblau):
         assert len(np.unique(colors[number == k], axis=0)) == 1
     assert len(np.unique(colors.reshape(-1, 3), axis=0)) == 4
     texts = [t.get_text() for t in ax.get_legend().get_texts()]
-    assert texts[0].startswith("1: (")
+    assert texts[0].startswith("0: (")
     assert texts[3].startswith("1 other minimum")
-    assert [t.get_text() for t in ax.texts if t.get_text().isdigit()] == ["1", "2", "3"]
+    assert [t.get_text() for t in ax.texts if t.get_text().isdigit()] == ["0", "1", "2"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")
     by_loss = tw.plot.basins(found, by="loss")
     assert by_loss.figure.axes[1].get_ylabel() == "loss at the minimum reached"
@@ -210,6 +210,7 @@ def test_the_picture_shows_what_was_found(himmelblau):
         (lambda p: tw.basins(p, tw.SGD(lr=[0.1, 0.2]), square(p, 1, 3)), "lr must be a single"),
         (lambda p: tw.basins(p, tw.SGD(lr=lambda t: 0.1), square(p, 1, 3)), "lr must be a single"),
         (lambda p: tw.basins(p, tw.SGD(lr=0.1), square(p, 1, 3), -1), "steps must be"),
+        (lambda p: tw.basins(p, tw.SGD(lr=0.0), square(p, 1, 3)), "with lr=0 no start moves"),
         (lambda p: tw.basins(p, tw.SGD(lr=0.1), "plane"), "a plane was expected"),
         (lambda p: tw.basins(p, 0.1, square(p, 1, 3)), "optimizer"),
         (lambda p: tw.basins(two_wells, tw.SGD(lr=0.1), square(p, 1, 3)), "Problem was expected"),

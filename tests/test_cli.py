@@ -259,6 +259,7 @@ def test_an_interrupted_run_saves_what_it_has_and_exits_130(diabetes, tmp_path):
 def test_unknown_names_are_one_line_with_the_nearest(diabetes, tmp_path):
     out = tmp_path / "never"
     assert "did you mean 'minimal-mlp'" in fails("run", "minimal-mpl", "--out", out)
+    assert "unknown study 'fit'" in fails("run", "fit", "--out", out)
     assert "did you mean 'n_samples'" in fails(
         "run", "minimal-mlp", "--set", "n_sample=3", "--out", out
     )
@@ -292,6 +293,12 @@ def test_unknown_names_are_one_line_with_the_nearest(diabetes, tmp_path):
         (["--loss", "huber:-1"], "positive"),
         (["--loss", "mse:2"], "no parameter"),
         (["--batch-size", "0"], "batch_size"),
+        (["--window", "a,b,c,d"], "numbers with commas between them"),
+        (["--x", "s5", "--window", "0,1,0,1"], "say over which two with plane"),
+        (["--lr", "0.5", "-o", "lr=0.1"], "given twice: as lr"),
+        (["-o", "momentum=0.9", "-o", "momentum=0.5"], "'momentum' was given twice"),
+        (["--start", "weight=1,weight=2"], "'weight' was given twice"),
+        (["--seed", "-1"], "'seed' must be between 0 and"),
     ],
 )
 def test_bad_options_are_one_line(diabetes, tmp_path, options, message):
@@ -312,6 +319,7 @@ def test_bad_options_are_one_line(diabetes, tmp_path, options, message):
         ("a,b\n1,2,9\n3,4,9\n", "more fields than its header"),
         ("a;b\n1;2\n", "separated by ';'"),
         ("a,b\n1,2\n\n\n3,x\n", "'x' in line 5"),
+        ("a, a,b\n1,2,3\n", "several columns called 'a'"),
     ],
 )
 def test_bad_tables_are_one_line(tmp_path, text, message):
@@ -376,6 +384,28 @@ def test_missing_files_are_one_line(tmp_path):
     table.write_text("a,b\n1,2\n")
     assert "not a result" in fails("show", table)
     assert "there is a file of that name" in fails("run", "minimal-mlp", "--out", table)
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_anything_is_computed(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("thalweg.studies.run", lambda *_, **__: pytest.fail("it was computed"))
+    for out in ("/proc/never", tmp_path / "file" / "never"):
+        assert f"--out {out}: cannot write to" in fails("run", "minimal-mlp", "--out", out)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_figures_of_the_run_before_do_not_stay(tmp_path):
+    few = ("--set", "points=5", "--set", "n_samples=6", "--out", tmp_path / "o")
+    thalweg("run", "minimal-mlp", "--set", "at=0,1,2", *few)
+    figures = tmp_path / "o" / "figures"
+    first = set(os.listdir(figures))
+    (figures / "mine.png").write_text("mine")
+    thalweg("run", "minimal-mlp", "--set", "at=0", *few)
+    assert first - set(os.listdir(figures)) == {"step-001.png", "step-002.png"}
+    assert (figures / "mine.png").read_text() == "mine"
 
 
 def test_a_failed_run_leaves_what_was_there(diabetes, tmp_path, monkeypatch):

@@ -386,6 +386,7 @@ def test_bad_input_is_one_line():
         (lambda: operator.top(0), "k must be a whole number of at least 1"),
         (lambda: operator.top(1000), "at most the number of parameters, 44"),
         (lambda: operator @ np.ones(3), "a vector of 44 numbers was expected"),
+        (lambda: operator @ np.ones((3, 2)), "a matrix of 44 rows was expected"),
         (lambda: operator.trace(method="hutch"), "did you mean 'hutch\\+\\+'"),
         (lambda: operator.density(width=0), "width must be above 0"),
         (lambda: operator.density(width=1e-4), "are too few for a width"),

@@ -264,6 +264,9 @@ def test_bad_input_is_one_line(problem):
         (lambda: tw.pca_plane(problem, walk(), origin="end"), "unknown origin"),
         (lambda: tw.hessian_plane(problem, start, (0, 0)), "different whole numbers"),
         (lambda: tw.hessian_plane(problem, start, (0, P)), "between −12 and 11"),
+        (lambda: tw.hessian_plane(problem, start, (0.9, 1.9)), "different whole numbers"),
+        (lambda: tw.random_plane(problem, start, filter_axis=7), "filter_axis must be an axis"),
+        (lambda: tw.random_plane(problem, start, seed=None), "seed must be a whole number"),
         (lambda: tw.interpolation(problem, start, start), "two different points"),
         (lambda: tw.interpolation(problem, start, other, between), "not on one line"),
     ):

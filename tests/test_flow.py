@@ -246,7 +246,11 @@ def test_it_has_descends_schema(tmp_path):
         problem, tw.SGD(lr=1e-3), steps=5, starts=flow, record={"grad": True, "risk": True}
     )
     np.testing.assert_array_equal(path.start, flow.final)
-    for name in set(path.data_vars) - {"optimizer_state", "stopped_at"}:  # a descent's own
+    for name in set(path.data_vars) - {
+        "optimizer_state",
+        "stopped_at",
+        "updates",
+    }:  # a descent's own
         assert flow[name].dims == path[name].dims, name
         assert flow[name].dtype.kind == path[name].dtype.kind, name
     assert flow.pair_two.dims == ("step", "pair_two_0", "run")

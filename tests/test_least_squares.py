@@ -451,6 +451,20 @@ def test_least_squares_with_columns_that_depend_on_each_other():
     np.testing.assert_allclose(params["bias"], 0, atol=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_least_squares_of_a_network_made_linear(seed):
+    """Its columns nearly depend on each other: the solution is long, and its sums cancel."""
+    rng = np.random.default_rng(seed)
+    w = {"W": rng.normal(size=(1, 6)), "b": np.zeros(6), "v": rng.normal(size=6)}
+    x = rng.uniform(-2, 2, (25, 1))
+    network = tw.Problem(
+        lambda w, x: jnp.tanh(x @ w["W"] + w["b"]) @ w["v"], "mse", x, np.sin(2 * x[:, 0]), params=w
+    )
+    linear = tw.linearize(network, w)
+    by_steps = tw.descend(linear, tw.GaussNewton(), steps=1)["loss"].values[-1]
+    assert float(linear.risk(tw.least_squares(linear))) <= 2 * by_steps < 1e-10
+
+
 def relu_line(w, x):
     return jax.nn.relu(w["weight"] * x) + w["bias"]
 

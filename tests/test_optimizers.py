@@ -434,6 +434,8 @@ def test_what_torch_allows_is_allowed(name: str, options: dict[str, Any]) -> Non
         (ours.SGD(lr=[0.1, -0.1]), "lr must be at least 0; -0.1 given"),
         (ours.SGD(momentum=[0.0, 0.9], nesterov=True), "momentum above 0"),
         (ours.SGD(dampening=math.nan), "dampening must be a number"),
+        (ours.SGD(lr="0.1"), "lr must be a number, a list .*'0.1' given"),
+        (ours.SGD(lr=None), "lr must be a number, a list .*None given"),
         (ours.SGD(nesterov=[True, False]), "nesterov is True or False and cannot be swept"),
         (ours.Adam(betas=[0.9, 0.999]), r"betas is a pair, \(beta1, beta2\)"),
         (ours.LBFGS(line_search_fn="armijo"), "None or 'strong_wolfe'"),

@@ -123,11 +123,11 @@ def test_a_start_that_has_arrived_takes_no_step():
 
 
 def test_thresholds_compile_nothing(compilations):
-    tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=30, stop={"loss": 1e-3, "movement": -1})
+    tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=30, stop={"loss": 1e-3, "risk": -1})
     assert compilations, "the listener saw nothing: this test would pass in vain"
     seen = len(compilations)
     for limit in (1e-5, 1, np.float32(0.1)):
-        tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=30, stop={"loss": limit, "movement": -2})
+        tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=30, stop={"loss": limit, "risk": -2})
     assert len(compilations) == seen
 
 
@@ -262,6 +262,7 @@ def test_show_and_plots_know_what_converged_means():
         ({"los": 1e-6}, "did you mean 'loss'"),
         ({"evaluations": 1}, "unknown stop 'evaluations'"),
         ({"successive_change": 1e-6}, "state of its own"),
+        ({"movement": 1.0}, "'movement' is 0 at the start"),
         ({"expected": 1e-6}, "no expected risk"),
         (lambda at: bool(at.loss < 1), "jax.numpy"),
     ],

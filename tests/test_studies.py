@@ -307,6 +307,8 @@ def test_settings_are_read_from_text():
         ("n_samples", 7.5),
         ("shuffle", "maybe"),
         ("lr", "fast"),
+        ("seed", -1),
+        ("seed", 2**32),
     ]:
         with pytest.raises(tw.InputError, match=name):
             studies.make_settings("minimal-mlp", {name: value})
@@ -324,6 +326,8 @@ def test_a_saved_study_runs_again_to_the_same_numbers(name, tmp_path):
 def test_unknown_studies_and_results():
     with pytest.raises(tw.InputError, match="did you mean 'minimal-mlp'"):
         studies.run("minimal-mpl")
+    with pytest.raises(tw.InputError, match="thalweg descend TABLE"):
+        studies.run("fit")
     with pytest.raises(tw.InputError, match="not made by a study"):
         studies.settings_of(
             tw.descend(tw.Problem.from_catalogue("beale"), tw.SGD(lr=1e-3), steps=1)

@@ -202,7 +202,7 @@ def test_odd_settings(settings):
         ({"narrow_dimension": 7}, "come in pairs"),
         ({"runs": 0}, "runs must be"),
         ({"batch_size": 0}, "batch_size must be"),
-        ({"seed": -1}, "seed -1 given"),
+        ({"seed": -1}, "'seed' must be between 0 and"),
         ({"lr": -1.0}, "lr"),
         ({"frequency": float("inf")}, "not finite"),
     ],

@@ -144,11 +144,13 @@ class _Crowd:
                 f"basins follows one optimizer: {', '.join((*who.swept, *who.schedules))} must be a "
                 f"single number."
             )
+        if not who.hyper.get("lr", 1):
+            raise InputError("basins needs a learning rate above 0: with lr=0 no start moves.")
         self.contracts = optimizer.name == "SGD" and not any(
             who.hyper.get(name, 0) or optimizer.switches().get(name)
             for name in ("momentum", "weight_decay", "nesterov", "maximize")
         )
-        bound = 2 / float(who.hyper["lr"]) if self.contracts and who.hyper["lr"] else np.inf
+        bound = 2 / float(who.hyper["lr"]) if self.contracts else np.inf
         self.minima = Minima(in_double(problem), scale, bound)
         most = _CHUNK if jax.default_backend() == "cpu" else _CHUNK_ACCELERATED
         self.chunk = max(1, min(most, _VALUES // max(problem.n_samples, 1), len(starts)))

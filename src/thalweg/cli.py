@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,7 @@ def run(
     then change the setting in every study that has it.
     """
     from thalweg import studies
+    from thalweg.errors import unknown
 
     if study == "all" and not only_list:
         _run_all(out, seed, changes)
@@ -99,6 +101,8 @@ def run(
         return
     out = _needed(out)
     given = _assignments(changes, seed)
+    if study not in studies.STUDIES:
+        raise unknown("study", study, studies.STUDIES)
     studies.make_settings(study, given)
     _run_and_write(lambda: studies.run(study, **given), out)
 
@@ -199,7 +203,7 @@ def descend(
     settings = {"x": x, "y": y, "options": ",".join(options), **chosen}
     studies.make_settings("fit", settings)
     data = tables.read(table, x, y)
-    tree = _run_and_write(lambda: studies.run("fit", data, **settings), out)
+    tree = _run_and_write(lambda: studies.run("fit", data, **settings), _needed(out))
     for warning in studies.findings("fit", tree).warnings:
         click.echo(warning)
 
@@ -229,11 +233,14 @@ def rerun(file: Path, out: Path) -> None:
     from thalweg.results import load
 
     saved = load(file)
-    if saved.attrs["kind"] != "study":
+    kind = saved.attrs["kind"]
+    if kind != "study":
+        also = " (in Python, thalweg.rerun also descents and flows on catalogue problems)"
         raise InputError(
-            f"{file} holds a {saved.attrs['kind']}; in Python, thalweg.rerun does it again."
+            f"{file} holds a {kind}, and what can be done again are studies and fits"
+            f"{also if kind == 'trajectory' else ''}."
         )
-    _run_and_write(lambda: studies.rerun(saved), out)
+    _run_and_write(lambda: studies.rerun(saved), _needed(out))
 
 
 def _needed(out: Path | None) -> Path:
@@ -243,6 +250,13 @@ def _needed(out: Path | None) -> Path:
         raise click.UsageError("Missing option '--out': the folder to write to.")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: there is a file of that name.")
+    # before anything is computed; what is written is made beside the folder first
+    for wanted in (out.absolute(), out.absolute().parent):
+        there = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
+        try:
+            os.rmdir(tempfile.mkdtemp(dir=there, prefix=".thalweg-"))
+        except OSError as error:
+            raise InputError(f"--out {out}: cannot write to {there}: {error.strerror}.") from None
     return out
 
 
@@ -264,7 +278,6 @@ def _run_and_write(make: Callable[[], Any], out: Path) -> Any:
     """Run a study, write it all to `out`, print what matters, and answer Ctrl-C."""
     from thalweg import blocks, report, studies
 
-    _needed(out)
     with _own_process(), blocks.interruptible() as interrupt:
         tree = make()
         page = report.write(tree, out)

@@ -72,9 +72,16 @@ class Curvature:
         return self._apply(products.product, vector)
 
     def __matmul__(self, other: Any) -> Any:
-        if np.ndim(other) == 2:
-            return jnp.asarray(self._apply(products.images, np.asarray(other).T)).T
-        return self.matvec(other)
+        if np.ndim(other) != 2:
+            return self.matvec(other)
+        columns = np.asarray(other)
+        if len(columns) != self.problem.size:
+            raise InputError(
+                f"a matrix of {self.problem.size} rows was expected; shape {columns.shape} given."
+            )
+        if not columns.shape[1]:
+            return jnp.zeros(columns.shape, self.dtype)
+        return jnp.asarray(self._apply(products.images, columns.T)).T
 
     def _apply(self, function: Callable[..., Any], vectors: Any) -> Any:
         """A times `vectors` (…, p), by a function of the matrix that is not scaled."""

@@ -203,6 +203,10 @@ def descend_again(path: xr.Dataset) -> xr.Dataset:
             f"cannot hold."
         )
     options = dict(settings["optimizer"])
+    if options["name"].startswith("optax"):
+        raise InputError(
+            "this descent's optimizer was made of optax's functions, which a result cannot hold."
+        )
     optimizer = by_name(options.pop("name"), **_with_schedules(options, path))
     return descend(
         problem,

@@ -63,7 +63,7 @@ def random_plane(
         raise unknown("normalisation", normalize, _NORMALIZATIONS)
     count = inputs.whole_number("directions", directions, 1)
     origin = point_of(problem, params)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(inputs.whole_number("seed", seed, 0))
     rows = rng.standard_normal((count, problem.size))
     left_out, at = [], 0
     layout = problem.layout
@@ -74,6 +74,11 @@ def random_plane(
             rows[:, part] = 0
             left_out.append(name)
             continue
+        if normalize == "filter" and len(shape) > 1 and not -len(shape) <= filter_axis < len(shape):
+            raise InputError(
+                f"filter_axis must be an axis of every weight; {name!r} has {len(shape)}, "
+                f"{filter_axis!r} given."
+            )
         for row in rows:
             row[part] = _normalized(row[part], origin[part], shape, normalize, filter_axis)
     if len(left_out) == len(layout.leaf_names):
@@ -289,10 +294,12 @@ def hessian_plane(
     Raises:
         InputError: eigenvectors that are not different whole numbers.
     """
-    chosen = [int(i) for i in np.atleast_1d(eigenvectors)]
+    given = np.atleast_1d(eigenvectors)
+    chosen = [int(i) for i in given]
     p = problem.size
     if (
-        len({i % p for i in chosen}) < len(chosen)
+        given.dtype.kind not in "iu"
+        or len({i % p for i in chosen}) < len(chosen)
         or not all(-p <= i < p for i in chosen)
         or not chosen
     ):

@@ -224,6 +224,8 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
                 f"starts= must have shape (runs, {layout.size}), one row a start in the order "
                 f"{problem.names[:8]}; shape {vectors.shape} given."
             )
+    if vectors.dtype.kind not in "fiub" and not jax.numpy.issubdtype(vectors.dtype, float):
+        raise InputError(f"starts= must hold real numbers; dtype {vectors.dtype} given.")
     if not np.isfinite(vectors).all():
         raise InputError("starts= holds values that are not finite.")
     return layout.unflatten(vectors)

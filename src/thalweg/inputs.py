@@ -6,6 +6,7 @@ computed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -253,6 +254,10 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
     if len(set(layout.leaf_names)) != len(layout.leaf_names):
         twice = next(n for n in layout.leaf_names if layout.leaf_names.count(n) > 1)
         raise InputError(f"two parameters have the name {twice!r}; rename one of them.")
+    if any("[" in name for name in layout.leaf_names) and len(layout.names) <= names.FEW:
+        twice = [name for name, count in Counter(layout.names).items() if count > 1]
+        if twice:  # "a[0]" beside an array "a"
+            raise InputError(f"two parameters have the name {twice[0]!r}; rename one of them.")
     if problem.params is not None and problem.init is not None:
         drawn = Layout.of(jax.eval_shape(problem.init, jax.random.key(0)))
         if (drawn.treedef, drawn.shapes) != (layout.treedef, layout.shapes):

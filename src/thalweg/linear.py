@@ -181,11 +181,14 @@ def _solve(problem: Problem, probe: Params) -> tuple[Float[Array, " p"], Any]:
     solution = linearized(residuals, zero, dtype=float).step()[0].astype(layout.dtype)
     at_zero, push = jax.linearize(residuals, zero)
 
-    def deviation(w: Any) -> Any:
+    def deviation(w: Any, summed: Any = 0) -> Any:
         moved = push(w)
-        size = jnp.linalg.norm(at_zero) + jnp.linalg.norm(moved)
+        size = jnp.linalg.norm(at_zero) + jnp.maximum(jnp.linalg.norm(moved), summed)
         off = jnp.linalg.norm(residuals(w) - at_zero - moved)
         return jnp.where(off == 0, 0, off / jnp.where(size == 0, 1, size))
 
-    around = [solution, point, -point, 100 * point]
-    return solution, jnp.max(jnp.stack([deviation(w) for w in around]))
+    # Of nearly dependent columns the solution is large, and what it sums cancels: its rounding is that of the
+    # terms. The norm of J times a random vector of unit variance is about that of J (Frobenius).
+    summed = jnp.linalg.norm(push(point)) * jnp.linalg.norm(solution)
+    off = [deviation(w) for w in (point, -point, 100 * point)]
+    return solution, jnp.max(jnp.stack([deviation(solution, summed), *off]))

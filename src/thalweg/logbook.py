@@ -181,6 +181,8 @@ def source_of(path: xr.Dataset) -> tuple[Problem, np.ndarray | None, dict[str, b
         InputError: where the result does not hold all that is needed.
     """
     settings = results.settings_of(path)
+    if "problem" not in settings:  # training that was recorded
+        raise InputError("this trajectory is of training that happened elsewhere.")
     source = settings["problem"]["source"]
     if not source or "catalogue" not in source:
         raise InputError(

@@ -320,7 +320,7 @@ class Problem:
 
 
 def _without_data(f: Any, params: Params, x: Any) -> Any:
-    return f(params)
+    return jax.tree_util.tree_map(jnp.asarray, f(params))  # a constant is a number of Python's
 
 
 def _value(yhat: Any, y: Any) -> Any:

@@ -104,6 +104,8 @@ def trajectory(
     Raises:
         InputError: files that hold no state_dict, entries that are missing or of another shape.
     """
+    if isinstance(checkpoints, (str, os.PathLike, Mapping)):
+        raise InputError("a series of checkpoints was expected, as in [first, second]; one given.")
     rows, names, shapes = [], None, None
     like = None if problem is None else problem.layout
     for number, checkpoint in enumerate(checkpoints):

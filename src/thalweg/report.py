@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import os
+import re
 import shutil
 import tempfile
 from importlib import resources
@@ -17,6 +19,7 @@ from thalweg import results, studies
 from thalweg.errors import MissingExtra, optional
 
 _PLOTLY = {"responsive": True, "displaylogo": False}
+_HEAD = 2**16  # of a report: it says early which figures it has
 _HEIGHT = "520px"  # of an interactive figure that does not give its own
 
 
@@ -28,7 +31,7 @@ def write(tree: xr.DataTree, folder: str | os.PathLike[str]) -> Path:
     other file and no network.
 
     All is made in a folder beside `folder` first, and then put in place: a run that fails half-way
-    leaves what was there before as it was.
+    leaves what was there before as it was. Figures of an earlier run that this one does not have go.
 
     Returns:
         The report's path.
@@ -41,11 +44,26 @@ def write(tree: xr.DataTree, folder: str | os.PathLike[str]) -> Path:
         (scratch / "figures").mkdir()
         (scratch / "report.html").write_text(_page(tree, scratch / "figures"), encoding="utf-8")
         (folder / "figures").mkdir(parents=True, exist_ok=True)
+        before = _figures_of(folder / "report.html")
         for made in sorted(p for p in scratch.rglob("*") if p.is_file()):
             os.replace(made, folder / made.relative_to(scratch))
+        # of an earlier run, which would stand beside another run's report
+        for name in before - _figures_of(folder / "report.html"):
+            (folder / "figures" / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder / "report.html"
+
+
+def _figures_of(page: Path) -> set[str]:
+    """The names of the figures' files that a report says it was written with."""
+    if not page.is_file():
+        return set()
+    with page.open(encoding="utf-8", errors="replace") as file:
+        head = file.read(_HEAD)
+    said = re.search(r'<meta name="thalweg-figures" content="([^"]*)">', head)
+    names = html.unescape(said[1]).split("/") if said else []  # so that none leads elsewhere
+    return set(names) - {"", ".", ".."}
 
 
 def _page(tree: xr.DataTree, figures: Path) -> str:
@@ -77,6 +95,7 @@ def _page(tree: xr.DataTree, figures: Path) -> str:
         tables=found.tables.items(),
         figures=drawn,
         plotly=plotly,
+        files=sorted(path.name for path in figures.iterdir()),
         settings=settings,
         made_by=versions,
     )

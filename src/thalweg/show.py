@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from thalweg import results
-from thalweg.errors import unknown
+from thalweg.errors import InputError, unknown
 
 
 def lines(
@@ -25,7 +25,7 @@ def lines(
         yield f"  {name} = {value}"
     if isinstance(result, xr.Dataset):
         if node is not None:
-            raise unknown("node", node, ())
+            raise InputError(f"only a study's result has parts; node {node!r} given.")
         yield from _part("", result, rows)
         return
     parts = {
@@ -47,8 +47,9 @@ def _part(name: str, part: xr.Dataset, rows: int) -> Iterator[str]:
     if kind == "landscape":
         for risk in results.RISKS:
             if risk in part and risk != "pointwise":
-                values = part[risk].values
-                yield f"  {risk}: from {np.nanmin(values):.6g} to {np.nanmax(values):.6g}"
+                values = part[risk].values[np.isfinite(part[risk].values)]
+                span = f"from {values.min():.6g} to {values.max():.6g}" if values.size else "none"
+                yield f"  {risk}: {span}"
     if kind == "trajectory":
         yield from _trajectory(part, rows)
 

@@ -16,8 +16,13 @@ from thalweg.errors import InputError, unknown
 from thalweg.inputs import written_in_jax
 from thalweg.observables import NAMED, At, Observable
 
+_FROM_ZERO = ("movement", "relative_movement")
 # Observables with a state have none to be asked for at an arbitrary step.
-_STATELESS = {name: seen for name, seen in NAMED.items() if not isinstance(seen, Observable)}
+_STATELESS = {
+    name: seen
+    for name, seen in NAMED.items()
+    if not isinstance(seen, Observable) and name not in _FROM_ZERO
+}
 
 
 @jax.tree_util.register_dataclass
@@ -81,6 +86,11 @@ def rule(stop: Any, first: int) -> Stop | None:
         )
     limits = {}
     for name, limit in stop.items():
+        if name in _FROM_ZERO:
+            raise InputError(
+                f"stop: {name!r} is 0 at the start, and a threshold is met from above; give a function, "
+                f"such as lambda at: thalweg.{name}(at) >= 1."
+            )
         if name in NAMED and name not in _STATELESS:
             raise InputError(
                 f"stop: {name!r} has a state of its own and cannot be asked for at any step; give a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,9 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
     except (ValueError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         raise InputError(f"{path} could not be read as CSV: {reason}.") from None
+    twice = [name for name in (*x, y) if f"{name}.1" in table.columns]
+    if twice and _header(path).count(twice[0]) > 1:
+        raise InputError(f"{path.name} has several columns called {twice[0]!r}; rename them.")
     table = pd.DataFrame(table[~table.isna().all(axis=1)])
     for name in (*x, y):
         if name not in table.columns:
@@ -57,6 +61,12 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
         "x": np.stack([_numbers(table, name, path) for name in x], axis=1),
         "y": _numbers(table, y, path),
     }
+
+
+def _header(path: Path) -> list[str]:
+    """The names in a file's first line; pandas numbers those that come again."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return next(csv.reader(file, skipinitialspace=True), [])
 
 
 def _numbers(table: pd.DataFrame, name: str, path: Path) -> np.ndarray:

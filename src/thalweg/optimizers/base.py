@@ -154,8 +154,8 @@ class Optimizer:
                 names = self.PAIRS[field.name]
                 if not isinstance(value, tuple) or len(value) != 2:
                     raise InputError(
-                        f"{self.name}: {field.name} is a pair, ({names[0]}, {names[1]}); "
-                        f"{value!r} given."
+                        f"{self.name}: {field.name} is a pair, ({names[0]}, {names[1]}), or "
+                        f"give {names[0]}= and {names[1]}= by themselves; {value!r} given."
                     )
                 for name, entry in zip(names, value, strict=True):
                     yield name, entry, field.metadata
@@ -201,6 +201,8 @@ def check(optimizer: Any) -> Optimizer:
         if callable(value):
             continue
         try:
+            if value is None or np.asarray(value).dtype.kind in "USc":  # texts, and complex numbers
+                raise TypeError
             numbers = np.asarray(value, float)
         except (TypeError, ValueError):
             raise InputError(

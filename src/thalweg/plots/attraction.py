@@ -108,7 +108,7 @@ def _by_minimum(
         point = ", ".join(f"{v:.2f}" for v in result["minima"].values[i])
         where = f" ({point})" if len(names) == 2 else ""
         loss = f"L = {result['minimum_loss'].values[i]:.3g}"
-        text = f"{i + 1}:{where} {loss}, {_percent(reached[i], number.size)}".replace("-", "−")
+        text = f"{i}:{where} {loss}, {_percent(reached[i], number.size)}".replace("-", "−")
         handles.append(Patch(facecolor=_PALETTE[i], label=text))
     others = int((reached[shown:] > 0).sum())
     if others:
@@ -140,6 +140,8 @@ def _by_loss(
     losses = result["minimum_loss"].values
     seen = losses[result["reached"].values > 0]
     low, high = loss_range or ((seen.min(), seen.max()) if seen.size else (0.0, 1.0))
+    if loss_range is None and high - low <= _rounding(result):  # no colours for what is the same
+        high = low
     norm = Normalize(low, high if high > low else low + 1, clip=True)
     cmap = matplotlib.colormaps[style.SEQUENTIAL]
     table = np.append(cmap(norm(losses))[:, :3], [_DIVERGED, _NOT_YET], axis=0)
@@ -147,6 +149,15 @@ def _by_loss(
         ScalarMappable(norm, cmap), ax=ax, label="loss at the minimum reached"
     )
     return table[number], _without(number)
+
+
+def _rounding(result: xr.Dataset) -> float:
+    """What minima's losses may differ by and be the same: rounding of the losses across the map, as the
+    largest curvature of a minimum has them."""
+    spans = [np.ptp(result[axis].values) for axis in results.plane_axes(result)]
+    lengths = np.linalg.norm(result["directions"].transpose("direction", "param").values, axis=1)
+    curvature = result["largest_eigenvalue"].values.max(initial=0)
+    return 1e-12 * float(curvature * max(spans * lengths) ** 2)
 
 
 def _numbers(ax: Axes, result: xr.Dataset, most: int) -> None:
@@ -160,7 +171,7 @@ def _numbers(ax: Axes, result: xr.Dataset, most: int) -> None:
             ax.text(
                 float(x[i]),
                 float(y[i]),
-                str(i + 1),
+                str(i),
                 ha="center",
                 va="center",
                 fontsize="x-small",

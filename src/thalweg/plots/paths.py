@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -169,6 +170,10 @@ def mark(
     Raises:
         InputError: not one point of the landscape's parameters.
     """
+    if isinstance(point, Mapping):
+        raise InputError(
+            f"mark draws a point (p,), the parameters in the landscape's order; {point!r:.80} given."
+        )
     _framed(ax, surface)
     where = results.project(surface, point)
     if where["residual"].ndim:

@@ -231,7 +231,7 @@ def draw_contours(
         )
     across, up = results.plane_axes(surface)
     x, y = surface[across].values, surface[up].values
-    shown = _masked(ax, values, log, "grey: " if filled else "")
+    shown = _masked(ax, surface, values, log, "grey: " if filled else "")
     lines = None
     if chosen is not None and filled:
         options = {"cmap": chosen.cmap, "norm": chosen.norm, "extend": chosen.extend}
@@ -253,7 +253,7 @@ def _draw_cells(
 ) -> None:
     across, up = results.plane_axes(surface)
     x, y = cell_edges(surface[across].values), cell_edges(surface[up].values)
-    shown = _masked(ax, values, log, "grey: ")
+    shown = _masked(ax, surface, values, log, "grey: ")
     if chosen is not None:
         ax.pcolormesh(x, y, shown.T, cmap=chosen.cmap, norm=chosen.norm, rasterized=True)
     ax.set_facecolor(style.MISSING)
@@ -269,13 +269,17 @@ def cell_edges(points: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * points[0] - middle[0]], middle, [2 * points[-1] - middle[-1]]])
 
 
-def _masked(ax: Axes, values: np.ndarray, log: bool, how: str) -> np.ma.MaskedArray:
+def _masked(
+    ax: Axes, surface: xr.Dataset, values: np.ndarray, log: bool, how: str
+) -> np.ma.MaskedArray:
     """The values that can be drawn; the others are counted below the axes."""
     missing = ~np.isfinite(values)
+    interrupted = surface.attrs.get("interrupted")
     if missing.all():
-        style.note(ax, "no risk is finite")
+        style.note(ax, "no risk was computed" if interrupted else "no risk is finite")
     elif missing.any():
-        style.note(ax, f"{how}{missing.sum():,} of {missing.size:,} points not finite")
+        why = "not finite, or not computed before Ctrl-C" if interrupted else "not finite"
+        style.note(ax, f"{how}{missing.sum():,} of {missing.size:,} points {why}")
     if log:
         low = ~missing & (values <= 0)
         if low.any():

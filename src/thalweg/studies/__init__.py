@@ -163,6 +163,10 @@ def run(name: str, data: Mapping[str, Any] | None = None, **settings: Any) -> xr
 
     module = _module(name)
     chosen = make_settings(name, settings)
+    if name in _OWN and data is None:
+        raise InputError(
+            f"{name!r} is a study of data of your own: `thalweg descend TABLE.csv`, or data= here."
+        )
     nodes = module.run(chosen, data) if name in _OWN else module.run(chosen)
     tree = xr.DataTree.from_dict(nodes)
     tree.attrs = results.provenance("study", dataclasses.asdict(chosen), study=name)
@@ -253,7 +257,14 @@ def make_settings(name: str, given: Mapping[str, Any]) -> Any:
         if key not in fields:
             raise unknown(f"setting of study {name!r}:", key, fields)
         values[key] = _as(hints[key], key, value)
-    return cls(**values)
+    made = cls(**values)
+    for key in fields:
+        # what NumPy's generators take, and JAX's
+        if key.endswith("seed") and not 0 <= getattr(made, key) < 2**32:
+            raise InputError(
+                f"setting {key!r} must be between 0 and 2³² − 1; {getattr(made, key)} given."
+            )
+    return made
 
 
 def settings_help(name: str) -> list[tuple[str, str, str]]:
@@ -283,8 +294,17 @@ def _as(hint: Any, key: str, value: Any) -> Any:
             return _as_one(option, value)
         except (TypeError, ValueError):
             continue
-    expected = " or ".join(getattr(o, "__name__", str(o)) for o in options)
+    expected = " or ".join(map(_in_words, options))
     raise InputError(f"setting {key!r} must be {expected}; {value!r} given.")
+
+
+def _in_words(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        several = {int: "whole numbers", float: "numbers", str: "words"}
+        return f"{several.get(inner, 'values')} with commas between them"
+    one = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+    return one.get(kind, "none")
 
 
 def _as_one(kind: Any, value: Any) -> Any:

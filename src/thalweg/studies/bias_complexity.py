@@ -54,6 +54,8 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
         )
     if settings.peak_n < 1 or settings.peak_largest < 1 or settings.peak_draws < 1:
         raise InputError("settings 'peak_n', 'peak_largest' and 'peak_draws' must be at least 1.")
+    if not 0 <= settings.frequency < np.inf:
+        raise InputError(f"setting 'frequency' must be at least 0; {settings.frequency:g} given.")
     table = regression.data(
         regression.DataSettings(
             target=settings.target,

@@ -188,8 +188,12 @@ def _scales(x: np.ndarray, y: np.ndarray, settings: Settings) -> dict[str, Any]:
 
 def _options(settings: Settings) -> dict[str, Any]:
     """The optimizer's options: the learning rate, and what `options` says."""
-    learning_rate = {} if settings.lr is None else {"lr": settings.lr}
-    return learning_rate | options_of(settings.options)
+    options = options_of(settings.options)
+    if settings.lr is not None:
+        if "lr" in options:
+            raise InputError("the learning rate was given twice: as lr, and among the options.")
+        options["lr"] = settings.lr
+    return options
 
 
 def _start(problem: Any, settings: Settings) -> np.ndarray | None:
@@ -227,6 +231,10 @@ def _axes(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     for axis in axes:
         if axis not in names:
             raise unknown("parameter", axis, names)
+    if settings.window and not axes:
+        raise InputError(
+            f"window: no landscape is drawn of {len(names)} parameters; say over which two with plane."
+        )
     if axes and axes[0] == axes[1]:
         raise InputError(f"plane: two different parameters were expected; {axes[0]!r} given twice.")
     if axes and settings.points < 2:

@@ -15,7 +15,7 @@ import xarray as xr
 
 from thalweg import plots, results
 from thalweg.errors import InputError
-from thalweg.studies import Drawing, Findings, setting
+from thalweg.studies import Drawing, Findings, at_least, setting
 
 TITLE = "One line, four losses, and what momentum does"
 
@@ -71,8 +71,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
 
     if len(settings.start) != 2 or len(settings.window) != 2:
         raise InputError("settings 'start' and 'window' are two numbers each, as in 6,-3.")
-    if settings.points < 2:
-        raise InputError(f"setting 'points' must be at least 2; {settings.points} given.")
+    at_least(settings, points=2, n_samples=1)
     x, y = data.curved_line(settings.n_samples, seed=settings.data_seed)
     start = {"weight": settings.start[0], "bias": settings.start[1]}
     specs = {

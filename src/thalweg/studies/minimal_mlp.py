@@ -23,7 +23,7 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import animations, panels
-from thalweg.studies import Drawing, Findings, setting
+from thalweg.studies import Drawing, Findings, at_least, setting
 from thalweg.studies.texts import options_of
 
 TITLE = "The stochastic landscape of a two-parameter network"
@@ -61,8 +61,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
 
     if settings.model not in ("relu", "linear"):
         raise InputError(f"setting 'model' must be relu or linear; {settings.model!r} given.")
-    if settings.points < 2:
-        raise InputError(f"setting 'points' must be at least 2; {settings.points} given.")
+    at_least(settings, points=2, n_samples=1)
     x, y = data.noisy_line(
         settings.n_samples, slope=settings.slope, noise=settings.noise, seed=settings.seed
     )

@@ -13,11 +13,13 @@ def assignments(what: str, text: str) -> list[tuple[str, str]]:
     Raises:
         InputError: a part without a name or a value; the message begins with `what`.
     """
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = part.partition("=")
         if not equals or not value:
             raise InputError(f"{what}: name=value was expected; {part!r} given.")
+        if name.strip() in dict(pairs):
+            raise InputError(f"{what}: {name.strip()!r} was given twice.")
         pairs.append((name.strip(), value.strip()))
     return pairs
 
