@@ -1,6 +1,7 @@
 """`Problem`: what it keeps, what it computes, and what it refuses."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -415,6 +416,39 @@ def test_another_start():
     assert moved.risk(moved.params) == line_problem().risk({"weight": 1.0, "bias": 2.0})
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class Frozen(Mapping):
+    """A mapping of a library's own, as FrozenDict."""
+
+    def __init__(self, entries):
+        self.entries = dict(entries)
+
+    def __getitem__(self, key):
+        return self.entries[key]
+
+    def __iter__(self):
+        return iter(self.entries)
+
+    def __len__(self):
+        return len(self.entries)
+
+    def tree_flatten_with_keys(self):
+        keys = sorted(self.entries)
+        return [(jax.tree_util.DictKey(key), self.entries[key]) for key in keys], tuple(keys)
+
+    @classmethod
+    def tree_unflatten(cls, keys, values):
+        return cls(zip(keys, values, strict=True))
+
+
+def test_mappings_of_other_libraries_stay_what_they_are():
+    problem = tw.Problem(line, "mse", *data(), params=Frozen(START))
+    for given in (problem.params, Frozen(START), START, np.array([-3.0, 6.0])):
+        assert isinstance(problem.at(given).params, Frozen)
+        assert isinstance(problem.gradient(given), Frozen)
+        assert problem.risk(given) == line_problem().risk(START)
+
+
 def test_a_point_may_be_a_vector_an_ordered_mapping_or_an_iterate():
     problem = line_problem()
     path = tw.descend(problem, tw.SGD(lr=0.1), steps=2)
@@ -428,6 +462,12 @@ def test_a_point_may_be_a_vector_an_ordered_mapping_or_an_iterate():
         np.testing.assert_array_equal(tw.hessian(problem, given).point, vector)
         plane = tw.line(problem, problem.params, given)
         np.testing.assert_allclose(plane.origin + plane.directions[0], vector, rtol=1e-12)
+    nested = tw.Problem.from_function(
+        lambda w: w["a"]["b"] ** 2 + (w["c"][0]["d"] ** 2).sum(),
+        params={"a": {"b": 1.0}, "c": [{"d": np.ones(2)}]},
+    )
+    inner = [OrderedDict(d=torch.ones(2, requires_grad=True, dtype=torch.float64))]
+    assert nested.risk(OrderedDict(c=inner, a={"b": 3.0})) == 11
     with pytest.raises(InputError, match="this iterate has other parameters"):
         problem.risk(path["final"].assign_coords(param=["a", "b"]))
 

@@ -102,21 +102,34 @@ def own_params(params: Params, dtype: np.dtype | None, default: np.dtype) -> Par
 
 def point(params: Any, layout: Layout) -> Params:
     """A point in the structure of `layout` where it is given otherwise: as another mapping with the same
-    entries (a `state_dict` is ordered), a vector (p,), or a trajectory's iterate. Anything else stays as it
-    is."""
-
-    def plain(node: Any) -> Any:
-        if isinstance(node, Mapping):
-            return {key: plain(value) for key, value in node.items()}
-        return np.asarray(node.detach().cpu()) if hasattr(node, "detach") else node
-
+    entries (a `state_dict` is ordered), a vector (p,), or a trajectory's iterate; and torch's tensors as
+    arrays. What does not fit stays as it is."""
     if getattr(params, "dims", None) == ("param",):
         if not names.same(params, layout.names):
             raise InputError("this iterate has other parameters than the problem.")
         params = params.values
-    params = jax.tree_util.tree_map(plain, params, is_leaf=lambda n: isinstance(n, Mapping))
-    vector = isinstance(params, (np.ndarray, jax.Array)) and params.shape == (layout.size,)
-    return layout.unflatten(params) if vector and not layout.matches(params) else params
+    if not layout.matches(params):
+        params = _in_dicts(params)
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        if isinstance(params, (np.ndarray, jax.Array)) and params.shape == (layout.size,):
+            params = layout.unflatten(params)
+        elif tuple(path_name(path) for path, _ in leaves) == layout.leaf_names:
+            params = layout.treedef.unflatten([leaf for _, leaf in leaves])
+
+    def array(leaf: Any) -> Any:
+        return np.asarray(leaf.detach().cpu()) if hasattr(leaf, "detach") else leaf
+
+    return jax.tree_util.tree_map(array, params)
+
+
+def _in_dicts(tree: Any) -> Any:
+    """A pytree with plain dictionaries for its mappings."""
+
+    def plain(node: Any) -> Any:
+        is_mapping = isinstance(node, Mapping)
+        return {key: _in_dicts(value) for key, value in node.items()} if is_mapping else node
+
+    return jax.tree_util.tree_map(plain, tree, is_leaf=lambda node: isinstance(node, Mapping))
 
 
 def _array(leaf: Any, name: str) -> np.ndarray | jax.Array:
