@@ -118,6 +118,11 @@ def _median(x: Any) -> Any:
     return middle + (shared - jax.lax.stop_gradient(shared))
 
 
+def _axes(dim: Any) -> Any:
+    """NumPy's axis=: of no axes, all."""
+    return (tuple(dim) or None) if isinstance(dim, (list, tuple)) else dim
+
+
 def _root(total: Any, order: Any = 2) -> Any:
     """total^(1/order) with derivative 0 at 0."""
     there = total > 0
@@ -133,7 +138,7 @@ def _vector_norm(
         from torchax.ops import mappings
 
         x = x.astype(mappings.t2j_dtype(dtype))
-    dim = tuple(dim) if isinstance(dim, (list, tuple)) and len(dim) else (dim or None)
+    dim = _axes(dim)
     size = _abs(x)
     of_size = {0: jnp.count_nonzero, float("inf"): jnp.max, float("-inf"): jnp.min}.get(ord)
     if of_size:
@@ -160,13 +165,12 @@ def _own_distances(x: Any, p: Any = 2.0) -> Any:
 
 def _std(x: Any, dim: Any = None, *, correction: Any = 1, keepdim: bool = False) -> Any:
     correction = 1 if correction is None else correction
-    dim = tuple(dim) if isinstance(dim, (list, tuple)) and len(dim) else None
-    return _root(jnp.var(x, axis=dim, ddof=correction, keepdims=keepdim))
+    return _root(jnp.var(x, axis=_axes(dim), ddof=correction, keepdims=keepdim))
 
 
 def _std_mean(x: Any, dim: Any = None, *, correction: Any = 1, keepdim: bool = False) -> Any:
     deviation = _std(x, dim, correction=correction, keepdim=keepdim)
-    return deviation, jnp.mean(x, axis=tuple(dim) if dim else None, keepdims=keepdim)
+    return deviation, jnp.mean(x, axis=_axes(dim), keepdims=keepdim)
 
 
 # By ATen's names, with the overload
