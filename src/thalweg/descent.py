@@ -11,7 +11,7 @@ import xarray as xr
 
 from thalweg import blocks, inputs, observables, results, sampling, stopping
 from thalweg.ensemble import Members, check_same_parameters, members
-from thalweg.errors import InputError
+from thalweg.errors import InputError, first_line
 from thalweg.job import Feeds, Job
 from thalweg.logbook import source_of
 from thalweg.loop import Plan
@@ -241,7 +241,7 @@ def _schedule_tables(
         except Exception as error:  # the user's function may fail in any way
             raise InputError(
                 f"{optimizer.name}: the schedule of {name} must give a number for every step: "
-                f"{type(error).__name__}: {error}."
+                f"{type(error).__name__}: {first_line(error)}."
             ) from None
         check_range(optimizer.name, f"{name} (its schedule)", table, *bounds[name])
         tables[name] = table
