@@ -67,7 +67,9 @@ PAGES = (
 # What is known of slopes that are not one, of the time and of the memory
 WHY = {
     "runs": (
-        "a call's fixed costs are still a part of the time of the last decade's least size.",
+        "the system gives a process its memory slowly, and takes it back after each call: of the last "
+        "decade's least size that is half of the time. Where malloc keeps it (MALLOC_MMAP_THRESHOLD_ and "
+        "MALLOC_TRIM_THRESHOLD_ above the result's size) the slope is one.",
         "",
     ),
     "grid points": (

@@ -85,7 +85,7 @@ def test_the_title_tells_the_loss(surface, descent, sweep):
     animation.draw(STEPS)
     low, high = (float(v) for v in sweep["loss"].values[STEPS, [1, 0]])
     assert animation.figure.axes[0].get_title() == (
-        f"Empirical risk: step {STEPS}, losses {low:.3g} to {high:.3g}, 1 of 3 diverged"
+        f"Empirical risk:\nstep {STEPS}, losses {low:.3g} to {high:.3g}, 1 of 3 diverged"
     )
 
 

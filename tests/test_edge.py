@@ -158,3 +158,25 @@ def test_a_schedule_has_a_threshold_a_step():
     np.testing.assert_allclose(tw.stability_threshold(path), 20 * np.array([1, 2, 3, 4, 4]))
     with pytest.raises(InputError, match="was made by LBFGS"):
         tw.stability_threshold(tw.descend(problem, tw.LBFGS(), steps=1))
+
+
+def test_a_limit_has_the_colour_of_its_curve():
+    problem = tw.Problem.from_function(
+        lambda w: w["a"] ** 2 + 2 * w["b"] ** 2, {"a": 1.0, "b": 0.5}
+    )
+
+    def descent(lr):
+        return tw.descend(problem, tw.SGD(lr=lr), steps=4, record={"sharpness": tw.sharpness})
+
+    ax = tw.plot.sharpness(descent(0.1), label="first")
+    tw.plot.sharpness(descent([0.2, 0.4]), ax=ax, label="second")
+    drawn = {line.get_label(): line for line in ax.lines}
+    assert drawn["first: stable below 20"].get_color() == "black"
+    for curve, limit in (
+        ("second: lr = 0.2", drawn["second: stable below 10, 5"]),
+        ("second: lr = 0.4", drawn["_limit"]),
+    ):
+        assert limit.get_color() == drawn[curve].get_color()
+    tw.plot.sharpness(descent(0.25), ax=ax, label="third")
+    last = {line.get_label(): line for line in ax.lines}
+    assert last["third: stable below 8"].get_color() == last["third"].get_color()

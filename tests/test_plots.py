@@ -971,3 +971,23 @@ def test_a_single_point_is_seen_and_no_points_are_said():
 
 def _square(w):
     return w["x"] ** 2
+
+
+def test_names_that_begin_with_an_underscore_are_in_the_legend():
+    problem = tw.Problem.from_function(lambda w: w["_a"] ** 2 + w["b"] ** 2, {"_a": 1.0, "b": 0.5})
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=4, record={"moved": tw.movement_by_parameter})
+    for ax, names in (
+        (tw.plot.movement_by_parameter(path), ["_a", "b"]),
+        (tw.plot.loss(path, label="_mine"), ["_mine"]),
+    ):
+        assert [t.get_text().strip() for t in ax.get_legend().get_texts()] == names
+
+
+@pytest.mark.parametrize("steps", [92, 96, 100])
+def test_losses_over_hundreds_of_decades_are_drawn(steps):
+    """On some such axes matplotlib's own ticks overflow."""
+    problem = tw.Problem.from_function(lambda w: w["a"] ** 2, {"a": 1.0})
+    path = tw.descend(problem, tw.SGD(lr=14.0), steps=steps)
+    ax = tw.plot.loss(path)
+    ax.figure.canvas.draw()
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), path["loss"])

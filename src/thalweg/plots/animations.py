@@ -28,6 +28,7 @@ from thalweg.plots import films, fits, members, panels, paths, style, surfaces
 _SUFFIXES = (".mp4", ".gif", ".html")
 _SPACINGS = ("even", "geometric")
 _ITERATE = "iterate"
+_LINE = 60  # letters of a title
 _CONTROLS = 44  # pixels, of the player under the picture
 
 
@@ -161,10 +162,13 @@ def path(
     name = ax.get_title() if title is None else title
     draw_path = _growing(ax, surface, path, label)
     _say_left_out(ax, path, rows)
+    says = [_says(path, int(row)) for row in rows]
+    # in two lines in all frames, where one of them has no room
+    by = ":\n" if max(map(len, says)) + len(name) > _LINE else ": "
 
     def draw(frame: int) -> list[Artist]:
         row = int(rows[frame])
-        ax.set_title(style.joined(name, _says(path, row), by=": "))
+        ax.set_title(style.joined(name, says[frame], by=by))
         return [*draw_path(row), ax.title]
 
     return _finished(ax, draw, path, rows, name, fps, dpi)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
 from thalweg.errors import InputError, unknown
 from thalweg.plots import curves, members, style
-from thalweg.results import settings_of
+from thalweg.results import member_dims, settings_of
 from thalweg.stability import KNOWN, stability_threshold
 
 
@@ -44,7 +47,7 @@ def density(
     )
     style.drop_notes(ax)  # of the density before, which these include
     if y == "log":
-        ax.set_yscale("log")
+        style.scale(ax.yaxis, "log")
         drawn = [np.max(line.get_ydata()) for line in ax.lines]
         low = max(drawn) * 1e-6
         ax.set_ylim(low, 3 * max(drawn))
@@ -84,6 +87,7 @@ def sharpness(
     path = members.check_trajectory(path)
     if name not in path:
         raise unknown("record", name, [str(v) for v in path if "step" in path[v].dims])
+    before = {} if ax is None else _series(ax)
     ax = curves.record(path, name, ax=ax, x=x, y=y, title=title or "Sharpness", label=label)
     optimizer = settings_of(path)["optimizer"]["name"]
     if preconditioned is (optimizer == "SGD") or optimizer not in KNOWN:
@@ -97,11 +101,14 @@ def sharpness(
     text = "limit of stability"
     if len(steady) == len(rows):
         text = f"stable below {', '.join(map(style.number, steady))}"
-    for i, limit in enumerate(rows):
+    text = style.joined(style.plain(label) if label else None, text, by=": ")
+    drawn = [color for name, color in _series(ax).items() if name not in before]
+    colors = _limits_colors(path, swept, drawn, alone=not before)
+    for i, (limit, color) in enumerate(zip(rows, colors, strict=True)):
         ax.plot(
             steps,
             np.broadcast_to(np.asarray(limit.values, float), steps.shape),
-            color=style.style(i).color if len(rows) > 1 else "black",
+            color=color,
             ls=style.DIVERGED_DASH,
             lw=1.4,
             zorder=1.5,
@@ -112,6 +119,27 @@ def sharpness(
         ax.set_ylim(low, high + 0.35 * (high - low))
     style.legend(ax)
     return ax
+
+
+def _series(ax: Axes) -> dict[str, Any]:
+    """The colour of each series on the axes, in the order in which they were drawn."""
+    found: dict[str, Any] = {}
+    for line in ax.lines:
+        if str(line.get_gid()).startswith(style.SERIES):
+            found.setdefault(str(line.get_gid()), line.get_color())
+    return found
+
+
+def _limits_colors(path: xr.Dataset, swept: list[str], colors: list[Any], alone: bool) -> list[Any]:
+    """A colour for each limit: that of its curve; black where it is the only one, or where curves are too
+    many to have colours of their own."""
+    count = math.prod(path.sizes[d] for d in swept)
+    dims = [d for d in member_dims(path) if d != "run"]  # a series holds all runs
+    if (count == 1 and alone) or len(colors) != math.prod(path.sizes[d] for d in dims):
+        return ["black"] * count
+    places = np.arange(len(colors)).reshape([path.sizes[d] for d in dims])
+    of_limit = xr.DataArray(places, dims=dims).isel({d: 0 for d in dims if d not in swept})
+    return [colors[int(i)] for i in of_limit.transpose(*swept).values.ravel()]
 
 
 def explained_variance(

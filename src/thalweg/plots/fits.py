@@ -202,6 +202,7 @@ def batches(
         inside = index[n][index[n] >= 0]
         ax.plot(x, y, label="data", zorder=2, **every)
         ax.plot(x[inside], y[inside], label="in the batch", zorder=3, **own)
+        _say_missing(ax, x[inside], y[inside])
         ax.set(xlabel=style.label_of(data["x"], "x"), ylabel=style.label_of(data["y"], "y"))
         style.titled(ax, titles[n] if titles else None, f"Batch {n + 1}")
         # ax.label_outer would leave those above an empty place without an axis

@@ -10,9 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Polygon
+from matplotlib.ticker import LogLocator
 
 from thalweg.errors import unknown
 
@@ -38,6 +41,7 @@ BAND = "thalweg-band"
 RIM = "thalweg-rim"
 LAST = "thalweg-last"  # legend entries that come after all others
 _NOTE = "thalweg-note"
+_HAIR = "\N{HAIR SPACE}"
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,10 @@ def root_figure(ax: Axes) -> Figure | SubFigure:
 
 
 def plain(text: object) -> str:
-    """Text that matplotlib shows as it is: a name's dollar signs are not mathematics."""
-    return str(text).replace("$", r"\$")
+    """Text that matplotlib shows as it is: a name's dollar signs are not mathematics, and an underscore that
+    it begins with does not hide it from legends."""
+    shown = str(text).replace("$", r"\$")
+    return f"{_HAIR}{shown}" if shown.startswith("_") else shown
 
 
 def number(value: float) -> str:
@@ -179,8 +185,25 @@ def legend(ax: Axes) -> None:
     )
 
 
+class _Ticks(LogLocator):
+    """matplotlib's ticks of a log axis, which overflow on some axes that end beyond 1e220."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        low, high = sorted((vmin, vmax))
+        return super().tick_values(max(low, 1e-200), min(high, 1e200))
+
+
+def scale(axis: Axis, kind: str) -> None:
+    """Make an axis "linear" or "log"."""
+    axis.axes.set(**{f"{axis.axis_name}scale": kind})
+    if kind == "log":
+        axis.set_major_locator(_Ticks())
+        axis.set_minor_locator(_Ticks(subs=None))
+
+
 def shared_legend(figure: Figure | SubFigure, axes: Sequence[Axes], columns: int = 3) -> None:
-    """One legend below all panels, of what any of them shows, in place of their own."""
+    """One legend below all panels, of what any of them shows, in place of their own: in as many columns as
+    there is room for."""
     entries: dict[str, Any] = {}
     for ax in axes:
         for handle, text in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -188,13 +211,19 @@ def shared_legend(figure: Figure | SubFigure, axes: Sequence[Axes], columns: int
         own = ax.get_legend()
         if own is not None:
             own.remove()
-    figure.legend(
-        list(entries.values()),
-        list(entries),
-        loc="outside lower center",
-        ncols=min(columns, max(len(entries), 1)),
-        fontsize="small",
-    )
+    canvas = FigureCanvasAgg(figure.get_figure(root=True))
+    for count in range(min(columns, max(len(entries), 1)), 0, -1):
+        legend = figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center",
+            ncols=count,
+            fontsize="small",
+        )
+        wide = legend.get_window_extent(canvas.get_renderer()).width
+        if wide <= figure.bbox.width or count == 1:
+            break
+        legend.remove()
 
 
 _CELLS = 40

@@ -321,7 +321,7 @@ def _batch_panels(tree: xr.DataTree, settings: Settings) -> tuple[str, Drawing]:
         results.part(tree, "data"),
         batches["batch"].values,
         titles=titles,
-        title=f"The first epoch in mini-batches of {settings.shown_batch}",
+        title=f"The first epoch in mini-batches of {min(settings.shown_batch, settings.n_samples)}",
     )
     return "batches", Drawing.of(
         figure,
