@@ -51,6 +51,22 @@ def test_full_batch_descent_equals_the_loop_by_hand():
     np.testing.assert_array_equal(path.final, path.params[-1])
 
 
+def test_an_observables_state_advances_at_the_first_row_of_a_descent_that_goes_on():
+    rows = {"rows": (lambda at: jnp.zeros((), int), lambda at, state: (state, state + 1))}
+    first = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=3, every=2, record=rows)
+    more = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=5, every=2, record=rows, resume=first)
+    assert list(more["step"].values) == [3, 4, 6, 8]
+    assert list(more["rows"].values) == [0, 1, 2, 3]
+
+
+def test_a_descent_of_no_steps_counts_in_integers():
+    path = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=0)
+    assert path["step"].dtype.kind == "i"
+    assert (
+        tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=0, resume=path)["step"].dtype.kind == "i"
+    )
+
+
 def test_ragged_batches_are_weighted_by_their_size():
     # 50 samples in batches of 20: the third holds ten, and its mean is over ten
     path = tw.descend(line_problem(), tw.SGD(lr=0.05), epochs=2, batch_size=20, record=["batch"])

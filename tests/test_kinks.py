@@ -63,6 +63,7 @@ ENTRYWISE = {
     "crossed clamp": lambda x: x.clamp(1, -1),
     "relative": lambda x: x / (1 + x.abs()),
     "sign": torch.sign,
+    "i0": torch.special.i0,
     "sinc": torch.sinc,
 }
 REDUCING = {
@@ -89,6 +90,8 @@ REDUCING = {
     "norm of order ∞": lambda x: x.norm(p=float("inf"), dim=1),
     "normalize": lambda x: F.normalize(x, dim=1),
     "pdist": lambda x: F.pdist(x),
+    "sorted upwards": lambda x: torch.sort(x, dim=1, stable=True).values,
+    "sorted downwards": lambda x: torch.sort(x, dim=0, stable=True, descending=True).values,
     "rms_norm": lambda x: F.rms_norm(x, (10,)),
     "std": lambda x: x.std(1),
     "std of all": lambda x: x.std(),
@@ -147,6 +150,7 @@ def test_values_and_derivatives_are_pytorchs(name):
         lambda x: x.min(0).indices,
         lambda x: x.cummax(1).values,
         lambda x: x.cummax(1).indices,
+        lambda x: torch.sort(x[1:], dim=1, stable=True, descending=True).indices,
         lambda x: x.clamp(-1, 2),
         lambda x: x.median(),
     ],

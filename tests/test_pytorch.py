@@ -292,6 +292,46 @@ def test_at_a_minimum_rounding_is_no_disagreement(gap):
     assert tw.from_torch(module, nn.MSELoss(reduction="sum"), x, y).reduction == "sum"
 
 
+class Gated(nn.Module):
+    """A branch that starts at zero: nothing is seen of it there."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.branch, self.gate = branch, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x + self.gate * self.branch(x)
+
+
+class WritesIntoAView(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = self.inner(x)
+        h.transpose(0, 1).mul_(2)
+        return h
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_transposed_convolutions_in_groups_behind_a_gate(groups):
+    torch.manual_seed(0)
+    module = Gated(nn.ConvTranspose2d(6, 6, 3, padding=1, groups=groups)).double()
+    x, y = torch.randn(4, 6, 5, 5).double(), torch.randn(4, 6, 5, 5).double()
+    problem = tw.from_torch(module, "mse", x, y)
+    nn.functional.mse_loss(module(x), y).backward()
+    gradient = problem.gradient(problem.params)
+    for name, parameter in module.named_parameters():
+        assert off(gradient[name], parameter.grad) <= 1e-10, name
+
+
+def test_what_is_not_seen_at_the_start_is_looked_at_elsewhere():
+    x, y = torch.randn(6, 4), torch.randn(6, 4)
+    with pytest.raises(InputError, match=r"at other parameters differ.*written in place"):
+        tw.from_torch(Gated(WritesIntoAView()), "mse", x, y)
+
+
 # Batch norm, dropout, buffers ------------------------------------------------------------------
 
 
@@ -769,6 +809,8 @@ def test_bad_input_is_one_line():
         (lambda: tw.from_torch(Forgets(), "mse", x, y), "self.register_buffer"),
         (lambda: tw.from_torch(module, nn.CrossEntropyLoss(ignore_index=1), x, CLASSES),
          "leave those samples"),
+        (lambda: tw.from_torch(nn.Embedding(3, 3, scale_grad_by_freq=True), "mse", CLASSES, y),
+         "not those of any risk"),
         (lambda: tw.from_torch(module, nn.MSELoss, x, y), r"give an instance of it: MSELoss\(\)"),
         (lambda: tw.from_torch(module, "mse", x[:, :3], y), "in the module '0' failed: .*reduction dim"),
         (lambda: tw.from_torch(nn.Linear(4, 3, device="meta"), "mse", x, y), "on the device 'meta'"),

@@ -303,3 +303,19 @@ def test_who_stopped_early_goes_on_with_its_own_count_of_updates(rule):
     assert int(fast["updates"]) == int(alone["updates"])
     np.testing.assert_allclose(fast["final"], alone["final"], rtol=1e-12)
     np.testing.assert_allclose(fast["params"].values, alone["params"].values, rtol=1e-12)
+
+
+def test_what_is_measured_of_a_member_that_has_stopped_stays():
+    def bowl(w):
+        return w["x"] ** 2 + 15 * w["y"] ** 2
+
+    problem = tw.Problem.from_function(bowl, params={"x": 1.0, "y": 0.4})
+    record = {"steep": tw.preconditioned_sharpness, "made": lambda at: at.updates}
+    options = {"steps": 20, "stop": {"loss": 2.0}, "record": record}
+    together = tw.descend(problem, tw.Adam(lr=[0.01, 0.2]), every=4, **options).isel(lr=1)
+    alone = tw.descend(problem, tw.Adam(lr=0.2), **options)
+    end = int(alone["stopped_at"])
+    assert 0 < end < 4
+    np.testing.assert_array_equal(together["made"][1:], end)
+    assert int(together["updates"]) == end
+    np.testing.assert_allclose(together["steep"][1:], alone["steep"][-1], rtol=1e-6)

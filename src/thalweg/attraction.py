@@ -202,7 +202,14 @@ class _Crowd:
         feed, lost = Feed(np.int32(0), {}, None, None), np.full(self.chunk, -1, np.int32)
         walk = begin.eval_shape(self.plan, feed, first, first, None, lost)
         traced = block.trace(
-            self.plan, feed, first, walk, *map(np.int32, (0, 1, 1, 1)), False, **self._static
+            self.plan,
+            feed,
+            first,
+            walk,
+            *map(np.int32, (0, 1, 1, 1)),
+            False,
+            np.int32(0),
+            **self._static,
         )
         return 1 if runs_alone(traced.jaxpr) else backend.cores()
 
@@ -215,7 +222,8 @@ class _Crowd:
         feed = Feed(np.int32(first), {}, None, None)
         walk = begin(self.plan, feed, params, params, state, np.full(self.chunk, -1, np.int32))
         numbers = map(np.int32, (first, last, _NEVER, 1))
-        walk = block(self.plan, feed, params, walk, *numbers, False, **self._static)[0]
+        numbers = (*numbers, False, np.int32(first))
+        walk = block(self.plan, feed, params, walk, *numbers, **self._static)[0]
         return jax.tree_util.tree_map(np.asarray, (walk.params, walk.state, walk.diverged_at))
 
     @property

@@ -21,6 +21,7 @@ from thalweg.losses import absolute
 def install(environment: Any) -> None:
     """Let an environment of torchax's compute these as below."""
     import torch
+    from torchax.ops.ops_registry import all_aten_ops
 
     def of_tensors(operation: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
@@ -34,6 +35,31 @@ def install(environment: Any) -> None:
         aten = getattr(getattr(torch.ops.aten, packet), overload)
         environment.override_op_definition(aten, of_tensors(operation))
     environment.override_op_definition(torch.cdist, of_tensors(_distances))
+    convolution = torch.ops.aten.convolution
+    by_groups = partial(_convolution, all_aten_ops[convolution].func)
+    environment.override_op_definition(convolution.default, of_tensors(by_groups))
+
+
+def _convolution(
+    theirs: Callable[..., Any],
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Any:
+    """torchax's, and a transposed one group by group: it takes the channels of several in another order."""
+    rest = (stride, padding, dilation, transposed, output_padding)
+    if not transposed or groups == 1:
+        return theirs(x, weight, bias, *rest, groups)
+    channels = x.ndim - weight.ndim + 1  # there may be no axis of samples
+    parts = [jnp.split(x, groups, channels), jnp.split(weight, groups)]
+    parts.append([None] * groups if bias is None else jnp.split(bias, groups))
+    return jnp.concatenate([theirs(*part, *rest, 1) for part in zip(*parts, strict=True)], channels)
 
 
 def _abs(x: Any) -> Any:
@@ -105,6 +131,20 @@ def _last_so_far(over: Callable[..., Any], x: Any, dim: int) -> tuple[Any, Any]:
     pairs = (jax.lax.stop_gradient(x), places)
     index = jax.lax.associative_scan(better, pairs, axis=dim % x.ndim)[1]
     return jnp.take_along_axis(x, index, axis=dim), index
+
+
+def _stably_sorted(
+    x: Any, *, stable: Any = None, dim: int = -1, descending: bool = False
+) -> tuple[Any, Any]:
+    """Sorted entries and their places; equal ones in their order, in both directions."""
+    if not x.ndim:
+        return x, jnp.zeros((), jnp.int64)
+    index = jnp.argsort(x, axis=dim, stable=True, descending=descending)
+    return jnp.take_along_axis(x, index, axis=dim), index.astype(jnp.int64)
+
+
+def _i0(x: Any) -> Any:
+    return jnp.exp(absolute(x)) * jax.scipy.special.i0e(x)
 
 
 def _median(x: Any) -> Any:
@@ -203,4 +243,6 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "std.correction": _std,
     "std_mean.correction": _std_mean,
     "sinc.default": jnp.sinc,
+    "i0.default": _i0,
+    "sort.stable": _stably_sorted,
 }

@@ -69,7 +69,7 @@ class Record:
             "record fewer steps with every=, or leave the iterates out with record={'params': False}",
         )
         inside = np.arange((first // every + 1) * every, first + total, every)
-        ends = [first] if total == 0 else [first, first + total]
+        ends = np.array([first] if total == 0 else [first, first + total])
         self.steps = np.concatenate([ends[:1], inside, ends[1:]])
         for column in self.columns:
             column.values = np.empty((len(self.steps), column.size, who.count), column.dtype)

@@ -113,7 +113,11 @@ class Walk:
     ) -> At:
         batch = feed.batch(plan.problem, lane, step)
         own = (self.params, start, self.loss, self.grad, step)
-        updates = step if self.missed is None else step - self.missed
+        updates = step
+        if self.stopped_at is not None:
+            updates = jnp.where(self.stopped_at >= 0, self.stopped_at, updates)
+        if self.missed is not None:
+            updates = updates - self.missed
         return At(plan.problem, batch, *own, feed.scheduled(optimizer, step), self.state, updates)
 
 
@@ -204,6 +208,7 @@ def block(
     every: Any,
     rows: Any,
     ends: Any,
+    begun: Any,
     room: int,
     dense: bool,
     known: int,
@@ -212,8 +217,9 @@ def block(
 
     Rows are recorded at `first` and at each multiple of `every` after it, before `last`: `rows` of
     them, in a record with room for `room`. The host knows which of them were asked for. Where the descent
-    `ends`, a row at `last` follows, and who diverged or stopped there is noted, as an update would. `dense`
-    says that every step is recorded, which spares a loop in the loop. `known` are `known_turns`.
+    `ends`, a row at `last` follows, and who diverged or stopped there is noted, as an update would. Where the
+    descent has `begun` it records too. `dense` says that every step is recorded, which spares a loop in the
+    loop. `known` are `known_turns`.
 
     Returns:
         The walk, in the memory of the one given; when its members diverged and stopped; the record.
@@ -227,7 +233,8 @@ def block(
         advance = partial(_unless_over, advance)
 
     def recorded(row: Any, walk: Walk, step: Any, record: Any) -> tuple[Any, Any]:
-        values, memory = row_of(plan, feed, start, walk, step, step % every == 0)
+        counts = (step % every == 0) | (step == begun)
+        values, memory = row_of(plan, feed, start, walk, step, counts)
         put = partial(jax.lax.dynamic_update_index_in_dim, index=row, axis=0)
         return jax.tree_util.tree_map(put, record, values), memory
 

@@ -113,10 +113,11 @@ def _as_torch(
     import torch
 
     some = problem.take(_telling(problem))
-    yhat, y = _torchs_predictions(forward, module, some)
+    yhat, y = _torchs_predictions(forward, module, some, some.params)
     ours = jax.tree_util.tree_leaves(some.predict(some.params, some.x))
     for mine, theirs in zip(ours, jax.tree_util.tree_leaves(yhat), strict=True):
         _compare("predictions", mine, theirs)
+    _compare_nearby(forward, module, some)
     if isinstance(loss, str):
         return problem
     whole = float(loss(yhat, y).double().mean())  # of one that leaves the samples apart
@@ -145,14 +146,37 @@ def _as_torch(
     return problem
 
 
+def _compare_nearby(forward: _Forward, module: Any, some: Problem) -> None:
+    """The predictions at other parameters: a layer that starts at zero tells nothing where it starts."""
+    rng = np.random.default_rng(0)
+
+    def moved(leaf: Any) -> Any:
+        size = np.sqrt(np.mean(np.square(leaf, dtype=float))) if leaf.size else 0
+        noise = rng.standard_normal(leaf.shape) * (0.1 * size or 0.1)
+        return jnp.asarray(leaf + noise.astype(leaf.dtype))
+
+    params = jax.tree_util.tree_map(moved, some.params)
+    try:
+        yhat = _torchs_predictions(forward, module, some, params)[0]
+    except InputError:  # not all parameters are possible (a matrix to be factorised)
+        return
+    theirs = jax.tree_util.tree_leaves(yhat)
+    if all(bool(t.isfinite().all()) for t in theirs):
+        ours = jax.tree_util.tree_leaves(some.predict(params, some.x))
+        for mine, their in zip(ours, theirs, strict=True):
+            _compare("predictions at other parameters", mine, their)
+
+
 def _telling(problem: Problem) -> np.ndarray:
-    """The samples to look at: the first ones, and those that may be unlike them. A loss with class weights is
-    a mean where all are of one class, and an index that an embedding does not have may come late."""
-    found = [*range(min(_CHECKED, problem.n_samples))]
+    """The samples to look at: the first ones, some of the others, and those that may be unlike them. A loss
+    with class weights is a mean where all are of one class, and an index that an embedding does not have may
+    come late."""
+    n = problem.n_samples
+    found = [*range(min(_CHECKED, n)), *np.linspace(0, n - 1, _CHECKED).astype(int)]
     for leaf in jax.tree_util.tree_leaves((problem.x, problem.y)):
         flat, target = np.asarray(leaf), leaf is problem.y
         flat = flat.reshape(len(flat), -1)
-        if not flat.size or not (target or flat.dtype.kind in "iu"):
+        if not flat.size or not (target or flat.dtype.kind in "iub"):
             continue
         found += [int(np.argmin(flat)) // flat.shape[1], int(np.argmax(flat)) // flat.shape[1]]
         if target and flat.dtype.kind in "iub":
@@ -185,17 +209,21 @@ def _compare(what: str, ours: Any, theirs: Any) -> None:
     if not off <= _AGREES * max(np.abs(theirs).max(initial=0), np.finfo(float).tiny):
         raise InputError(
             f"the {what} differ from PyTorch's by {off:.2g}, so that this model was not translated "
-            f"rightly; please report it."
+            f"rightly. What is written in place (mul_, masked_fill_) into a view of a tensor is lost: use "
+            f"what the operation without the underscore returns. Anything else please report."
         )
 
 
-def _torchs_predictions(forward: _Forward, module: Any, some: Problem) -> tuple[Any, Any]:
-    """PyTorch's own predictions, of the module as the problem evaluates it, and the targets."""
+def _torchs_predictions(
+    forward: _Forward, module: Any, some: Problem, params: Params
+) -> tuple[Any, Any]:
+    """PyTorch's own predictions at `params`, of the module as the problem evaluates it, and the targets."""
     import torch
 
     tensors = (*module.named_parameters(), *module.named_buffers())
     state = {n: torch.tensor(_numpy(t)) for n, t in tensors if n in forward.known}
     dtype = next(state[n].dtype for n, p in module.named_parameters() if p.requires_grad)
+    state |= {n: torch.tensor(np.array(p)).to(state[n].dtype) for n, p in params.items()}
 
     def tensor(leaf: Any) -> Any:
         made = torch.tensor(np.array(leaf))
@@ -276,6 +304,11 @@ class _Forward:
                 f"torch.nn.utils.parametrizations."
             ) from error
         for layer in self.module.modules():
+            if getattr(layer, "scale_grad_by_freq", False):
+                raise InputError(
+                    "the gradients of an Embedding with scale_grad_by_freq=True are not those of any risk; "
+                    "make it one without."
+                )
             layer._forward_hooks.clear()  # the user's, which would watch what is not theirs
             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
                 _set_policy(layer, batch_norm)
