@@ -398,3 +398,19 @@ def test_hovers_of_large_models_name_some_parameters():
     line = tw.plotly.path3d(path).data[0]
     assert line.customdata.shape == (4, 2 + 12)
     assert "… (30 parameters)" in line.hovertemplate
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_line_to_infinity_is_cut_at_the_window():
+    problem = tw.Problem.from_function(lambda w: w["a"] ** 2 + w["b"] ** 2, {"a": 1.0, "b": 0.5})
+    surface = tw.landscape(problem, tw.coordinate_plane(problem, {"a": (-2, 2), "b": (-2, 2)}, 11))
+    path = tw.descend(problem, tw.SGD(lr=5.3), steps=400)
+    figure = tw.plotly.surface(surface, path)
+    lines = [t for t in figure.data if t.type == "scatter" and t.mode == "lines"]
+    assert lines
+    for line in lines:
+        across, up = np.asarray(line.x, float), np.asarray(line.y, float)
+        shown = ~np.isnan(across)
+        assert shown.any()
+        np.testing.assert_allclose(across[shown], 2 * up[shown], rtol=1e-5)
+        assert np.abs(across[shown]).max() == pytest.approx(2, rel=1e-4)

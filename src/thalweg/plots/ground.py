@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _ROOM = 1e-6  # of the window's width: rounding puts points on its edge just outside
+_FAR = 1e9  # windows: a line between points that far away has no certain place in one
 _MOST_VERTICES = 8_000  # of all lines laid on the ground
 
 
@@ -69,9 +70,12 @@ class Ground:
         most = max(1, _MOST_VERTICES // max(x.size, 1))
         for points in np.moveaxis(np.stack([x, y]), -1, 0):  # (2, n) a member
             for k in range(points.shape[1] - 1):
-                a, b = points[:, k], points[:, k + 1]
+                # from the nearer end: from one far away, rounding would be as wide as the window
+                ends = points[:, k : k + 2]
+                turned = self._away(ends[:, 1]) < self._away(ends[:, 0])
+                a, b = ends.T[::-1] if turned else ends.T
                 t0, t1 = self._seen(a, b)
-                if not t0 <= t1:
+                if not t0 <= t1 or self._away(a) > _FAR:
                     continue
                 ends = np.outer(a, 1 - np.array([t0, t1])) + np.outer(b, [t0, t1])
                 cells = max(
@@ -81,10 +85,17 @@ class Ground:
                 t = np.linspace(t0, t1, int(np.clip(np.ceil(cells), 1, most)) + 1)
                 line = np.outer(a, 1 - t) + np.outer(b, t)
                 line[:, -1] = b if t1 == 1 else line[:, -1]
-                goes_on = t0 == 0 and np.array_equal(pieces[-1][:, -1], a)
+                line = line[:, ::-1] if turned else line
+                goes_on = np.array_equal(pieces[-1][:, -1], line[:, 0])
                 pieces += [line[:, 1:]] if goes_on else [_GAP, line]
         across, up = np.concatenate([*pieces, _GAP], axis=1)[:, 2:]
         return across, up, self.at(across, up)
+
+    def _away(self, point: np.ndarray) -> float:
+        """How many windows a point is away from the window's corner; NaN where there is none."""
+        spans = [(along[0], np.ptp(along) or 1) for along in (self.x, self.y)]
+        with np.errstate(all="ignore"):
+            return max(abs(v - low) / span for v, (low, span) in zip(point, spans, strict=True))
 
     def _seen(self, a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
         """Between which t in [0, 1] the point a + t (b − a) lies in the window (Liang and Barsky)."""
