@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
 import thalweg as tw  # noqa: E402
-from thalweg import pytorch  # noqa: E402
+from thalweg.translation import translated  # noqa: E402
 
 # zeros, ties within a row, a row that is all the same, and every bound below
 X = np.array(
@@ -126,7 +126,7 @@ def test_values_and_derivatives_are_pytorchs(name):
     weights = torch.arange(1.0, value.numel() + 1, dtype=value.dtype).reshape(value.shape)
     (value * weights).sum().backward()
 
-    ours = pytorch._translated(function, lambda: "")
+    ours = translated(function, lambda: "")
 
     def weighted(*arrays):
         return (ours(*arrays) * weights.numpy()).sum()
@@ -161,7 +161,7 @@ def test_places_dtypes_and_what_is_not_a_number(function, dtype):
     if dtype == "float32":
         x[0, 4] = np.nan
     theirs = function(torch.tensor(x))
-    found = np.asarray(pytorch._translated(function, lambda: "")(jnp.array(x)))
+    found = np.asarray(translated(function, lambda: "")(jnp.array(x)))
     np.testing.assert_array_equal(found, theirs)
     assert found.dtype == theirs.numpy().dtype
 

@@ -57,9 +57,9 @@ def _convolution(
     if not transposed or groups == 1:
         return theirs(x, weight, bias, *rest, groups)
     channels = x.ndim - weight.ndim + 1  # there may be no axis of samples
-    parts = [jnp.split(x, groups, channels), jnp.split(weight, groups)]
-    parts.append([None] * groups if bias is None else jnp.split(bias, groups))
-    return jnp.concatenate([theirs(*part, *rest, 1) for part in zip(*parts, strict=True)], channels)
+    biases = [None] * groups if bias is None else jnp.split(bias, groups)
+    parts = zip(jnp.split(x, groups, channels), jnp.split(weight, groups), biases, strict=True)
+    return jnp.concatenate([theirs(*part, *rest, 1) for part in parts], channels)
 
 
 def _abs(x: Any) -> Any:

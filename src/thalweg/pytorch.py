@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -20,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from thalweg import kinks
 from thalweg.errors import InputError, first_line, optional, unknown
 from thalweg.params import Params
 from thalweg.problem import Problem, predicting
+from thalweg.translation import ONE_AT_A_TIME, translated
 
 _BATCH_NORM = ("frozen", "recomputed")
 # Samples on which the translation is compared with PyTorch's own numbers: the first, and some classes'
@@ -32,9 +30,6 @@ _SEARCHED = 2**20  # entries of y in which classes are looked for
 # How far float32 results of the same arithmetic in another order may differ, relative to their size;
 # a wrong translation is off by more than that.
 _AGREES = 1e-3
-# A module's code runs on the one copy, into which the stand-ins are put: from one thread after another.
-_ONE_AT_A_TIME = threading.RLock()
-_UNNAMED = "privateuseone"  # what PyTorch calls a device of others' until they name it
 
 
 def from_torch(
@@ -344,9 +339,9 @@ class _Forward:
         def run(state: Any, args: Any, kwargs: Any) -> Any:
             return torch.func.functional_call(self.module, state, args, kwargs)
 
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             self.leave()
-            return _translated(run, self.where)({**held, **params}, args, kwargs)
+            return translated(run, self.where)({**held, **params}, args, kwargs)
 
     def leave(self) -> None:
         """Forget which submodule was at work."""
@@ -392,7 +387,7 @@ class _PerSample:
                 return torch.func.functional_call(loss, state, (yhat, y))
             return loss(yhat, y)
 
-        self.loss = functools.partial(_translated(call, lambda: " in the loss"), state)
+        self.loss = functools.partial(translated(call, lambda: " in the loss"), state)
 
     def __call__(self, yhat: Any, y: Any) -> Any:
         def one(yhat: Any, y: Any) -> Any:
@@ -400,144 +395,6 @@ class _PerSample:
             return jnp.mean(self.loss(yhat, y))
 
         return jax.vmap(one)(yhat, y)
-
-
-def _translated(function: Callable[..., Any], where: Callable[[], str]) -> Callable[..., Any]:
-    """A function of tensors as one of arrays; `where` says what was at work when it failed."""
-    torchax = _torchax()
-    import torch
-
-    env = _environment()
-
-    def of_arrays(*arguments: Any) -> Any:
-        with _ONE_AT_A_TIME:
-            return translate(arguments)
-
-    def translate(arguments: Any) -> Any:
-        tensors = env.j2t_iso(arguments)
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            # tensors of inference mode are none that torchax can stand for
-            with torch.inference_mode(False), env, torch.device(_UNNAMED):
-                out = function(*tensors)
-            return env.t2j_iso(out)
-        except torchax.tensor.OperatorNotFound as error:
-            raise InputError(
-                f"the operation {_operation(error)}{where()} has no translation to JAX; write it with "
-                f"other operations, or record a training loop in PyTorch (thalweg.record)."
-            ) from error
-        except jax.errors.UnexpectedTracerError as error:
-            raise InputError(
-                f"the code{where()} draws random numbers (dropout by torch.nn.functional, torch.randn), "
-                f"which makes the risk random; leave that out."
-            ) from error
-        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
-            raise InputError(
-                f"the code{where()} decides by the values of its tensors (if, .item(), int(tensor)), "
-                f"which a compiled program cannot; write it with torch.where."
-            ) from error
-        except AssertionError as error:
-            if "mixed math" not in str(error):
-                raise
-            raise InputError(
-                f"the code{where()} uses a tensor that is neither a parameter nor a buffer; make it one "
-                f"with self.register_buffer(name, tensor)."
-            ) from error
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"the code{where()} failed: {first_line(_pytorchs_error(function, arguments) or error)}."
-            ) from error
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-
-    return of_arrays
-
-
-def _pytorchs_error(function: Callable[..., Any], arguments: Any) -> Exception | None:
-    """What PyTorch says of arguments of these shapes: a user knows its words rather than JAX's."""
-    import torch
-
-    def like(leaf: Any) -> Any:
-        return torch.empty(leaf.shape, dtype=getattr(torch, str(leaf.dtype)), device="meta")
-
-    try:
-        function(*jax.tree_util.tree_map(like, arguments))
-    except Exception as error:  # whatever the user's code raises
-        return error
-    return None
-
-
-def _operation(error: Exception) -> str:
-    words = str(error).split()
-    return words[words.index("name") + 1] if "name" in words[:-1] else str(error)
-
-
-@functools.cache
-def _torchax() -> Any:
-    """torchax, without what importing it does to the rest of a program's PyTorch.
-
-    Importing turns PyTorch's fast path for attention off, and names an accelerator "jax", which PyTorch from
-    then on takes for the one that there is, and knows nothing of: training on a GPU fails, and so does
-    torch.compile (pytorch/xla #9730). Here that device keeps the name which PyTorch has for one unnamed.
-    A torchax that the user has loaded stays as it is.
-    """
-    import torch
-
-    with _ONE_AT_A_TIME, ExitStack() as meanwhile:
-        theirs = "torchax" in sys.modules
-        fast = torch.backends.mha.get_fastpath_enabled()
-        meanwhile.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        if not theirs:
-            as_unnamed = functools.partial(torch._register_device_module, _UNNAMED)
-            for where, name, instead in (
-                (torch.utils, "rename_privateuse1_backend", lambda name: None),
-                (torch, "_register_device_module", lambda name, module: as_unnamed(module)),
-            ):
-                meanwhile.enter_context(_replaced(where, name, instead))
-        torchax = optional("torchax", "PyTorch models need", "torch")
-        if not theirs:
-            _unname_device(torchax)
-    return torchax
-
-
-@functools.cache
-def _environment() -> Any:
-    """Where tensors stand for arrays: one of our own, since a user of torchax has theirs."""
-    environment = _torchax().tensor.Environment()
-    kinks.install(environment)
-    return environment
-
-
-@contextmanager
-def _replaced(where: Any, name: str, instead: Any) -> Iterator[None]:
-    """With something else in the place of an attribute."""
-    own = getattr(where, name)
-    setattr(where, name, instead)
-    try:
-        yield
-    finally:
-        setattr(where, name, own)
-
-
-def _unname_device(torchax: Any) -> None:
-    """Where torchax says "jax", its tensors say `_UNNAMED`, a device that nobody finds who looks for one."""
-    import torch
-
-    torchax.device_module.is_available = lambda: False
-    tensors = (torchax.tensor.Tensor, torchax.view.View)
-    for kind in tensors:
-        kind.device = property(lambda tensor: torch.device(_UNNAMED, 0))
-    environment = torchax.tensor.Environment
-    same = environment._is_same_device
-
-    def is_same_device(env: Any, tensor: Any, new: Any) -> bool:
-        # For PyTorch's C++ code these tensors are on the device "meta"
-        return (new == "meta" and isinstance(tensor, tensors)) or same(env, tensor, new)
-
-    environment._is_same_device = is_same_device
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def density(
     )
     style.drop_notes(ax)  # of the density before, which these include
     if y == "log":
-        style.scale(ax.yaxis, "log")
+        style.scale(ax, y="log")
         drawn = [np.max(line.get_ydata()) for line in ax.lines]
         low = max(drawn) * 1e-6
         ax.set_ylim(low, 3 * max(drawn))

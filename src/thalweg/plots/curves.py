@@ -73,8 +73,7 @@ def record(
     along = clock(path)
     steps, values = path[along].values, _read(path, name)
     ax = style.new_axes(ax)
-    style.scale(ax.xaxis, x)
-    style.scale(ax.yaxis, y)
+    style.scale(ax, x, y)
     locator = ax.xaxis.get_major_locator()
     if isinstance(locator, MaxNLocator) and along == "step":
         locator.set_params(integer=True)  # there is no half of a step

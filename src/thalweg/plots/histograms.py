@@ -77,7 +77,7 @@ def histogram(
         style.note(ax, f"{style.count_of(low, 'value')} ≤ 0 not shown (log axis)")
     if not pooled.size:
         style.note(ax, "no value can be shown")
-    style.scale(ax.xaxis, x)
+    style.scale(ax, x=x)
     final = any(isinstance(one, xr.Dataset) for one in given.values())
     words = style.joined("final" if final else None, curves.label_of(name), by=" ")
     ax.set(xlabel=words, ylabel="members" if final else "values")

@@ -84,8 +84,7 @@ def curve(
     numbers = numbers.reshape(*numbers.shape[: 1 + len(rest)], -1)
     text = curves.label_of(str(values.name)) if values.name is not None else "value"
     ax = style.new_axes(ax)
-    style.scale(ax.xaxis, x)
-    style.scale(ax.yaxis, y)
+    style.scale(ax, x, y)
     place, numbers = _shown(ax, place, numbers, x)
     indices = list(np.ndindex(*numbers.shape[1:-1]))
     taken = style.styles_taken(ax)

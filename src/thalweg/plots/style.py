@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
@@ -193,12 +192,14 @@ class _Ticks(LogLocator):
         return super().tick_values(max(low, 1e-200), min(high, 1e200))
 
 
-def scale(axis: Axis, kind: str) -> None:
-    """Make an axis "linear" or "log"."""
-    axis.axes.set(**{f"{axis.axis_name}scale": kind})
-    if kind == "log":
-        axis.set_major_locator(_Ticks())
-        axis.set_minor_locator(_Ticks(subs=None))
+def scale(ax: Axes, x: str | None = None, y: str | None = None) -> None:
+    """Make the axes "linear" or "log"; what is not given stays."""
+    for kind, axis, change in ((x, ax.xaxis, ax.set_xscale), (y, ax.yaxis, ax.set_yscale)):
+        if kind:
+            change(kind)
+        if kind == "log":
+            axis.set_major_locator(_Ticks())
+            axis.set_minor_locator(_Ticks(subs=None))
 
 
 def shared_legend(figure: Figure | SubFigure, axes: Sequence[Axes], columns: int = 3) -> None:
