@@ -77,3 +77,24 @@ def test_bad_input():
         tw.plot.convergence({})
     with pytest.raises(tw.InputError, match="a trajectory was expected"):
         tw.plot.convergence({"a": xr.Dataset()})
+
+
+def test_a_legend_has_the_columns_that_there_is_room_for():
+    problem = tw.Problem.from_function(
+        lambda w: w["a"] ** 2 + 2 * w["b"] ** 2, {"a": 1.0, "b": 0.5}
+    )
+    sweep = tw.SGD(lr=[0.1, 0.3, 0.5], momentum=[0.0, 0.9])
+    figure = tw.plot.convergence(
+        {
+            "SGD with momentum": tw.descend(problem, sweep, steps=5),
+            "Adam": tw.descend(problem, tw.Adam(lr=[0.1, 0.3]), steps=5),
+        },
+        ["loss"],
+    )
+    canvas = figure.canvas
+    canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert figure.canvas is canvas

@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Polygon
@@ -212,7 +211,6 @@ def shared_legend(figure: Figure | SubFigure, axes: Sequence[Axes], columns: int
         own = ax.get_legend()
         if own is not None:
             own.remove()
-    canvas = FigureCanvasAgg(figure.get_figure(root=True))
     for count in range(min(columns, max(len(entries), 1)), 0, -1):
         legend = figure.legend(
             list(entries.values()),
@@ -221,8 +219,7 @@ def shared_legend(figure: Figure | SubFigure, axes: Sequence[Axes], columns: int
             ncols=count,
             fontsize="small",
         )
-        wide = legend.get_window_extent(canvas.get_renderer()).width
-        if wide <= figure.bbox.width or count == 1:
+        if legend.get_window_extent().width <= figure.bbox.width or count == 1:
             break
         legend.remove()
 
