@@ -59,6 +59,12 @@ def test_an_observables_state_advances_at_the_first_row_of_a_descent_that_goes_o
     assert list(more["rows"].values) == [0, 1, 2, 3]
 
 
+def test_starts_of_half_precision():
+    starts = jnp.array([[1.5, -2.0]], jnp.bfloat16)
+    path = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=0, starts=starts)
+    np.testing.assert_array_equal(path["final"].values[:, 0], [1.5, -2.0])
+
+
 def test_a_descent_of_no_steps_counts_in_integers():
     path = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=0)
     assert path["step"].dtype.kind == "i"

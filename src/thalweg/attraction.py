@@ -132,6 +132,11 @@ def _points(plane: Plane) -> np.ndarray:
     return plane.origin + np.stack([g.ravel() for g in grids], axis=1) @ plane.directions
 
 
+def _numbers(first: int, last: int) -> tuple[Any, ...]:
+    """What tells a block to go from step `first` to step `last`, and to record a row that nobody reads."""
+    return (*map(np.int32, (first, last, _NEVER, 1)), False, np.int32(first))
+
+
 class _Crowd:
     """All starts, and those of them that are still on their way."""
 
@@ -201,16 +206,7 @@ class _Crowd:
         first = jax.tree_util.tree_map(lambda leaf: leaf[: self.chunk], self.params)
         feed, lost = Feed(np.int32(0), {}, None, None), np.full(self.chunk, -1, np.int32)
         walk = begin.eval_shape(self.plan, feed, first, first, None, lost)
-        traced = block.trace(
-            self.plan,
-            feed,
-            first,
-            walk,
-            *map(np.int32, (0, 1, 1, 1)),
-            False,
-            np.int32(0),
-            **self._static,
-        )
+        traced = block.trace(self.plan, feed, first, walk, *_numbers(0, 1), **self._static)
         return 1 if runs_alone(traced.jaxpr) else backend.cores()
 
     def _advance(self, first: int, last: int, interrupt: blocks.Interrupt, start: int) -> Any:
@@ -221,8 +217,7 @@ class _Crowd:
         params, state = jax.tree_util.tree_map(lambda leaf: leaf[rows], (self.params, self.state))
         feed = Feed(np.int32(first), {}, None, None)
         walk = begin(self.plan, feed, params, params, state, np.full(self.chunk, -1, np.int32))
-        numbers = map(np.int32, (first, last, _NEVER, 1))
-        numbers = (*numbers, False, np.int32(first))
+        numbers = _numbers(first, last)
         walk = block(self.plan, feed, params, walk, *numbers, **self._static)[0]
         return jax.tree_util.tree_map(np.asarray, (walk.params, walk.state, walk.diverged_at))
 

@@ -17,7 +17,7 @@ import xarray as xr
 
 from thalweg import names
 from thalweg.errors import InputError
-from thalweg.inputs import whole_number
+from thalweg.inputs import is_real, whole_number
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
 from thalweg.problem import Problem
@@ -224,7 +224,7 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
                 f"starts= must have shape (runs, {layout.size}), one row a start in the order "
                 f"{problem.names[:8]}; shape {vectors.shape} given."
             )
-    if vectors.dtype.kind not in "fiub" and not jax.numpy.issubdtype(vectors.dtype, float):
+    if not is_real(vectors.dtype):
         raise InputError(f"starts= must hold real numbers; dtype {vectors.dtype} given.")
     if not np.isfinite(vectors).all():
         raise InputError("starts= holds values that are not finite.")

@@ -115,11 +115,24 @@ def point(params: Any, layout: Layout) -> Params:
             params = layout.unflatten(params)
         elif tuple(path_name(path) for path, _ in leaves) == layout.leaf_names:
             params = layout.treedef.unflatten([leaf for _, leaf in leaves])
+    return jax.tree_util.tree_map(lambda leaf: of_tensor(leaf) if is_tensor(leaf) else leaf, params)
 
-    def array(leaf: Any) -> Any:
-        return np.asarray(leaf.detach().cpu()) if hasattr(leaf, "detach") else leaf
 
-    return jax.tree_util.tree_map(array, params)
+def is_tensor(value: Any) -> bool:
+    """Whether something is a tensor of PyTorch's, which need not be installed."""
+    return hasattr(value, "detach")
+
+
+def of_tensor(tensor: Any) -> np.ndarray:
+    """A tensor as an array, in its own memory where it lies on the CPU; bfloat16, which NumPy has not, as
+    float32."""
+    tensor = tensor.detach().cpu()
+    return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
+
+
+def is_real(dtype: Any) -> bool:
+    """Whether a dtype holds real numbers; NumPy does not know JAX's of half precision."""
+    return dtype.kind in "fiub" or bool(jnp.issubdtype(dtype, jnp.floating))
 
 
 def _in_dicts(tree: Any) -> Any:
@@ -136,15 +149,12 @@ def _array(leaf: Any, name: str) -> np.ndarray | jax.Array:
     """`leaf` as an array of real numbers of our own; JAX arrays cannot change and are kept."""
     if np.ma.is_masked(leaf):
         raise InputError(f"{name} holds masked values; drop or fill them first.")
-    if hasattr(leaf, "detach"):  # a torch tensor
-        leaf = leaf.detach().cpu()
-        leaf = leaf.float() if str(leaf.dtype) == "torch.bfloat16" else leaf  # NumPy has not
     try:
-        # in two steps, because torch tensors cannot copy themselves
-        array = leaf if isinstance(leaf, jax.Array) else np.array(np.asarray(leaf))
+        leaf = of_tensor(leaf) if is_tensor(leaf) else leaf
+        array = leaf if isinstance(leaf, jax.Array) else np.array(leaf)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} cannot be read as an array of numbers: {error}") from None
-    if array.dtype.kind not in "fiub" and not jnp.issubdtype(array.dtype, jnp.floating):
+    if not is_real(array.dtype):
         given = f"{leaf!r:.60}" if array.ndim == 0 else f"dtype {array.dtype}"
         raise InputError(f"{name} must hold real numbers; {given} given.")
     return array

@@ -259,8 +259,8 @@ class Job:
         first = self.first + start
         last = first + count
         rows = rows_before(first, last, self.every)
-        numbers = (*map(np.int32, (first, last, self.every, rows)), self._ends(start, count))
-        numbers += (np.int32(self.first),)
+        steps, ends = map(np.int32, (first, last, self.every, rows)), self._ends(start, count)
+        numbers = (*steps, ends, np.int32(self.first))
         feed = self.feeds.feed(first, self.most, count)
         return (feed, *numbers), {"room": self.room, "dense": self.dense, "known": self.known}
 

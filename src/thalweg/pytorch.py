@@ -19,6 +19,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from thalweg.errors import InputError, first_line, optional, unknown
+from thalweg.inputs import of_tensor
 from thalweg.params import Params
 from thalweg.problem import Problem, predicting
 from thalweg.translation import ONE_AT_A_TIME, translated
@@ -135,7 +136,7 @@ def _as_torch(
         )
     problem = problem if reduction else problem.replace(reduction=found)
     if problem.reduction == found:
-        given = jax.tree_util.tree_map(lambda t: jnp.array(_numpy(t)), yhat)
+        given = jax.tree_util.tree_map(lambda t: jnp.array(of_tensor(t)), yhat)
         at_theirs = predicting(some, given).replace(reduction=found)
         _compare("losses", at_theirs.pointwise(some.params), torch.tensor(values))
     return problem
@@ -188,7 +189,7 @@ def _on_the_cpu(loss: Any) -> Any:
 
     if not isinstance(loss, torch.nn.Module):
         return loss
-    weights = {name: torch.tensor(_numpy(b)) for name, b in loss.named_buffers()}
+    weights = {name: torch.tensor(of_tensor(b)) for name, b in loss.named_buffers()}
     return lambda yhat, y: torch.func.functional_call(loss, weights, (yhat, y))
 
 
@@ -216,7 +217,7 @@ def _torchs_predictions(
     import torch
 
     tensors = (*module.named_parameters(), *module.named_buffers())
-    state = {n: torch.tensor(_numpy(t)) for n, t in tensors if n in forward.known}
+    state = {n: torch.tensor(of_tensor(t)) for n, t in tensors if n in forward.known}
     dtype = next(state[n].dtype for n, p in module.named_parameters() if p.requires_grad)
     state |= {n: torch.tensor(np.array(p)).to(state[n].dtype) for n, p in params.items()}
 
@@ -310,7 +311,7 @@ class _Forward:
         copied = (*self.module.named_parameters(), *self.module.named_buffers())
         self.known = {name for name, _ in copied}
         # buffers that a recomputing layer has no use for, which go back as they were
-        self.left_out = {n: _numpy(b) for n, b in module.named_buffers() if n not in self.known}
+        self.left_out = {n: of_tensor(b) for n, b in module.named_buffers() if n not in self.known}
         first = {id(tensor): name for name, tensor in reversed(every.items())}
         # every entry of the state_dict: its name, that of the tensor it is tied to, its dtype
         self.state = [
@@ -324,9 +325,9 @@ class _Forward:
     def split(self, module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The module's parameters, and all else that it holds, as arrays by name."""
         every = dict(module.named_parameters())
-        free = {n: _numpy(p) for n, p in every.items() if p.requires_grad}
-        held = {n: _numpy(p) for n, p in every.items() if not p.requires_grad}
-        held |= {n: _numpy(b) for n, b in module.named_buffers() if n in self.known}
+        free = {n: of_tensor(p) for n, p in every.items() if p.requires_grad}
+        held = {n: of_tensor(p) for n, p in every.items() if not p.requires_grad}
+        held |= {n: of_tensor(b) for n, b in module.named_buffers() if n in self.known}
         if not free:
             raise InputError("the module has no parameters that require a gradient.")
         return free, {name: jnp.array(array) for name, array in held.items()}
@@ -359,12 +360,6 @@ class _Forward:
                 layer.register_forward_hook(lambda *_: self._inside.pop() and None)
 
 
-def _numpy(tensor: Any) -> np.ndarray:
-    """A tensor as an array; bfloat16, which NumPy has not, as float32."""
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
-
-
 def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and the named arguments that inputs stand for."""
     if isinstance(x, tuple):
@@ -380,7 +375,7 @@ class _PerSample:
 
         state = {}
         if isinstance(loss, torch.nn.Module):  # class weights are its buffers
-            state = {name: jnp.array(_numpy(b)) for name, b in loss.named_buffers()}
+            state = {name: jnp.array(of_tensor(b)) for name, b in loss.named_buffers()}
 
         def call(state: Any, yhat: Any, y: Any) -> Any:
             if isinstance(loss, torch.nn.Module):

@@ -44,11 +44,11 @@ def write(tree: xr.DataTree, folder: str | os.PathLike[str]) -> Path:
         (scratch / "figures").mkdir()
         (scratch / "report.html").write_text(_page(tree, scratch / "figures"), encoding="utf-8")
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        before = _figures_of(folder / "report.html")
+        earlier = _figures_of(folder / "report.html")
+        stale = earlier - {path.name for path in (scratch / "figures").iterdir()}
         for made in sorted(p for p in scratch.rglob("*") if p.is_file()):
             os.replace(made, folder / made.relative_to(scratch))
-        # of an earlier run, which would stand beside another run's report
-        for name in before - _figures_of(folder / "report.html"):
+        for name in stale:  # they would stand beside another run's report
             (folder / "figures" / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
