@@ -49,7 +49,8 @@ def descend(
             combinations of which run at once; or functions of the step index.
         steps, epochs: how long; one of the two. Without batches an epoch is a step.
         batch_size: samples a step. Without it every step sees all the data. Batches go through the
-            data in order; the last, smaller one of an epoch is used as it is.
+            data in order; the last, smaller one of an epoch is used as it is, and refused where the model
+            compares samples.
         shuffle: a new order each epoch, from the seed and the epoch alone; "after_first" leaves the
             first epoch in the data's own order.
         replacement: draw each batch's samples independently instead.
