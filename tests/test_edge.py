@@ -171,7 +171,7 @@ def test_a_limit_has_the_colour_of_its_curve():
     ax = tw.plot.sharpness(descent(0.1), label="first")
     tw.plot.sharpness(descent([0.2, 0.4]), ax=ax, label="second")
     drawn = {line.get_label(): line for line in ax.lines}
-    assert drawn["first: stable below 20"].get_color() == "black"
+    assert drawn["first: stable below 20"].get_color() == "#000000"
     for curve, limit in (
         ("second: lr = 0.2", drawn["second: stable below 10, 5"]),
         ("second: lr = 0.4", drawn["_limit"]),

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex, to_rgb, to_rgba
 
 import thalweg as tw
 from thalweg import plots, results
@@ -277,6 +277,36 @@ def test_series_differ_in_colour_and_in_dash_or_marker() -> None:
     looks = [style.style(i) for i in range(35)]
     assert len({(look.color, str(look.dash)) for look in looks}) == 35
     assert len({(str(look.dash), look.marker) for look in looks[:10]}) == 10  # in grey
+
+
+@pytest.mark.parametrize("look", ["default", "dark_background", "ggplot", "grayscale"])
+def test_everything_is_seen_on_the_readers_background(look: str) -> None:
+    rng = np.random.default_rng(0)
+    x = np.linspace(-1, 1, 20)
+    data = xr.Dataset({"x": ("sample", x), "y": ("sample", x**2), "yhat": ("sample", x)})
+    values = xr.DataArray(rng.uniform(1, 2, (8, 7)), dims=("at", "series"))
+    values = values.assign_coords(at=np.arange(8.0), series=np.arange(7))
+    with plt.style.context(look):
+        axes = [plots.curve(values, "at"), plots.residuals(data), plots.points(data)]
+        axes.append(plots.graph(tw.computation_graph(lambda a: (1 - a) ** 2, 0.5)))
+        axes.append(plots.spectrum(xr.DataArray([0.0, 1.0, 2.0], dims="eigenvalue")))
+        boxes = [p.get_facecolor() for p in axes[3].patches if "node" in str(p.get_gid())]
+        ground = axes[0].get_facecolor()
+        assert style.shade(1) == to_hex(ground)
+
+    def apart(color: Any, other: Any) -> float:
+        """How far two colours are apart in grey."""
+        one, two = lightness([to_rgba(color), to_rgba(other)])
+        return abs(one - two)
+
+    assert len(boxes) == 4
+    for ax in axes:
+        for text in ax.texts:
+            assert min(apart(text.get_color(), under) for under in [ground, *boxes]) > 25
+        for line in ax.lines:
+            marks = [line.get_markerfacecolor(), line.get_markeredgecolor()]
+            drawn = marks if line.get_linestyle() == "None" else [line.get_color()]
+            assert max(apart(color, ground) for color in drawn) > 15
 
 
 # Landscapes ------------------------------------------------------------------------------------

@@ -221,10 +221,10 @@ def pointwise(
     changing: list[Artist] = list(ax.collections)
     style.drop_notes(ax)
     shown = path.isel(step=slice(0, rows[-1] + 1))
-    draw_path = _growing(ax, surface, shown, panels.SO_FAR, panels.LOOK)
+    draw_path = _growing(ax, surface, shown, panels.SO_FAR, panels.look())
     if arrow is not None:
         name = f"{panels.arrow_name(surface, arrow)}\n(none where it is zero)"
-        ax.plot([], [], label=name, **panels.ARROW)
+        panels.name_arrow(ax, name)
         style.legend(ax)
     _say_left_out(ax, path, rows)
     said = style.notes(ax)
@@ -373,7 +373,9 @@ def _growing(
     trails = paths.draw(surface, path, ax, label, end=_ITERATE, look=look)
     if _ITERATE not in ax.get_legend_handles_labels()[1]:
         # All of them end elsewhere than with a star, but have one while they last.
-        ax.plot([], [], ls="", marker="*", mfc="black", mec="black", ms=7, label=_ITERATE)
+        ax.plot(
+            [], [], ls="", marker="*", mfc=style.shade(0), mec=style.shade(0), ms=7, label=_ITERATE
+        )
         style.legend(ax)
 
     def draw(row: int) -> list[Artist]:

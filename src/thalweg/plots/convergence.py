@@ -86,7 +86,7 @@ def _behind(ax: Any, record: str, name: str, paths: Sequence[xr.Dataset], last: 
             ax.plot(
                 path["step"].values,
                 np.where((line >= low) & (line <= high), line, np.nan),
-                color="0.6",
+                color=style.shade(0.6),
                 lw=5,
                 alpha=0.4,
                 zorder=1,
@@ -101,7 +101,7 @@ def _guide(ax: Any, name: str, guide: xr.DataArray, index: int, last: int | None
     ax.plot(
         steps[shown],
         values[shown],
-        color="0.45",
+        color=style.shade(0.45),
         lw=3.5,
         alpha=0.5,
         zorder=1,

@@ -131,12 +131,12 @@ def _series(ax: Axes) -> dict[str, Any]:
 
 
 def _limits_colors(path: xr.Dataset, swept: list[str], colors: list[Any], alone: bool) -> list[Any]:
-    """A colour for each limit: that of its curve; black where it is the only one, or where curves are too
-    many to have colours of their own."""
+    """A colour for each limit: that of its curve; black where it is the only one, or where curves are
+    too many to have colours of their own."""
     count = math.prod(path.sizes[d] for d in swept)
     dims = [d for d in member_dims(path) if d != "run"]  # a series holds all runs
     if (count == 1 and alone) or len(colors) != math.prod(path.sizes[d] for d in dims):
-        return ["black"] * count
+        return [style.shade(0)] * count
     places = np.arange(len(colors)).reshape([path.sizes[d] for d in dims])
     of_limit = xr.DataArray(places, dims=dims).isel({d: 0 for d in dims if d not in swept})
     return [colors[int(i)] for i in of_limit.transpose(*swept).values.ravel()]

@@ -43,8 +43,8 @@ def points(
         ls="",
         marker="o",
         ms=5,
-        mfc="0.55",
-        mec="white",
+        mfc=style.shade(0.55),
+        mec=style.shade(1),
         mew=0.5,
         zorder=2,
         label=style.plain(label),
@@ -193,8 +193,9 @@ def batches(
     rows = -(-len(index) // columns)
     figure = style.new_figure((3.3 * columns, 2.9 * rows + 0.6)) if figure is None else figure
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    every = {"ls": "", "marker": "o", "ms": 4, "mfc": "white", "mec": "0.6", "mew": 0.8}
-    own = {"ls": "", "marker": "o", "ms": 5, "color": style.COLORS[0], "mec": "white", "mew": 0.5}
+    ground = style.shade(1)
+    every = {"ls": "", "marker": "o", "ms": 4, "mfc": ground, "mec": style.shade(0.6), "mew": 0.8}
+    own = {"ls": "", "marker": "o", "ms": 5, "color": style.COLORS[0], "mec": ground, "mew": 0.5}
     for n, ax in enumerate(axes.flat):
         if n >= len(index):
             ax.set_visible(False)
@@ -229,7 +230,7 @@ def residual_scatter(data: xr.Dataset, *, ax: Axes | None = None, title: str | N
     x, y, yhat = _columns(data, "x", "y", "yhat")
     ax = style.new_axes(ax)
     _say_missing(ax, x, y, yhat)
-    ax.axhline(0, color="0.3", lw=1, label="zero")
+    ax.axhline(0, color=style.shade(0.3), lw=1, label="zero")
     ax.vlines(
         x, 0, y - yhat, colors=style.COLORS[1], lw=1, alpha=0.5, zorder=1.5, label="_residual"
     )
@@ -240,7 +241,7 @@ def residual_scatter(data: xr.Dataset, *, ax: Axes | None = None, title: str | N
         marker="o",
         ms=5,
         color=style.COLORS[1],
-        mec="white",
+        mec=style.shade(1),
         mew=0.5,
         label="residual y − ŷ",
     )

@@ -35,19 +35,20 @@ _LEGEND_FONT = 8.5
 _LEGEND_SPACE = 44.0  # a handle, and the room about an entry
 _LANE = 5.0  # between two dashed edges side by side
 
-# kind -> (face, edge, width, dash, what the legend calls it); they differ in grey as well
-_KINDS: dict[str, tuple[str, str, float, Any, str]] = {
-    "input": ("#D6EAF8", style.COLORS[0], 1.8, "-", "input"),
-    "constant": ("white", "0.45", 1.0, (0, (3, 2)), "constant"),
-    "operation": ("white", "0.2", 1.0, "-", "operation"),
-    "output": ("#D5F0E6", style.COLORS[2], 2.6, "-", "output"),
-    "adjoint": ("#FCE5D6", style.COLORS[1], 1.0, "-", "adjoint"),
-    "gradient": ("#FCE5D6", style.COLORS[1], 2.6, "-", "gradient: adjoint of an input"),
+# kind -> (colour, or lightness of a grey, edge width, dash, what the legend calls it); in grey they
+# differ too
+_KINDS: dict[str, tuple[str | float, float, Any, str]] = {
+    "input": (style.COLORS[0], 1.8, "-", "input"),
+    "constant": (0.45, 1.0, (0, (3, 2)), "constant"),
+    "operation": (0.2, 1.0, "-", "operation"),
+    "output": (style.COLORS[2], 2.6, "-", "output"),
+    "adjoint": (style.COLORS[1], 1.0, "-", "adjoint"),
+    "gradient": (style.COLORS[1], 2.6, "-", "gradient: adjoint of an input"),
 }
-_EDGES: dict[str, tuple[str, Any, str]] = {
-    "value": ("0.2", "-", "value"),
+_EDGES: dict[str, tuple[str | float, Any, str]] = {
+    "value": (0.2, "-", "value"),
     "adjoint": (style.COLORS[1], "-", "chain rule"),
-    "residual": ("0.5", (0, (4, 2)), "value used again"),
+    "residual": (0.5, (0, (4, 2)), "value used again"),
 }
 
 
@@ -221,7 +222,7 @@ class _Picture:
                 path=path,
                 arrowstyle="-|>",
                 mutation_scale=9 * scale,
-                color=color,
+                color=_line(color),
                 lw=1.1 * scale,
                 ls=dash,
                 shrinkA=0,
@@ -403,16 +404,24 @@ def _points_per_unit(ax: Axes) -> float:
     return float(ax.get_window_extent().width / (right - left) * 72 / figure.dpi)
 
 
+def _line(color: str | float) -> str:
+    return color if isinstance(color, str) else style.shade(color)
+
+
+def _face(color: str | float) -> str:
+    return style.faded(color, 0.83) if isinstance(color, str) else style.shade(1)
+
+
 def _draw_box(ax: Axes, box: _Box, scale: float, i: int) -> None:
-    face, edge, width, dash, _ = _KINDS[box.kind]
+    color, width, dash, _ = _KINDS[box.kind]
     left, top = box.x - box.width / 2, box.y - box.height / 2
     patch = FancyBboxPatch(
         (left, top),
         box.width,
         box.height,
         boxstyle="round,pad=0,rounding_size=4",
-        fc=face,
-        ec=edge,
+        fc=_face(color),
+        ec=_line(color),
         lw=width * scale,
         ls=dash,
         zorder=2,
@@ -437,12 +446,12 @@ def _legend_entries(dataset: xr.Dataset) -> list[Any]:
     """What boxes and lines mean, of those that are there."""
     kinds, roles = set(dataset["kind"].values.tolist()), set(dataset["role"].values.tolist())
     boxes = [
-        Patch(fc=face, ec=edge, lw=width, ls=dash, label=label)
-        for kind, (face, edge, width, dash, label) in _KINDS.items()
+        Patch(fc=_face(color), ec=_line(color), lw=width, ls=dash, label=label)
+        for kind, (color, width, dash, label) in _KINDS.items()
         if kind in kinds
     ]
     lines = [
-        Line2D([], [], color=color, ls=dash, lw=1.3, label=label)
+        Line2D([], [], color=_line(color), ls=dash, lw=1.3, label=label)
         for role, (color, dash, label) in _EDGES.items()
         if role in roles
     ]

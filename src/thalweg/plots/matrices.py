@@ -158,7 +158,9 @@ def spectrum(
         ax.plot(at, density.values, color=other.color, ls=other.dash, lw=1.8, label=name, gid=gid)
     for i, edge in enumerate(edges):
         text = "edges " + ", ".join(f"{e:.4g}" for e in edges)
-        ax.axvline(edge, color="0.3", lw=1, ls=style.DASHES[1], label="_edge" if i else text)
+        ax.axvline(
+            edge, color=style.shade(0.3), lw=1, ls=style.DASHES[1], label="_edge" if i else text
+        )
     if zero.any():
         style.note(ax, f"{zero.sum():,} of {finite.size:,} eigenvalues are zero: no bar")
     if finite.size < every.size:

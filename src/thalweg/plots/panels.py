@@ -16,7 +16,6 @@ from thalweg.plots import bands, members, paths, style, surfaces
 from thalweg.plots.bands import Bands
 
 SO_FAR = "trajectory so far"
-LOOK = style.Style("black", "-", "o")
 _PANEL = (4.4, 3.8)  # inches, colour bar included
 
 
@@ -121,11 +120,16 @@ def step_panels(
     if arrow is not None:
         _arrow(left, surface, now, arrow)
     so_far = path.sel(step=path["step"].values <= step)
-    paths.draw(surface, so_far, middle, SO_FAR, end=f"iterate {step}", look=LOOK)
+    paths.draw(surface, so_far, middle, SO_FAR, end=f"iterate {step}", look=look())
     for ax in (left, right):
         style.legend(ax)
     figure.suptitle(f"Step {step}, sample {sample}")
     return figure
+
+
+def look() -> style.Style:
+    """How the one trajectory of a panel is drawn."""
+    return style.Style(style.shade(0), "-", "o")
 
 
 def one_member(path: xr.Dataset, who: str, arrow: float | None) -> xr.Dataset:
@@ -230,8 +234,8 @@ def _iterate(ax: Axes, surface: xr.Dataset, now: xr.Dataset) -> None:
         ls="",
         marker="o",
         ms=8,
-        mfc="black",
-        mec="white",
+        mfc=style.shade(0),
+        mec=style.shade(1),
         zorder=4,
         label=f"iterate {int(now['step'].values[0])}",
     )
@@ -242,12 +246,14 @@ def _arrow(ax: Axes, surface: xr.Dataset, now: xr.Dataset, scale: float) -> None
     ends = arrow_ends(surface, now, scale)
     if ends is not None:
         draw_arrow(ax, ends)
-        ax.plot([], [], label=arrow_name(surface, scale), **ARROW)
+        name_arrow(ax, arrow_name(surface, scale))
     elif not now["grad"].values.any():
         ax.plot([], [], ls="", label="stochastic gradient is zero")
 
 
-ARROW = {"ls": "", "marker": r"$\rightarrow$", "color": "black", "ms": 12}  # in a legend
+def name_arrow(ax: Axes, name: str) -> None:
+    """An entry for the arrow in the legend that the axes will have."""
+    ax.plot([], [], ls="", marker=r"$\rightarrow$", color=style.shade(0), ms=12, label=name)
 
 
 def arrow_name(surface: xr.Dataset, scale: float) -> str:
@@ -277,9 +283,9 @@ def draw_arrow(ax: Axes, ends: np.ndarray) -> Quiver:
         angles="xy",
         scale_units="xy",
         scale=1,
-        color="black",
+        color=style.shade(0),
         width=0.012,
-        edgecolor="white",
+        edgecolor=style.shade(1),
         linewidth=0.6,
         zorder=3,
     )

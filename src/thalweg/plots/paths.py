@@ -156,7 +156,7 @@ def mark(
     ax: Axes,
     label: str,
     marker: str = "P",
-    color: str = "black",
+    color: str | None = None,
 ) -> Axes:
     """Mark a point of parameter space, such as a known minimum, on axes that show a landscape.
 
@@ -165,7 +165,7 @@ def mark(
         point: (p,) in the landscape's order of parameters, an array or a DataArray.
         ax: the axes that show the landscape.
         label: its name in the legend; it also says how far off the plane the point lies.
-        marker, color: matplotlib's.
+        marker, color: matplotlib's; by default a plus in the colour of text.
 
     Raises:
         InputError: not one point of the landscape's parameters.
@@ -179,11 +179,11 @@ def mark(
     if where["residual"].ndim:
         raise InputError(f"mark draws one point; {dict(where['residual'].sizes)} given.")
     off = off_plane(surface, point, where)
+    color = style.shade(0) if color is None else color
     across, up = (where[a].values for a in _two_axes(surface))
     text = style.joined(style.plain(label), f"{style.number(off)} off the plane" if off else None)
-    ax.plot(
-        [across], [up], ls="", marker=marker, color=color, mec="white", ms=10, zorder=5, label=text
-    )
+    looks = {"marker": marker, "color": color, "mec": style.shade(1), "ms": 10}
+    ax.plot([across], [up], ls="", zorder=5, label=text, **looks)
     if not _inside(ax, across, up):
         style.note(ax, f"{style.plain(label)} lies outside the window")
     style.legend(ax)
@@ -263,12 +263,12 @@ def _inside(ax: Axes, x: Any, y: Any) -> np.ndarray:
 
 
 def _rim(ax: Axes, x: np.ndarray, y: np.ndarray, wide: float) -> Line2D:
-    """White under a series' lines, which keeps them apart from whatever colour lies there.
+    """The background's colour under a series' lines, which keeps them apart from whatever colour lies there.
 
     One artist beneath all of them: were each line to bring its own, it would hide the others.
     """
     row = _in_a_row(x), _in_a_row(y)
-    return ax.plot(*row, color="white", lw=wide, zorder=2.5, label="_rim", gid=style.RIM)[0]
+    return ax.plot(*row, color=style.shade(1), lw=wide, zorder=2.5, label="_rim", gid=style.RIM)[0]
 
 
 def _in_a_row(columns: np.ndarray) -> np.ndarray:
@@ -342,6 +342,7 @@ def _ends(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw_ends(ax: Axes, color: str, small: bool) -> list[Line2D]:
     """Circles where members start, stars where they end, crosses where they were lost: none as yet."""
+    ink, ground = style.shade(0), style.shade(1)
     return [
         ax.plot(
             [],
@@ -351,14 +352,14 @@ def _draw_ends(ax: Axes, color: str, small: bool) -> list[Line2D]:
             ms=size,
             mfc=face,
             mec=rim,
-            mew=0.3 if small and rim == "white" else 0.8,
+            mew=0.3 if small and rim == ground else 0.8,
             zorder=4,
             label=f"_{marker}",
         )[0]
         for marker, size, face, rim in (
-            ("o", 3 if small else 8, "white", "black" if small else color),
-            ("*", 5 if small else 13, color, "white"),
-            ("X", 4 if small else 9, color, "white"),
+            ("o", 3 if small else 8, ground, ink if small else color),
+            ("*", 5 if small else 13, color, ground),
+            ("X", 4 if small else 9, color, ground),
         )
     ]
 
@@ -369,12 +370,13 @@ def _legend_of_ends(
     """What circle, star and cross mean, once, where there is one to be seen."""
     known = ax.get_legend_handles_labels()[1]
     step = int(path["step"].values[0]) if path.sizes["step"] else 0
+    ink, ground = style.shade(0), style.shade(1)
     entries = [
-        ("start" if step == 0 else f"step {step}", "o", "white", _inside(ax, *first)),
-        (end, "*", "black", _inside(ax, *last) & ~lost),
-        ("last finite iterate", "X", "black", _inside(ax, *last) & lost),
+        ("start" if step == 0 else f"step {step}", "o", ground, _inside(ax, *first)),
+        (end, "*", ink, _inside(ax, *last) & ~lost),
+        ("last finite iterate", "X", ink, _inside(ax, *last) & lost),
     ]
     for text, marker, face, seen in entries:
         if seen.any() and text not in known:
-            looks = {"marker": marker, "mfc": face, "mec": "black", "ms": 7}
+            looks = {"marker": marker, "mfc": face, "mec": ink, "ms": 7}
             ax.plot([], [], ls="", label=text, gid=style.LAST, **looks)

@@ -297,5 +297,5 @@ def _draw_slope(
         low, high = (f"{float(style.number(end)):g}" for end in ends)
         text += f" (fit from {low} to {high})"
     # Dotted on a broad band of the series' colour: to be seen beside the series, and in grey.
-    ax.plot(ends, fitted, color="black", lw=1, ls=(0, (1, 1)), zorder=3, label=text)
+    ax.plot(ends, fitted, color=style.shade(0), lw=1, ls=(0, (1, 1)), zorder=3, label=text)
     ax.plot(ends, fitted, color=look.color, lw=5, alpha=0.25, zorder=1, label="_slope")

@@ -91,7 +91,8 @@ def functions(
         _target(ax, data, grid)
         fits.points(data, ax=ax, title=style.plain(moment[:1].upper() + moment[1:]))
         ax.get_legend().remove()  # one legend below serves all panels
-        ax.lines[-1].set(zorder=5, mfc="white", mec="black", mew=1)  # seen above many models
+        seen = {"mfc": style.shade(1), "mec": style.shade(0), "mew": 1}  # above many models
+        ax.lines[-1].set(zorder=5, **seen)
         ax.locator_params(axis="x", nbins=5)
         lost = 0
         for i, one in enumerate(series):
@@ -153,7 +154,8 @@ def _target(ax: Axes, data: xr.Dataset, grid: np.ndarray) -> None:
         return
     x, y = data["x_grid"].values, data["y_grid"].sel(target=sampled).values
     inside = (x >= grid.min()) & (x <= grid.max())
-    ax.plot(x[inside], y[inside], color="0.2", ls=(0, (1, 1.2)), lw=1.4, zorder=4, label="target")
+    looks = {"color": style.shade(0.2), "ls": (0, (1, 1.2)), "lw": 1.4}
+    ax.plot(x[inside], y[inside], zorder=4, label="target", **looks)
 
 
 def _draw(ax: Axes, grid: np.ndarray, yhat: np.ndarray, series: members.Series, i: int) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import LogLocator
@@ -20,6 +21,7 @@ from thalweg.errors import unknown
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is lost on
 # white. The cycles have no common divisor: 7 × 5 series differ in colour or dash, and print in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_BLACK = COLORS[-1]  # for whatever colour text has
 DASHES: tuple[Any, ...] = (
     "-",
     (0, (5, 2)),
@@ -54,9 +56,28 @@ class Style:
 def style(index: int, dash: int | None = None) -> Style:
     """The style of the series of this index, with the dash of this number or else its own."""
     dash = index if dash is None else dash
+    color = COLORS[index % len(COLORS)]
     return Style(
-        COLORS[index % len(COLORS)], DASHES[dash % len(DASHES)], MARKERS[index % len(MARKERS)]
+        shade(0) if color == _BLACK else color,
+        DASHES[dash % len(DASHES)],
+        MARKERS[index % len(MARKERS)],
     )
+
+
+def faded(color: str, level: float) -> str:
+    """A colour on its way to the background of the reader's matplotlib style, where it is at level 1."""
+    grounds = plt.rcParams["axes.facecolor"], plt.rcParams["figure.facecolor"], "white"
+    opaque = next(ground for ground in grounds if to_rgba(ground)[3])
+    red, green, blue = (
+        here + level * (there - here)
+        for here, there in zip(to_rgb(color), to_rgb(opaque), strict=True)
+    )
+    return to_hex((red, green, blue))
+
+
+def shade(level: float) -> str:
+    """A grey, on white: from the colour of the reader's style for text, at 0, to its background, at 1."""
+    return faded(plt.rcParams["text.color"], level)
 
 
 def styles_taken(ax: Axes) -> int:
@@ -147,7 +168,7 @@ def note(ax: Axes, text: str) -> None:
         ha="center",
         va="top",
         fontsize="small",
-        color="0.3",
+        color=shade(0.3),
         gid=_NOTE,
     )
 

@@ -243,5 +243,7 @@ def _series(path: xr.Dataset, label: str | None, lost: np.ndarray) -> list[Serie
         gone = int(lost[columns].sum())
         if gone:
             name += " (diverged)" if len(columns) == 1 else f" ({gone:,} diverged)"
-        found.append(Series(name, columns, style.style(i).color, _DASHES[i % len(_DASHES)]))
+        found.append(
+            Series(name, columns, style.COLORS[i % len(style.COLORS)], _DASHES[i % len(_DASHES)])
+        )
     return found

@@ -305,7 +305,8 @@ def _draw_sweep(tree: xr.DataTree, settings: Settings) -> Any:
     ax = style.new_axes(None, (7.4, 4.6))
     for name, label in (("train", "training risk"), ("true", "true risk")):
         plots.curve(_stable(tree, name), y="log", middle="mean", label=label, ax=ax)
-    ax.axhline(settings.noise**2, color="0.3", lw=1, ls=":", label="σ²") if settings.noise else None
+    if settings.noise:
+        ax.axhline(settings.noise**2, color=style.shade(0.3), lw=1, ls=":", label="σ²")
     _mark_samples(ax, settings.n_samples)
     flagged = int(sweep["unstable"].sum())
     if flagged:
@@ -319,7 +320,7 @@ def _draw_sweep(tree: xr.DataTree, settings: Settings) -> Any:
 
 
 def _mark_samples(ax: Any, n: int) -> None:
-    ax.axvline(n, color="0.3", lw=1, ls=style.DASHES[1], label=f"n = {n} samples")
+    ax.axvline(n, color=style.shade(0.3), lw=1, ls=style.DASHES[1], label=f"n = {n} samples")
 
 
 def _draw_rank(tree: xr.DataTree, settings: Settings) -> Any:
@@ -333,7 +334,11 @@ def _draw_rank(tree: xr.DataTree, settings: Settings) -> Any:
     )
     ax = plots.curve(values, "dimension", title="The features' numerical rank beside their number")
     ax.axhline(
-        settings.n_samples, color="0.3", lw=1, ls=style.DASHES[1], label=f"n = {settings.n_samples}"
+        settings.n_samples,
+        color=style.shade(0.3),
+        lw=1,
+        ls=style.DASHES[1],
+        label=f"n = {settings.n_samples}",
     )
     style.legend(ax)
     return ax

@@ -259,7 +259,7 @@ def _descent(exact: xr.Dataset, path: xr.Dataset, words: str) -> Any:
     plots.record(path, "plotted", ax=left, y="linear", title="Loss", label="descent")
     left.axhline(
         float(exact["least"]),
-        color="0.3",
+        color=style.shade(0.3),
         ls="--",
         lw=1.2,
         label=f"at the minimiser: {_least(exact)}",

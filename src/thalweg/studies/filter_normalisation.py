@@ -364,7 +364,7 @@ def _draw_profiles(lines: xr.Dataset, settings: Settings) -> Any:
                 label=f"{depth} hidden layers",
                 ax=ax,
             )
-        ax.axhline(CHANCE, color="0.3", lw=1, ls=":", label="chance, log 2")
+        ax.axhline(CHANCE, color=style.shade(0.3), lw=1, ls=":", label="chance, log 2")
         ax.set(
             title=_NAMES[kind],
             xlabel=lines["distance"].attrs["long_name"],

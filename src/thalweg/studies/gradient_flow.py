@@ -240,7 +240,7 @@ def _pair(title: str) -> tuple[Figure, Any]:
 
 def _pale(ax: Axes) -> None:
     """A veil over the contours, from which a hundred paths then stand out."""
-    ax.axhspan(*ax.get_ylim(), color="white", alpha=0.65, lw=0, zorder=1.5, label="_veil")
+    ax.axhspan(*ax.get_ylim(), color=style.shade(1), alpha=0.65, lw=0, zorder=1.5, label="_veil")
     style.note(ax, "contours are paled under the paths")
 
 
@@ -287,7 +287,7 @@ def _beside_flow(
         )
         _wide(ax, 2.2)  # a flow that lies on them leaves an edge to be seen
         followed = flow.isel({"step": flow["time"].values <= until * (1 + 1e-12), **few})
-        plots.trace(surface, followed, ax=ax, label="flow", color="black")
+        plots.trace(surface, followed, ax=ax, label="flow", color=style.shade(0))
     return figure
 
 

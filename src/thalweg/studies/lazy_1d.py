@@ -193,7 +193,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
 
 
 def _mark_start(ax: Any, start: float) -> None:
-    ax.axvline(start, color="0.5", lw=1, ls=style.DIVERGED_DASH, zorder=0, label="w₀")
+    ax.axvline(start, color=style.shade(0.5), lw=1, ls=style.DIVERGED_DASH, zorder=0, label="w₀")
     style.legend(ax)
 
 
