@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from thalweg import backend, losses
+from thalweg import backend
 from thalweg.jaxprs import jaxprs_in, programs_in
 from thalweg.problem import Problem, pointwise
 
 _LEARNT: dict[Any, Any] = {}
-# Batches of other sizes round otherwise; a model that mixes its samples is off by far more.
-_SAME = 1e-2
-_ROUNDING = 1e3  # units in the last place of the largest prediction
+_FEW = 4  # samples tell whether they stand alone
+_CHANGED = (0, 0, -1, -1)  # which of them, in turn
+_ROUNDING = (
+    1e3  # units in the last place of the largest prediction: places in a batch round otherwise
+)
 
 # fmt: off
 _ENTRYWISE = frozenset({
@@ -105,9 +107,8 @@ def splits(problem: Problem, size: int) -> bool:
 
     A model may use the number of samples (x / len(x)) or hold an array with an entry for each: it is
     then another function of a part of the data. Two traces tell: the same operations with the same
-    constants, and one risk a sample. And it may compare samples with each other (x / x.max()), which no
-    trace tells: the risks of the first samples must not depend on those that follow. (Inside a trace there
-    are no numbers to tell it by.)
+    constants, and one risk a sample. And it may compare samples with each other (x / x.max()) or know
+    their places, which is tried. (Not inside a trace, where there are no numbers to try it with.)
     """
 
     if size >= problem.n_samples:
@@ -125,57 +126,88 @@ def splits(problem: Problem, size: int) -> bool:
             part = trace(size)
         except (TypeError, ValueError):  # an array inside does not fit another number of samples
             return False
-        return (
-            part.out_avals[0].shape == (size,)
-            and _skeleton(part) == _skeleton(trace(problem.n_samples))
-            and (traced or _is_entrywise(part.jaxpr) or _stand_alone(problem, size))
-        )
+        if part.out_avals[0].shape != (size,):
+            return False
+        if _skeleton(part) != _skeleton(trace(problem.n_samples)):
+            return False
+        return traced or _is_entrywise(part.jaxpr) or _learnt(problem, "alone", stand_alone)
 
+    stand_alone = partial(_stand_alone, problem)
     traced = any(isinstance(v, Tracer) for v in jax.tree_util.tree_leaves(problem))
     return _learnt(problem, (size, traced), learn)
 
 
-def _stand_alone(problem: Problem, size: int) -> bool:
-    """Whether the first one or two risks are the same with and without the samples that follow."""
-    few = min(size, 2)
-    more = min(max(size, few + 1), problem.n_samples)
+def _stand_alone(problem: Problem) -> bool:
+    """Whether samples are predicted alike whatever the others are, and wherever they stand among them.
+
+    Tried with the first few. Where one of them becomes larger or smaller than all others, those must stay as
+    they are, to the last bit; and when all change places, so must their predictions, but for rounding.
+    """
     params = problem.params
     if params is None:
         assert problem.init is not None
         params = problem.init(jax.random.key(0))
-    alone, among = _first_of(problem, params, few=few, more=more)
-    if _alike(alone[0], among[0], _SAME, each=True):
-        return True
-    # Where the model fits, a risk is a rounding error: then it is for the predictions to tell
-    if not losses.is_entrywise(problem.loss):
-        return False
-    leaves = map(jax.tree_util.tree_leaves, (alone[1], among[1]))
+    params = jax.tree_util.tree_map(_off_zero, params)
+    # on the host: JAX would compile a program for each change of each array
+    leaves, treedef = jax.tree_util.tree_flatten((problem.x, problem.y))
+    each = zip(*(_variants(np.asarray(leaf)) for leaf in leaves), strict=True)
+    found = [_evaluated(problem, params, treedef.unflatten(rows)) for rows in each]
+    risks, predictions = jax.tree_util.tree_map(lambda *rows: np.stack(rows), *found)
+    return all(map(_unmoved, [risks, *predictions])) and all(map(_move_along, predictions))
+
+
+def _unmoved(values: np.ndarray) -> bool:
+    """Whether the rows that did not change have the values (variant, sample, ...) that they had."""
     return all(
-        _alike(a, b, _ROUNDING * float(jnp.finfo(a.dtype).eps), each=False)
-        for a, b in zip(*leaves, strict=True)
+        np.array_equal(
+            np.delete(values[0], place, axis=0), np.delete(row, place, axis=0), equal_nan=True
+        )
+        for place, row in zip(_CHANGED, values[1:-1], strict=True)
     )
 
 
-def _alike(some: Any, others: Any, tolerance: float, each: bool) -> bool:
-    """Whether two arrays agree, relative to each number or to the largest. An overflow says nothing."""
-    some, others = (np.asarray(array, float) for array in (some, others))
-    there = np.isfinite(some) & np.isfinite(others)
-    size = np.maximum(np.abs(some), np.abs(others))[there]
-    off = np.abs(some - others)[there]
-    return bool((off <= tolerance * (size if each else size.max(initial=0))).all())
+def _move_along(values: np.ndarray) -> bool:
+    """Whether values (variant, sample, ...) change places as their samples did in the last variant."""
+    before, after = np.roll(values[0], 1, axis=0), values[-1]
+    if not jnp.issubdtype(values.dtype, jnp.inexact):
+        return np.array_equal(before, after)
+    off, size = np.abs(before - after), np.abs(before)
+    limit = _ROUNDING * float(jnp.finfo(values.dtype).eps) * size[np.isfinite(size)].max(initial=0)
+    return bool((off[np.isfinite(off)] <= limit).all())
 
 
-@partial(jax.jit, static_argnames=("few", "more"))
-def _first_of(problem: Problem, params: Any, *, few: int, more: int) -> tuple[Any, Any]:
-    """The first few risks and predictions, computed alone and among more."""
+def _variants(leaf: np.ndarray) -> np.ndarray:
+    """(variant, sample, ...): the first few as they are, with one of them changed, and all moved on."""
+    rows = leaf[:_FEW]
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        beyond = 2 * (1 + np.abs(rows).max(initial=0))
+        ends = beyond, -beyond
+    else:  # numbers may be places in a table: those that there are
+        ends = leaf.max(axis=0), leaf.min(axis=0)
+    found = np.stack([rows] * (len(_CHANGED) + 2))
+    for variant, place, end in zip(found[1:], _CHANGED, ends * 2, strict=False):
+        variant[place] = end
+    found[-1] = np.roll(rows, 1, axis=0)
+    return found
 
-    def of_the_first(count: int) -> Any:
-        x, y = jax.tree_util.tree_map(lambda leaf: leaf[:count], (problem.x, problem.y))
-        part = problem.replace(x=x, y=y, mask=None)
-        found = pointwise(part, params), part.predict(params, x)
-        return jax.tree_util.tree_map(lambda leaf: leaf[:few], found)
 
-    return of_the_first(few), of_the_first(more)
+@jax.jit
+def _evaluated(problem: Problem, params: Any, data: Any) -> tuple[Any, list[Any]]:
+    """Risks and predictions of other samples."""
+    x, y = data
+    problem = problem.replace(x=x, y=y, mask=None)
+    risks = pointwise(problem, params)
+    predictions = jax.tree_util.tree_leaves(problem.predict(params, x))
+    return risks, [p for p in predictions if jnp.shape(p)[:1] == risks.shape]
+
+
+def _off_zero(leaf: Any) -> Any:
+    """Parameters near these without zeros, which would hide what a network's last layer is given."""
+    leaf = np.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf
+    change = 1e-2 * np.cos(np.arange(leaf.size)).reshape(leaf.shape)
+    return np.where(leaf == 0, change, leaf * (1 + change)).astype(leaf.dtype)
 
 
 def _is_entrywise(jaxpr: Any) -> bool:

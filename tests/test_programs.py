@@ -1,0 +1,95 @@
+"""What is learnt of a model before it is evaluated: whether its samples stand alone."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import thalweg as tw
+from thalweg import programs
+
+
+def weight(w, x):
+    return x @ w["weight"]
+
+
+def recurrent(w, x):
+    """A scan along each sample's own features."""
+    start = jnp.zeros((len(x), 3))
+    end, _ = jax.lax.scan(
+        lambda c, v: (jnp.tanh(c + v[:, None] * w["weight"][0]), None), start, x.T
+    )
+    return end
+
+
+def halved_until_small(w, x):
+    def of_one(v):
+        return jax.lax.while_loop(lambda s: (abs(s) > 1e-3).any(), lambda s: s / 2, v)
+
+    return weight(w, jax.vmap(of_one)(x))
+
+
+def running_sum(w, x):
+    return weight(w, jax.lax.scan(lambda c, v: (c + v, c + v), jnp.zeros(x.shape[1]), x)[1])
+
+
+ALONE = {
+    "linear": weight,
+    "network": lambda w, x: jnp.maximum(weight(w, x), 0) @ w["weight"].T,
+    "softmax": lambda w, x: jax.nn.softmax(weight(w, x)),
+    "sorted features": lambda w, x: weight(w, jnp.sort(x, axis=1)),
+    "spectrum": lambda w, x: weight(w, abs(jnp.fft.fft(x, axis=1))),
+    "recurrent": recurrent,
+    "while": halved_until_small,
+}
+MIXING = {
+    "largest": lambda w, x: weight(w, x / abs(x).max()),
+    "least": lambda w, x: weight(w, x - x.min()),
+    "mean": lambda w, x: weight(w, x - x.mean(axis=0)),
+    "mean after a kink": lambda w, x: jnp.maximum(weight(w, x) - weight(w, x).mean(axis=0), 0),
+    "mean before a layer of zeros": lambda w, x: (x - x.mean(axis=0)) @ w["zero"],
+    "median": lambda w, x: weight(w, x - jnp.median(x, axis=0)),
+    "first": lambda w, x: weight(w, x - x[0]),
+    "last": lambda w, x: weight(w, x - x[-1]),
+    "neighbour": lambda w, x: weight(w, x + jnp.roll(x, 1, axis=0)),
+    "running sum": running_sum,
+    "attention": lambda w, x: weight(w, jax.nn.softmax(x @ x.T) @ x),
+    "rank": lambda w, x: weight(w, x) * jnp.argsort(x[:, 0])[:, None],
+    "place": lambda w, x: weight(w, x + jnp.arange(len(x))[:, None]),
+    "noise": lambda w, x: weight(w, x + jax.random.normal(jax.random.key(0), x.shape)),
+}
+
+
+def splits(predict, x):
+    params = {"weight": np.random.default_rng(1).standard_normal((5, 3)), "zero": np.zeros((5, 3))}
+    y = np.zeros(jax.eval_shape(predict, params, x).shape)
+    return programs.splits(tw.Problem(predict, "mse", x, y, params=params), 10)
+
+
+@pytest.mark.parametrize("order", ["as drawn", "rising", "falling"])
+@pytest.mark.parametrize("name", [*ALONE, *MIXING])
+def test_samples_stand_alone_or_do_not_whatever_the_data(name, order, rng):
+    x = rng.standard_normal((30, 5))
+    if order != "as drawn":
+        x = np.sort(x, axis=0)[:: 1 if order == "rising" else -1].copy()
+    assert splits({**ALONE, **MIXING}[name], x) == (name in ALONE)
+
+
+def test_samples_may_be_numbers_of_a_table():
+    places = np.repeat(np.arange(5), 6)  # the first few are alike
+    assert splits(lambda w, i: w["weight"][i] * 2 + jnp.sin(w["weight"][i]) @ jnp.eye(3), places)
+    assert not splits(lambda w, i: w["weight"][i] - w["weight"][i].mean(axis=0), places)
+
+
+def test_a_landscape_takes_all_samples_at_once_where_they_are_compared(monkeypatch, rng):
+    x = np.sort(rng.standard_normal((400, 5)), axis=0)[::-1].copy()  # the largest stands first
+    params = {"weight": rng.standard_normal((5, 3))}
+    problem = tw.Problem(MIXING["largest"], "mse", x, np.zeros((400, 3)), params=params)
+    monkeypatch.setattr("thalweg.landscapes._samples_together", lambda problem: 100)
+    plane = tw.line(problem, params, {"weight": np.zeros((5, 3))}, points=5)
+    found = tw.landscape(problem, plane)["empirical"].values
+    scale = np.linspace(1, 0, 5) ** 2
+    prediction = x / abs(x).max() @ params["weight"]
+    np.testing.assert_allclose(found, scale * (prediction**2).mean(), rtol=1e-12, atol=1e-15)
