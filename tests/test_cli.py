@@ -430,10 +430,38 @@ def test_a_failed_run_leaves_what_was_there(diabetes, tmp_path, monkeypatch):
 def test_it_computes_on_the_processor_unless_told_otherwise(asked, got):
     code = (
         "import jax; from thalweg.cli import _own_process\n"
-        "with _own_process(): print(jax.config.jax_platforms)"
+        "_own_process(); print(jax.config.jax_platforms)"
     )
     environment = {**os.environ, "JAX_PLATFORMS": asked}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == got
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["run", "minimal-mlp", "--settings"], ["descend", "TABLE", "--x", "none"], ["show", "TABLE"]],
+)
+def test_lapack_has_one_thread(diabetes, words):
+    """Which it is told before NumPy, that brings it, is loaded."""
+    code = """
+import os, sys
+from thalweg.cli import main
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            print("threads:", os.environ["OPENBLAS_NUM_THREADS"])
+
+sys.meta_path.insert(0, Watch())
+main(sys.argv[1:])
+"""
+    options = [str(diabetes) if word == "TABLE" else word for word in words]
+    if words[0] == "descend":
+        options += ["--y", "target", "--out", "never-written"]
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("threads: 1"), done.stderr

@@ -140,6 +140,17 @@ def test_a_name_with_its_parameter_is_the_loss_itself():
     assert named(np.array([3]), np.array([0])) == made(3.0, 0.0)  # and δ is no integer for integers
 
 
+def squared(yhat, y):
+    return (yhat - y) ** 2
+
+
+@pytest.mark.parametrize("spec", [*losses.NAMED, "huber:1.35", "smooth_l1:0.25"])
+def test_a_loss_is_called_what_it_was_asked_for_by(spec):
+    name = losses.name_of(losses.by_name(spec))
+    assert name == {"huber": "huber:1.0", "smooth_l1": "smooth_l1:1.0"}.get(spec, spec)
+    assert losses.name_of(squared) == "squared"
+
+
 def test_another_delta_is_the_same_program():
     yhat, y = TARGETS + DIFFERENCES, TARGETS
     both(problem("huber:1.1", yhat, y), yhat)

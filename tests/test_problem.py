@@ -1,5 +1,6 @@
 """`Problem`: what it keeps, what it computes, and what it refuses."""
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -616,3 +617,21 @@ def test_models_that_jax_cannot_trace_are_one_clear_line(predict):
 def test_parameters_that_are_no_tree_of_numbers_are_refused(params, says):
     with pytest.raises(InputError, match=says):
         tw.Problem.from_function(lambda w: 0.0, params=params)
+
+
+TAKING = [
+    name
+    for name in tw.__all__
+    if inspect.isroutine(call := getattr(tw, name))
+    and next(iter(inspect.signature(call).parameters), None) == "problem"
+    and name != "to_torch"  # which asks for a problem of from_torch's
+]
+
+
+@pytest.mark.parametrize("name", TAKING)
+def test_what_is_not_a_problem_is_refused_in_one_line(name):
+    call = getattr(tw, name)
+    required = [p for p in inspect.signature(call).parameters.values() if p.default is p.empty]
+    positional = [p for p in required if p.kind is not p.KEYWORD_ONLY]
+    with pytest.raises(InputError, match=r"a thalweg\.Problem was expected, str given"):
+        call("a name", *positional[1:])

@@ -172,6 +172,17 @@ def test_one_parameter_that_is_lost():
         loop(model, optimizer, torch.ones(1, 1), torch.zeros(1, 1), 3)
     assert str(path["status"].values) == "diverged"
     assert int(path["diverged_at"]) == 1
+    assert np.isnan(path["final"].values).all()
+
+
+def test_what_was_lost_is_known_where_iterates_are_not_recorded():
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=float("inf"))
+    with tw.record(optimizer, model, record=["lr"]) as path:
+        loop(model, optimizer, torch.ones(1, 1), torch.zeros(1, 1), 3)
+    assert str(path["status"].values) == "diverged"
+    assert int(path["diverged_at"]) == 3  # the last that was recorded
+    assert np.isnan(path["final"].values).all()
 
 
 # Checkpoints -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from thalweg.loop import Feed, Plan, begin, block, known_turns
 from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
 from thalweg.planes import Plane
-from thalweg.problem import Problem, described, in_double
+from thalweg.problem import Problem, check_is_problem, described, in_double
 from thalweg.programs import runs_alone
 
 NOT_YET, DIVERGED = -1, -2
@@ -72,8 +72,7 @@ def basins(
     Raises:
         InputError: too many parameters, a plane of another problem, sweeps, impossible steps.
     """
-    if not isinstance(problem, Problem):
-        raise InputError(f"a thalweg.Problem was expected, {type(problem).__name__} given.")
+    check_is_problem(problem)
     if not isinstance(plane, Plane):
         raise InputError(f"a plane was expected, {type(plane).__name__} given.")
     if plane.names != problem.names:

@@ -6,8 +6,7 @@ import functools
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,9 @@ def _one_line(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(__version__, prog_name="thalweg")
 def main() -> None:
     """See and measure how optimizers move through loss landscapes."""
+    # LAPACK's threads wait for each other on a busy machine (fifty times slower, as measured) and are
+    # worth little on matrices as small as these. It looks once, when NumPy is loaded.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 _out = click.option(
@@ -130,7 +132,8 @@ def _run_all(out: Path | None, seed: int | None, changes: tuple[str, ...]) -> No
 
     from tqdm import tqdm
 
-    with _own_process(), blocks.interruptible() as interrupt:
+    _own_process()
+    with blocks.interruptible() as interrupt:
         outcomes = gallery.write(out, settings=settings, done=say)
     click.echo(f"Wrote {out / 'index.html'}")
     if interrupt:
@@ -278,7 +281,8 @@ def _run_and_write(make: Callable[[], Any], out: Path) -> Any:
     """Run a study, write it all to `out`, print what matters, and answer Ctrl-C."""
     from thalweg import blocks, report, studies
 
-    with _own_process(), blocks.interruptible() as interrupt:
+    _own_process()
+    with blocks.interruptible() as interrupt:
         tree = make()
         page = report.write(tree, out)
     found = studies.findings(studies.name_of(tree), tree)
@@ -291,12 +295,9 @@ def _run_and_write(make: Callable[[], Any], out: Path) -> Any:
     return tree
 
 
-@contextmanager
-def _own_process() -> Iterator[None]:
+def _own_process() -> None:
     """What a program that owns its process may decide: studies run on the processor, compiled programs
-    are kept for the next run, and LAPACK has one thread, since its threads on a busy machine wait for each
-    other (fifty times slower, as measured) and are worth little on matrices as small as these."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    are kept for the next run, and figures need no screen."""
     from thalweg import backend
 
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -305,4 +306,3 @@ def _own_process() -> Iterator[None]:
     import matplotlib
 
     matplotlib.use("agg")
-    yield

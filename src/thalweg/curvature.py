@@ -19,7 +19,7 @@ import xarray as xr
 from thalweg import backend, blocks, inputs, lanczos, losses, products, results
 from thalweg.errors import InputError, NotConverged, unknown
 from thalweg.params import Params
-from thalweg.problem import Problem, described
+from thalweg.problem import Problem, check_is_problem, described, vector_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -412,7 +412,8 @@ def fisher(problem: Problem, params: Params, *, empirical: bool = False) -> Curv
     """
     if empirical:
         return _at(problem, params, "second_moment")
-    if not isinstance(problem, Problem) or not losses.is_likelihood(problem.loss):
+    check_is_problem(problem)
+    if not losses.is_likelihood(problem.loss):
         raise InputError(
             "the Fisher information is known for the losses 'mse', 'cross_entropy' and "
             "'bce_with_logits'; for another one ask for the second moment of the gradients, "
@@ -451,12 +452,7 @@ def gradient_norms(problem: Problem, params: Params) -> Float[np.ndarray, " n"]:
 
 
 def _at(problem: Problem, params: Params, kind: str) -> Curvature:
-    if not isinstance(problem, Problem):
-        raise InputError(f"a thalweg.Problem was expected, {type(problem).__name__} given.")
-    vector = params
-    if not (isinstance(params, (np.ndarray, jax.Array)) and params.shape == (problem.size,)):
-        vector = problem.flatten(problem.at(params).params)
-    vector = jnp.asarray(vector).astype(problem.layout.dtype)
+    vector = jnp.asarray(vector_of(problem, params)).astype(problem.layout.dtype)
     if not bool(jnp.isfinite(vector).all()):
         raise InputError("the point is not finite, so there is no curvature at it.")
     return Curvature(problem, kind, vector)

@@ -17,7 +17,7 @@ from thalweg.logbook import source_of
 from thalweg.loop import Plan
 from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range
-from thalweg.problem import Problem, described
+from thalweg.problem import Problem, check_is_problem, described
 from thalweg.programs import splits
 
 
@@ -88,8 +88,7 @@ def descend(
     Raises:
         InputError: contradicting or impossible arguments.
     """
-    if not isinstance(problem, Problem):
-        raise InputError(f"a thalweg.Problem was expected, {type(problem).__name__} given.")
+    check_is_problem(problem)
     check(optimizer).check_problem(problem)
     every = inputs.whole_number("every", every, 1)
     if resume is not None:

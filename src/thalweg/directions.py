@@ -16,7 +16,7 @@ from thalweg import blocks, curvature, inputs, names
 from thalweg.errors import InputError, unknown
 from thalweg.params import Params
 from thalweg.planes import Plane, Points, counts_of, grid_of, line, point_of
-from thalweg.problem import Problem
+from thalweg.problem import Problem, check_is_problem
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -59,6 +59,7 @@ def random_plane(
     Raises:
         InputError: an unknown normalisation, a model of which every parameter would be left out.
     """
+    check_is_problem(problem)
     if normalize not in _NORMALIZATIONS:
         raise unknown("normalisation", normalize, _NORMALIZATIONS)
     count = inputs.whole_number("directions", directions, 1)
@@ -144,6 +145,7 @@ def pca_plane(
     Raises:
         InputError: fewer iterates than it takes, or too many to decompose.
     """
+    check_is_problem(problem)
     count = inputs.whole_number("components", components, 1)
     if origin not in ("final", "mean"):
         raise unknown("origin", origin, ("final", "mean"))
@@ -294,6 +296,7 @@ def hessian_plane(
     Raises:
         InputError: eigenvectors that are not different whole numbers.
     """
+    check_is_problem(problem)
     given = np.atleast_1d(eigenvectors)
     chosen = [int(i) for i in given]
     p = problem.size

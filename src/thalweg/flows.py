@@ -26,7 +26,7 @@ from thalweg.integrator import (
     observe,
 )
 from thalweg.logbook import Record, source_of
-from thalweg.problem import Problem, described, in_double
+from thalweg.problem import Problem, check_is_problem, described, in_double
 
 SOLVERS = ("auto", EXPLICIT, STIFF)
 
@@ -86,8 +86,7 @@ def gradient_flow(
     Raises:
         InputError: contradicting or impossible arguments.
     """
-    if not isinstance(problem, Problem):
-        raise InputError(f"a thalweg.Problem was expected, {type(problem).__name__} given.")
+    check_is_problem(problem)
     saved = _saved_times(time, times, points)
     if solver not in SOLVERS:
         raise InputError(f"solver must be one of {', '.join(SOLVERS)}; {solver!r} given.")

@@ -25,7 +25,7 @@ from thalweg.curvature import hessian
 from thalweg.errors import InputError, unknown
 from thalweg.params import Layout
 from thalweg.planes import Plane
-from thalweg.problem import Problem, penalised, pointwise
+from thalweg.problem import Problem, check_is_problem, penalised, pointwise
 from thalweg.programs import model_of, splits
 from thalweg.tuning import tuned
 
@@ -78,6 +78,7 @@ def landscape(
         InputError: an unknown risk, a plane of another problem, a device that is not there, a result
             too large for memory.
     """
+    check_is_problem(problem)
     if not isinstance(plane, Plane):
         raise InputError(f"a plane was expected, {type(plane).__name__} given.")
     if plane.names != problem.names:

@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 
 from thalweg.errors import InputError
 from thalweg.params import Params, difference
-from thalweg.problem import Problem
+from thalweg.problem import Problem, check_is_problem
 
 
 def linearize(problem: Problem, params: Params) -> Problem:
@@ -76,8 +76,7 @@ def scale_output(problem: Problem, params: Params, alpha: float = 100.0) -> Prob
 
 def _around(problem: Problem, params: Params, made: Callable[[Any, Params], Any]) -> Problem:
     """The problem with the model `made` of its own and w₀, starting at w₀."""
-    if not isinstance(problem, Problem):
-        raise InputError(f"a thalweg.Problem was expected, {type(problem).__name__} given.")
+    check_is_problem(problem)
     start = problem.at(params).params
     if problem.is_without_data:  # the function of the parameters is inside
         wrapped, (f,) = problem.predict.func, problem.predict.args

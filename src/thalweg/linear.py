@@ -19,7 +19,7 @@ from thalweg import blocks, losses
 from thalweg.backend import matmul
 from thalweg.errors import InputError
 from thalweg.params import Layout, Params
-from thalweg.problem import Problem
+from thalweg.problem import Problem, check_is_problem
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -151,8 +151,7 @@ def least_squares(problem: Problem) -> Params:
         InputError: another loss than squared error, a penalty, or a model that is not linear (or
             affine) in its parameters.
     """
-    if not isinstance(problem, Problem):
-        raise InputError(f"a thalweg.Problem was expected, {type(problem).__name__} given.")
+    check_is_problem(problem)
     check_least_squares("least_squares", problem)
     layout = problem.layout
     probe = layout.unflatten(np.random.default_rng(0).standard_normal(layout.size))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,13 +108,26 @@ NAMED: dict[str, Callable[..., Loss]] = {
     "cross_entropy": cross_entropy,
     "bce_with_logits": bce_with_logits,
 }
-_ENTRYWISE = {
-    _squared_error,
-    _absolute_error,
-    _huber,
-    _smooth_l1,
-    _bce_with_logits,
-    _cross_entropy,
+
+
+class _Kind(NamedTuple):
+    """What is to be known of a named loss."""
+
+    name: str
+    equal_shapes: bool = True  # predictions and targets must have one shape
+    likelihood: bool = (
+        False  # −log p of a distribution whose natural parameters the predictions are
+    )
+    probabilities: bool = False  # targets beyond 0 to 1 have no minimum
+
+
+_KINDS = {
+    _squared_error: _Kind("mse", likelihood=True),
+    _absolute_error: _Kind("l1"),
+    _huber: _Kind("huber"),
+    _smooth_l1: _Kind("smooth_l1"),
+    _cross_entropy: _Kind("cross_entropy", equal_shapes=False, likelihood=True),
+    _bce_with_logits: _Kind("bce_with_logits", likelihood=True, probabilities=True),
 }
 
 
@@ -136,9 +149,18 @@ def by_name(spec: str) -> Loss:
     return NAMED[name](value)
 
 
+def name_of(loss: Any) -> str:
+    """What `by_name` calls this loss; a function's own name otherwise."""
+    kind = _kind(loss)
+    if kind is None:
+        function = getattr(loss, "func", loss)
+        return getattr(function, "__name__", "loss").lstrip("_")
+    return ":".join([kind.name, *(str(float(argument)) for argument in loss.args)])
+
+
 def is_entrywise(loss: Any) -> bool:
     """Whether `loss` is one of ours, with a value an entry still to be reduced over outputs."""
-    return isinstance(loss, Partial) and loss.func in _ENTRYWISE
+    return _kind(loss) is not None
 
 
 def is_squared_error(loss: Any) -> bool:
@@ -147,18 +169,24 @@ def is_squared_error(loss: Any) -> bool:
 
 def wants_equal_shapes(loss: Any) -> bool:
     """Whether predictions and targets must have one shape (all named losses but cross-entropy)."""
-    return is_entrywise(loss) and loss.func is not _cross_entropy
+    kind = _kind(loss)
+    return kind is not None and kind.equal_shapes
 
 
 def is_likelihood(loss: Any) -> bool:
     """Whether `loss` is −log p of a distribution whose natural parameters the predictions are."""
-    known = (_squared_error, _cross_entropy, _bce_with_logits)
-    return isinstance(loss, Partial) and loss.func in known
+    kind = _kind(loss)
+    return kind is not None and kind.likelihood
 
 
 def wants_probabilities(loss: Any) -> bool:
     """Whether targets must lie between 0 and 1: beyond, binary cross-entropy has no minimum."""
-    return isinstance(loss, Partial) and loss.func is _bce_with_logits
+    kind = _kind(loss)
+    return kind is not None and kind.probabilities
+
+
+def _kind(loss: Any) -> _Kind | None:
+    return _KINDS.get(loss.func) if isinstance(loss, Partial) else None
 
 
 def over_outputs(values: Any, reduction: str) -> Any:

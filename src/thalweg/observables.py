@@ -23,7 +23,7 @@ from jax.tree_util import Partial
 
 from thalweg.errors import InputError, unknown
 from thalweg.params import Params, difference, norm, path_name
-from thalweg.problem import Problem, value_and_gradient
+from thalweg.problem import Problem, check_is_problem, value_and_gradient
 
 
 @jax.tree_util.register_dataclass
@@ -126,6 +126,7 @@ def expected_risk(at: At) -> Any:
 
 def risk_on(problem: Problem) -> Any:
     """An observable: the risk on another problem, such as the same model on held-out data."""
+    check_is_problem(problem)
     return Partial(_risk_on, problem)
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 import xarray as xr
 
 from thalweg import names, results
 from thalweg.errors import InputError, unknown
 from thalweg.params import Params
-from thalweg.problem import Problem
+from thalweg.problem import Problem, check_is_problem, vector_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -146,6 +145,7 @@ def coordinate_plane(
         points: how many along each axis, or one number for each: {"weight": 60, "bias": 40}.
         at: the values of the other parameters; the problem's starting point without it.
     """
+    check_is_problem(problem)
     if not isinstance(ranges, Mapping) or not ranges:
         raise InputError(
             "coordinate_plane needs at least one parameter and its range, as in "
@@ -182,6 +182,7 @@ def line(
 
 def point_of(problem: Problem, params: Params, needed: bool = True) -> np.ndarray:
     """A point as a vector (p,) in double precision."""
+    check_is_problem(problem)
     if params is None:
         params = problem.params
         if params is None:
@@ -190,10 +191,7 @@ def point_of(problem: Problem, params: Params, needed: bool = True) -> np.ndarra
                     "this problem has no starting point (it has init=); say where the plane lies with at=."
                 )
             return np.zeros(problem.size)
-    # a vector keeps its double precision
-    if not (isinstance(params, (np.ndarray, jax.Array)) and params.shape == (problem.size,)):
-        params = problem.flatten(problem.at(params).params)
-    vector = np.array(params, float)
+    vector = np.array(vector_of(problem, params), float)
     if not np.isfinite(vector).all():
         raise InputError("a point of the plane is not finite.")
     return vector

@@ -400,12 +400,29 @@ def _given(yhat: Any, params: Params, x: Any) -> Any:
     return yhat
 
 
+def check_is_problem(value: Any) -> None:
+    """An InputError where something else was given."""
+    if not isinstance(value, Problem):
+        raise InputError(f"a thalweg.Problem was expected, {type(value).__name__} given.")
+
+
+def vector_of(problem: Problem, params: Params) -> Any:
+    """A point of a problem as a vector (p,), in its own precision where it is one.
+
+    Raises:
+        InputError: something else than a problem, or a point that is not one of its.
+    """
+    check_is_problem(problem)
+    if isinstance(params, (np.ndarray, jax.Array)) and params.shape == (problem.size,):
+        return params
+    return problem.flatten(problem.at(params).params)
+
+
 def described(problem: Problem) -> dict[str, Any]:
     """What a result's settings say of a problem."""
-    loss = getattr(problem.loss, "func", problem.loss)
     return {
         "source": problem.source,
-        "loss": getattr(loss, "__name__", "loss").lstrip("_"),
+        "loss": losses.name_of(problem.loss),
         "reduction": problem.reduction,
         "n_samples": problem.n_samples,
         "n_parameters": problem.size,

@@ -139,7 +139,8 @@ def trajectory(
     data = {"params": params, "loss": loss}
     if like is None:  # as a problem with these tensors has them
         like = Layout.of({n: np.empty(s) for n, s in zip(names, shapes, strict=True)})
-    return _trajectory(at, like.names, data, "completed", {"name": "checkpoints"})
+    ends = params[0], params[-1]
+    return _trajectory(at, like.names, data, "completed", {"name": "checkpoints"}, ends)
 
 
 # A loop as it runs ---------------------------------------------------------------------------
@@ -242,9 +243,8 @@ class _Tape:
     def trajectory(self, status: str) -> xr.Dataset:
         data = {name: np.array(rows) for name, rows in self.rows.items()}
         rule = {"name": type(self.optimizer).__name__, **self.hyperparameters}
-        path = _trajectory(np.array(self.steps), self.names, data, status, rule, self.start)
-        path["final"] = ("param", self._now())
-        return path
+        ends = self.start, self._now()
+        return _trajectory(np.array(self.steps), self.names, data, status, rule, ends)
 
 
 @contextmanager
@@ -369,10 +369,12 @@ def _trajectory(
     data: dict[str, np.ndarray],
     status: str,
     optimizer: dict[str, Any],
-    start: Any = None,
+    ends: tuple[np.ndarray, np.ndarray],
 ) -> xr.Dataset:
     """A trajectory in the schema of `descend`, without an optimizer's state."""
+    start, final = ends
     bad = np.zeros(len(steps), bool)
+    bad[-1] = not np.isfinite(final).all()
     if "params" in data:
         bad |= ~np.isfinite(data["params"]).all(axis=1)
     if "loss" in data:
@@ -384,11 +386,8 @@ def _trajectory(
         if diverged_at >= 0:
             values[steps >= diverged_at] = np.nan
         variables[name] = (("step", "param") if values.ndim == 2 else ("step",), values)
-    if start is None:
-        start = data["params"][0]
     variables["start"] = ("param", start)
-    if "params" in data:
-        variables["final"] = ("param", variables["params"][1][-1])
+    variables["final"] = ("param", np.full_like(final, np.nan) if bad.any() else final)
     variables["status"] = ((), "diverged" if diverged_at >= 0 else status)
     variables["diverged_at"] = ((), np.int64(diverged_at))
     variables["stopped_at"] = ((), np.int64(-1))

@@ -17,7 +17,7 @@ from thalweg.backend import matmul
 from thalweg.errors import InputError
 from thalweg.observables import At, Observable
 from thalweg.params import Layout, Params
-from thalweg.problem import Problem
+from thalweg.problem import Problem, check_is_problem
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -99,11 +99,10 @@ long descent wants `every=`."""
 
 def _checked(problem: Problem, params: Params, x: Any) -> tuple[Any, int]:
     """The parameters as one vector, and the number of predictions; an error where they do not fit."""
-    if not isinstance(problem, Problem):
-        raise InputError(f"a thalweg.Problem was expected, {type(problem).__name__} given.")
+    check_is_problem(problem)
     if x is not None and problem.x is None:
         raise InputError("this problem has no data, so there are no other inputs x= to take it on.")
-    vector = problem.flatten(params)
+    vector = problem.flatten(params)  # which may be traced
     like = problem.layout.like
     try:
         with inputs.written_in_jax("predict"):
