@@ -59,6 +59,7 @@ MIXING = {
     "rank": lambda w, x: weight(w, x) * jnp.argsort(x[:, 0])[:, None],
     "place": lambda w, x: weight(w, x + jnp.arange(len(x))[:, None]),
     "noise": lambda w, x: weight(w, x + jax.random.normal(jax.random.key(0), x.shape)),
+    "five places before": lambda w, x: weight(w, x - jnp.concatenate([jnp.zeros((5, 5)), x[:-5]])),
 }
 
 
@@ -75,6 +76,24 @@ def test_samples_stand_alone_or_do_not_whatever_the_data(name, order, rng):
     if order != "as drawn":
         x = np.sort(x, axis=0)[:: 1 if order == "rising" else -1].copy()
     assert splits({**ALONE, **MIXING}[name], x) == (name in ALONE)
+
+
+@pytest.mark.parametrize(
+    ("factor", "alone"),
+    [
+        (lambda y: 1 + jnp.abs(y), True),
+        (lambda y: 0.99 ** jnp.arange(len(y)), False),
+        (lambda y: 1 / jnp.abs(y).max(), False),
+    ],
+)
+def test_a_loss_of_the_users_may_mix_samples_too(factor, alone, rng):
+    def loss(yhat, y):
+        return factor(y[:, 0]) * ((yhat - y) ** 2).mean(axis=1)
+
+    x, params = rng.standard_normal((30, 5)), {"weight": rng.standard_normal((5, 3))}
+    y = 1 + rng.random((30, 1))
+    problem = tw.Problem(lambda w, x: jnp.tanh(weight(w, x)), loss, x, y, params=params)
+    assert programs.splits(problem, 10) == alone
 
 
 def test_samples_may_be_numbers_of_a_table():
