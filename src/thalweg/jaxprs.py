@@ -22,6 +22,12 @@ def jaxprs_in(equation: Any) -> list[Any]:
     return [getattr(program, "jaxpr", program) for program in programs_in(equation)]
 
 
+def names(jaxpr: Any) -> set[str]:
+    """The names of a program's operations."""
+    inner = (name for e in jaxpr.eqns for part in jaxprs_in(e) for name in names(part))
+    return {*(equation.primitive.name for equation in jaxpr.eqns), *inner}
+
+
 def is_program(parameter: Any) -> bool:
     """Whether an equation's parameter is a jaxpr, with or without its constants."""
     return hasattr(parameter, "eqns") or hasattr(parameter, "jaxpr")

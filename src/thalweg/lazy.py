@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from thalweg import forward
 from thalweg.errors import InputError
 from thalweg.params import Params, difference
 from thalweg.problem import Problem, check_is_problem
@@ -91,7 +92,7 @@ def _tangent(f: Any, start: Params, params: Params, *x: Any) -> Any:
     change = jax.tree_util.tree_map(
         lambda d, w: d.astype(w.dtype), difference(params, start), start
     )
-    value, slope = jax.jvp(lambda w: f(w, *x), (start,), (change,))
+    value, slope = forward.jvp(lambda w: f(w, *x), start, change)
     return jax.tree_util.tree_map(jnp.add, value, slope)
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thalweg import blocks, losses
+from thalweg import blocks, forward, losses
 from thalweg.backend import matmul
 from thalweg.errors import InputError
 from thalweg.params import Layout, Params
@@ -108,7 +108,7 @@ def linearized(
 
 
 def value_and_jacobian(residuals: Residuals, w: Any) -> tuple[Any, Any]:
-    """Residuals (m,) and their Jacobian (m, p), forward or reverse, whichever takes fewer passes."""
+    """Residuals (m,) and their Jacobian (m, p), which must fit in memory."""
     m, p = jax.eval_shape(residuals, w).shape[0], w.shape[0]
     blocks.check_memory(
         # J itself, beside its residuals for the decomposition, and what becomes of them there
@@ -116,11 +116,7 @@ def value_and_jacobian(residuals: Residuals, w: Any) -> tuple[Any, Any]:
         f"the Jacobian of {m} residuals with respect to {p} parameters",
         "take mini-batches (batch_size=), or an optimizer that needs gradients alone",
     )
-    if p <= m:
-        value, push = jax.linearize(residuals, w)
-        return value, jax.vmap(push, out_axes=1)(jnp.eye(p, dtype=w.dtype))
-    value, pull = jax.vjp(residuals, w)
-    return value, jax.vmap(pull)(jnp.eye(m, dtype=value.dtype))[0]
+    return forward.value_and_jacobian(residuals, w)
 
 
 def check_least_squares(who: str, problem: Problem) -> None:
@@ -178,7 +174,7 @@ def _solve(problem: Problem, probe: Params) -> tuple[Float[Array, " p"], Any]:
 
     zero = jnp.zeros(layout.size, layout.dtype)
     solution = linearized(residuals, zero, dtype=float).step()[0].astype(layout.dtype)
-    at_zero, push = jax.linearize(residuals, zero)
+    at_zero, push = forward.linearize(residuals, zero)
 
     def deviation(w: Any, summed: Any = 0) -> Any:
         moved = push(w)

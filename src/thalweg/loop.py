@@ -303,10 +303,17 @@ def _advance(
     }
     diverged_at, stopped_at = _over(plan, at, walk)
     params, state, info = at.optimizer.update(at, walk.params, walk.state, at.updates)
+    params = jax.tree_util.tree_map(_rounded, params)
     loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), params)
     own = (info, memory, diverged_at, stopped_at, walk.missed)
     moved = Walk(params, state, loss, grad, *own)
     return moved if plan.stop is None else _unless_stopped(walk, moved)
+
+
+def _rounded(leaf: jax.Array) -> jax.Array:
+    """A parameter as it is kept: XLA may hand one of half precision on to the loss as it was computed, with
+    more digits."""
+    return jax.lax.optimization_barrier(leaf) if leaf.dtype.itemsize < 4 else leaf
 
 
 def _over_at(

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thalweg import backend, programs
+from thalweg import backend, forward, programs
 from thalweg.errors import InputError
 from thalweg.params import Layout
 from thalweg.problem import Problem, pointwise, predicting
@@ -156,7 +156,7 @@ def summed_product(kind: str, problem: Problem, layout: Layout, point: Any, vect
     if kind == "gauss_newton":
         return _gauss_newton(problem, layout, point, vector)
     # Σ g_k (g_kᵀ v): the slopes of the pointwise risks along v, and back; no gradient is held
-    values, slopes = jax.jvp(losses, (point,), (vector,))
+    values, slopes = forward.jvp(losses, point, vector)
     return jax.vjp(losses, point)[1](slopes.astype(values.dtype))[0]
 
 
@@ -169,7 +169,7 @@ def _gauss_newton(problem: Problem, layout: Layout, point: Any, vector: Any) -> 
     def loss(yhat: Any) -> Any:
         return losses_of(predicting(problem, yhat), layout)(point).sum()
 
-    yhat, change = jax.jvp(predicted, (point,), (vector,))
+    yhat, change = forward.jvp(predicted, point, vector)
     bent = jax.jvp(jax.grad(loss), (yhat,), (change,))[1]
     return jax.vjp(predicted, point)[1](bent)[0]
 

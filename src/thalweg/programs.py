@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 
 from thalweg import backend, losses
-from thalweg.jaxprs import jaxprs_in, programs_in
+from thalweg.jaxprs import jaxprs_in, names, programs_in
 from thalweg.problem import Problem, pointwise
 
 _LEARNT: dict[Any, Any] = {}
@@ -80,7 +80,7 @@ def model_of(problem: Problem) -> Model:
         risks = (problem.penalty, problem.expected_risk)
         others = [jax.make_jaxpr(f)(problem.layout.like).jaxpr for f in risks if f is not None]
         alone = any(map(runs_alone, (program.jaxpr, *others)))
-        convolves = "conv_general_dilated" in _names(program.jaxpr)
+        convolves = "conv_general_dilated" in names(program.jaxpr)
         return Model(_is_entrywise(program.jaxpr), sample_bytes, values, kept, alone, convolves)
 
     return _learnt(problem, "model", learn)
@@ -93,13 +93,7 @@ def workers(problem: Problem) -> int:
 
 def runs_alone(jaxpr: Any) -> bool:
     """Whether another program like this one must not run at the same time."""
-    return not _ALONE.isdisjoint(_names(jaxpr))
-
-
-def _names(jaxpr: Any) -> set[str]:
-    """The names of a program's operations."""
-    inner = (name for e in jaxpr.eqns for part in jaxprs_in(e) for name in _names(part))
-    return {*(equation.primitive.name for equation in jaxpr.eqns), *inner}
+    return not _ALONE.isdisjoint(names(jaxpr))
 
 
 def splits(problem: Problem, size: int) -> bool:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from thalweg import blocks, inputs
+from thalweg import blocks, forward, inputs
 from thalweg.backend import matmul
 from thalweg.errors import InputError
 from thalweg.observables import At, Observable
@@ -148,9 +148,7 @@ def _of_vector(problem: Problem, layout: Layout) -> Callable[[Any], Any]:
 def _jacobian_now(problem: Problem, params: Params) -> Any:
     layout = Layout.of(params)  # the problem's own is not to be had of one with init= alone
     vector = jnp.asarray(layout.flatten(params))
-    f = _of_vector(problem, layout)
-    m = jax.eval_shape(f, vector).shape[0]
-    rows = (jax.jacrev if m <= layout.size else jax.jacfwd)(f)(vector)
+    rows = forward.value_and_jacobian(_of_vector(problem, layout), vector)[1]
     return rows.astype(vector.dtype)
 
 
@@ -164,7 +162,7 @@ def _ntk_now(problem: Problem, params: Params, other: Problem | None) -> Any:
     if max(m, columns) * row_bytes <= _JACOBIAN_BYTES:
         rows = _jacobian_now(problem, params)
         return matmul(rows, (rows if other is None else _jacobian_now(other, params)).T)
-    push = jax.linearize(f, vector)[1]
+    push = forward.linearize(f, vector)[1]
     predicted, pull = jax.vjp(g, vector)
 
     def column(j: Any) -> Any:

@@ -1,0 +1,48 @@
+"""Derivatives along directions, of functions that have only a reverse rule as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from thalweg import backend as _backend  # noqa: F401
+from thalweg.jaxprs import names
+
+
+def jvp(f: Callable[[Any], Any], point: Any, vector: Any) -> tuple[Any, Any]:
+    """f at a point, and its derivative J v along a vector."""
+    if _only_reverse(f, point):
+        value, push = _by_reverse(f, point)
+        return value, push(vector)
+    return jax.jvp(f, (point,), (vector,))
+
+
+def linearize(f: Callable[[Any], Any], point: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """f at a point, and v ↦ J v."""
+    return (_by_reverse if _only_reverse(f, point) else jax.linearize)(f, point)
+
+
+def value_and_jacobian(f: Callable[[Any], Any], point: Any) -> tuple[Any, Any]:
+    """f (m,) at a point (p,), and J (m, p), forwards or in reverse, whichever takes fewer passes."""
+    (m,), (p,) = jax.eval_shape(f, point).shape, point.shape
+    if p < m:
+        value, push = linearize(f, point)
+        return value, jax.vmap(push, out_axes=1)(jnp.eye(p, dtype=point.dtype))
+    value, pull = jax.vjp(f, point)
+    return value, jax.vmap(pull)(jnp.eye(m, dtype=value.dtype))[0]
+
+
+def _only_reverse(f: Callable[[Any], Any], point: Any) -> bool:
+    """Whether a part of f has a rule of the user's for the reverse pass alone (`jax.custom_vjp`), of which
+    JAX takes no derivative forwards."""
+    return any("custom_vjp" in name for name in names(jax.make_jaxpr(f)(point).jaxpr))
+
+
+def _by_reverse(f: Callable[[Any], Any], point: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """u ↦ Jᵀ u is linear, and its transpose is J."""
+    value, pull = jax.vjp(f, point)
+    transposed = jax.linear_transpose(pull, value)
+    return value, lambda vector: transposed((vector,))[0]
