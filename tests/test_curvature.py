@@ -331,6 +331,20 @@ def test_a_model_that_mixes_samples_has_no_gradients_of_single_ones():
         tw.gradient_norms(pair, pair.params)
 
 
+@pytest.mark.parametrize("size", [0, 64])
+def test_a_covariance_far_smaller_than_its_gradients_in_single_precision(size, rng, monkeypatch):
+    if size:
+        monkeypatch.setattr(tw.curvature.products, "samples_at_a_time", lambda problem: size)
+    gradients = (1e4 + rng.standard_normal((300, 60))).astype(np.float32)
+    problem = tw.Problem(
+        lambda w, x: x @ w, lambda yhat, y: yhat, gradients, None, params=np.zeros(60, np.float32)
+    )
+    operator = tw.gradient_covariance(problem, problem.params)
+    expected = np.linalg.eigvalsh(np.cov(gradients.astype(float).T, bias=True))
+    np.testing.assert_allclose(operator.top(3)[0], expected[:-4:-1], rtol=1e-3)
+    np.testing.assert_allclose(operator.trace(60).value, expected.sum(), rtol=1e-3)
+
+
 # Trace and density -----------------------------------------------------------------------------
 
 

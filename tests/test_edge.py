@@ -56,6 +56,20 @@ def test_it_finds_a_new_top_that_is_orthogonal_to_the_old_one():
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "p"), [(-1000, 1, 2000), (-100, -1, 2000), (-10, 1, 1000), (0, 1, 1000)]
+)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_crowd_of_eigenvalues_below_the_largest(low, high, p, dtype):
+    """Or far larger ones of the other sign: ten products are too few, and more are taken."""
+    curvatures = jnp.linspace(low, high, p).astype(dtype)
+    problem = tw.Problem.from_function(
+        lambda w: 0.5 * jnp.sum(curvatures * w * w), jnp.ones(p, dtype)
+    )
+    path = tw.descend(problem, tw.SGD(lr=0.0), steps=2, record={"sharpness": tw.sharpness})
+    np.testing.assert_allclose(path.sharpness, high, rtol=1e-4 if dtype == "float64" else 2e-3)
+
+
+@pytest.mark.parametrize(
     ("optimizer", "preconditioner"),
     [
         (tw.Adam(lr=1e-3), lambda s, t: (1 - 0.9**t) * (np.sqrt(s["v"] / (1 - 0.999**t)) + 1e-8)),
@@ -149,7 +163,29 @@ def test_thresholds_of_adaptive_rules(name):
     problem = tw.Problem.from_function(stretched, {"w": 1.0})
     path = tw.descend(problem, getattr(tw, name)(lr=[0.1, 0.2]), steps=1)
     factor = {"Adam": 38, "AdamW": 38}.get(name, 2)
-    np.testing.assert_allclose(tw.stability_threshold(path), [factor / 0.1, factor / 0.2])
+    expected = np.array([factor / 0.1, factor / 0.2])
+    if name == "AdamW":  # whose weight decay is 0.01
+        expected -= 0.01 * 19
+    np.testing.assert_allclose(tw.stability_threshold(path), expected)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        tw.AdamW(lr=0.1, eps=1e6, weight_decay=5.0),
+        tw.Adam(lr=0.1, eps=1e6, weight_decay=5.0, decoupled_weight_decay=True),
+    ],
+)
+def test_decoupled_decay_has_its_part_in_the_threshold(optimizer):
+    """ε is far above any gradient, so that the preconditioner is ε: curvatures just below and above."""
+    steep = tw.Problem.from_function(lambda w: 0.5 * jnp.sum(w**2), np.ones(1))
+    limit = float(tw.stability_threshold(tw.descend(steep, optimizer, steps=1)))
+    assert limit == pytest.approx(1.5 * 19 / 0.1)
+    curvatures = 1e6 * limit * np.array([0.98, 1.02])
+    both = tw.Problem.from_function(lambda w: 0.5 * jnp.sum(curvatures * w**2), np.full(2, 1e-90))
+    first, *_, last = abs(tw.descend(both, optimizer, steps=1500, every=500).params.values[1:])
+    assert last[0] < 1e-6 * first[0]
+    assert last[1] > 1e6 * first[1]
 
 
 def test_a_schedule_has_a_threshold_a_step():

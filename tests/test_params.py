@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -138,3 +139,12 @@ def test_an_unknown_name_among_thousands_is_a_short_message():
     with pytest.raises(InputError, match=r"did you mean 'w\[7\]'.*\(3000 in all\)") as caught:
         Layout.of(np.zeros(3000)).index("W[7]")
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("float32", 1e-23), ("float32", 1e20), ("float16", 1e-6), ("float16", 6e4)]
+)
+def test_a_norm_is_there_where_the_square_is_not(dtype, size):
+    tree = {"a": jnp.full(2, size, dtype), "b": jnp.full((1, 2), size, dtype)}
+    assert norm(tree).dtype == jnp.float32
+    assert float(norm(tree)) == pytest.approx(2 * float(tree["a"][0]), rel=1e-6)

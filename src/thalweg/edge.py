@@ -21,8 +21,11 @@ from thalweg.observables import At, Observable
 from thalweg.params import Layout, Params
 from thalweg.problem import Problem
 
-# Lanczos vectors of the first measurement, and of one that starts from the last one's eigenvector
+# Lanczos vectors of the first measurement, and of one that starts from the last one's eigenvector; more of
+# them are taken until the residual, of whose square the value is off, is this small a part of it
 _COLD, _WARM = 40, 10
+_TOLERANCE = 1e-3
+_MOST = 400
 
 
 @jax.tree_util.register_dataclass
@@ -43,8 +46,10 @@ def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any
     def product(vector: Any) -> Any:
         return products.whole_product("hessian", at.problem, layout, point, vector)
 
+    leading = partial(lanczos.leading, steps=steps, tolerance=_TOLERANCE, most=_MOST // steps)
+
     if not preconditioned:
-        return lanczos.leading(product, start, steps)
+        return leading(product, start)
     diagonal = at.optimizer.preconditioner(at, at.params, at.state, at.updates)
     if diagonal is None:
         raise InputError(
@@ -52,7 +57,7 @@ def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any
             f"(Adam, AdamW, RMSprop, Adagrad); {at.optimizer.name} given. Ask for sharpness."
         )
     scale = layout.flatten(diagonal) ** -0.5
-    return lanczos.leading(lambda v: scale * product(scale * v), start, steps)
+    return leading(lambda v: scale * product(scale * v), start)
 
 
 def _first(preconditioned: bool, at: At) -> Any:
@@ -73,9 +78,9 @@ def _of(preconditioned: bool) -> tuple[Any, Any]:
 
 
 sharpness = Sharpness(*_of(False))
-"""λ_max of the Hessian of the risk on all the problem's data, as an observable; each recorded step costs
-ten Hessian products, so that a long descent wants `every=`. `tw.sharpness(problem, params)` is the same
-number at one point."""
+"""λ_max of the Hessian of the risk on all the problem's data, as an observable. Each recorded step costs
+ten Hessian products, and up to 400 where many eigenvalues lie close to the largest, so that a long descent
+wants `every=`. `tw.sharpness(problem, params)` is the same number at one point."""
 
 preconditioned_sharpness = Observable(*_of(True))
 """λ_max of P⁻¹H as an observable, P being what Adam, AdamW, RMSprop or Adagrad divides its step by."""

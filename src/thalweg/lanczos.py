@@ -240,8 +240,9 @@ def projected(
     return np.triu(columns) + np.triu(columns, 1).T
 
 
-def krylov(product: Product, start: Any, steps: int, key: Any) -> tuple[Any, Any]:
-    """A Krylov space's basis (steps, p) and the operator in it (steps, steps); for use inside a trace.
+def krylov(product: Product, start: Any, steps: int, key: Any) -> tuple[Any, Any, Any]:
+    """A Krylov space's basis (steps, p), the operator in it (steps, steps), and the length of what leads out
+    of it; for use inside a trace.
 
     `steps` is at most p, and `start` not zero.
     """
@@ -249,27 +250,46 @@ def krylov(product: Product, start: Any, steps: int, key: Any) -> tuple[Any, Any
     basis = basis.at[0].set(start / jnp.linalg.norm(start))
 
     def advance(j: Any, carry: Any) -> Any:
-        basis, projected, scale = carry
+        basis, projected, scale, _ = carry
         image = product(basis[j])
         scale = jnp.maximum(scale, jnp.linalg.norm(image))
-        basis, column, _ = absorb(basis, image, j + 1, scale, jax.random.fold_in(key, j))
-        return basis, projected.at[:, j].set(column[:steps]), scale
+        basis, column, left = absorb(basis, image, j + 1, scale, jax.random.fold_in(key, j))
+        return basis, projected.at[:, j].set(column[:steps]), scale, left
 
     projected = jnp.zeros((steps, steps), start.dtype)
-    basis, projected, _ = jax.lax.fori_loop(
-        0, steps, advance, (basis, projected, jnp.zeros((), start.dtype))
-    )
+    none = jnp.zeros((), start.dtype)
+    basis, projected, _, left = jax.lax.fori_loop(0, steps, advance, (basis, projected, none, none))
     upper = jnp.triu(projected)
-    return basis[:steps], upper + jnp.triu(upper, 1).T
+    return basis[:steps], upper + jnp.triu(upper, 1).T, left
 
 
-def leading(product: Product, start: Any, steps: int) -> tuple[Any, Any]:
-    """The largest eigenvalue of an operator and its vector (p,), as a Krylov space of `steps` vectors
-    from `start` (p,) has them; for use inside a trace."""
+def leading(
+    product: Product, start: Any, steps: int, tolerance: float, most: int
+) -> tuple[Any, Any]:
+    """The largest eigenvalue of an operator and its vector (p,), from Krylov spaces of `steps` vectors, the
+    first from `start` (p,) and each from the best vector of the one before; for use inside a trace.
+
+    They go on until ‖A v − λ v‖ ≤ tolerance · |λ|, but not beyond `most` of them.
+    """
     steps = min(steps, start.shape[0])
-    basis, projected = krylov(product, start, steps, jax.random.key(0))
-    values, vectors = jnp.linalg.eigh(projected)
-    return values[-1], matmul(vectors[:, -1], basis)
+
+    def closer(carry: Any) -> Any:
+        vector, _, _, _, count = carry
+        basis, projected, left = krylov(product, vector, steps, jax.random.key(0))
+        values, vectors = jnp.linalg.eigh(projected)
+        off = left * abs(vectors[-1, -1])
+        # beside far larger eigenvalues of the other sign rounding does not let it come so close
+        floor = jnp.finfo(start.dtype).eps ** 0.75 * abs(values[0])
+        enough = jnp.maximum(tolerance * abs(values[-1]), floor)
+        return matmul(vectors[:, -1], basis), values[-1], off, enough, count + 1
+
+    def far(carry: Any) -> Any:
+        _, _, off, enough, count = carry
+        return (off > enough) & (count < most)
+
+    none = jnp.zeros((), start.dtype)
+    vector, value, *_ = jax.lax.while_loop(far, closer, (start, none, none + 1, none, 0))
+    return value, vector
 
 
 @jax.jit

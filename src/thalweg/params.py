@@ -133,9 +133,11 @@ class Layout:
 
 
 def norm(tree: Params) -> jax.Array:
-    """The Euclidean norm of all the entries of `tree`, as one vector."""
+    """The Euclidean norm of all the entries of `tree`, as one vector; in single precision at least."""
     leaves = jax.tree_util.tree_leaves(tree)
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves))
+    # in double, since in single 1e20 has no square, nor has 1e-23
+    squares = [jnp.sum(jnp.square(leaf.astype(float))) for leaf in leaves]
+    return jnp.sqrt(sum(squares)).astype(jnp.result_type(jnp.float32, *leaves))
 
 
 def difference(a: Params, b: Params) -> Params:

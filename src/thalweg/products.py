@@ -148,16 +148,30 @@ def losses_of(problem: Problem, layout: Layout) -> Callable[[Any], Any]:
     return losses
 
 
-def summed_product(kind: str, problem: Problem, layout: Layout, point: Any, vector: Any) -> Any:
-    """The sum over samples of a curvature matrix at `point` (p,), times `vector` (p,)."""
+def summed_product(
+    kind: str, problem: Problem, layout: Layout, point: Any, vector: Any, center: Any = None
+) -> Any:
+    """The sum over samples of a curvature matrix at `point` (p,), times `vector` (p,).
+
+    With `center` (p,), the mean gradient, it is that of (g_k − center)(g_k − center)ᵀ: were the mean taken
+    off the sum instead, little would be left of its digits where gradients differ by little of themselves.
+    """
     losses = losses_of(problem, layout)
     if kind == "hessian":
         return jax.jvp(jax.grad(lambda w: losses(w).sum()), (point,), (vector,))[1]
     if kind == "gauss_newton":
         return _gauss_newton(problem, layout, point, vector)
+
+    def centered(w: Any) -> Any:
+        values = losses(w)
+        if center is None:
+            return values
+        values = values - backend.matmul(center, w - point).astype(values.dtype)
+        return values if problem.mask is None else jnp.where(problem.mask, values, 0)
+
     # Σ g_k (g_kᵀ v): the slopes of the pointwise risks along v, and back; no gradient is held
-    values, slopes = forward.jvp(losses, point, vector)
-    return jax.vjp(losses, point)[1](slopes.astype(values.dtype))[0]
+    values, slopes = forward.jvp(centered, point, vector)
+    return jax.vjp(centered, point)[1](slopes.astype(values.dtype))[0]
 
 
 def _gauss_newton(problem: Problem, layout: Layout, point: Any, vector: Any) -> Any:
@@ -184,8 +198,8 @@ def whole_product(
     kind: str, problem: Problem, layout: Layout, point: Any, vector: Any, center: Any = None
 ) -> Any:
     """A curvature matrix at `point` (p,) times `vector` (p,), on all samples at once."""
-    total = summed_product(kind, problem, layout, point, vector)
-    return _finished(problem, total, center, point, vector, kind=kind, layout=layout)
+    total = summed_product(kind, problem, layout, point, vector, center)
+    return _finished(problem, total, point, vector, kind=kind, layout=layout)
 
 
 # Compiled ------------------------------------------------------------------------------------
@@ -194,29 +208,20 @@ def whole_product(
 @partial(jax.jit, static_argnames=("kind", "layout", "size"), donate_argnames="total")
 @tuned
 def _add_product(
-    problem: Problem, where: Any, total: Any, point: Any, vector: Any,
+    problem: Problem, where: Any, total: Any, point: Any, vector: Any, center: Any,
     *, kind: str, layout: Layout, size: int,
 ) -> Any:  # fmt: skip
     there = part(problem, where, size)
-    return total + summed_product(kind, there, layout, point, vector).astype(total.dtype)
+    return total + summed_product(kind, there, layout, point, vector, center).astype(total.dtype)
 
 
 @partial(jax.jit, static_argnames=("kind", "layout"))
 def _finished(
-    problem: Problem,
-    total: Any,
-    center: Any,
-    point: Any,
-    vector: Any,
-    *,
-    kind: str,
-    layout: Layout,
+    problem: Problem, total: Any, point: Any, vector: Any, *, kind: str, layout: Layout
 ) -> Any:
     product = total / count_of(problem, kind)
     if kind in _OF_THE_RISK and problem.penalty is not None:
         product = product + penalty_product(problem, layout, point, vector)
-    if center is not None:
-        product = product - center * backend.matmul(center, vector)
     return product.astype(vector.dtype)
 
 
@@ -239,11 +244,11 @@ def product(
 
     def add(where: Any, total: Any) -> Any:
         return _add_product(
-            problem, where, total, point, vector, kind=kind, layout=layout, size=size
+            problem, where, total, point, vector, center, kind=kind, layout=layout, size=size
         )
 
     total = sum(over_samples(problem, size, add, lambda: jnp.zeros(point.shape)))
-    return _finished(problem, total, center, point, vector, kind=kind, layout=layout)
+    return _finished(problem, total, point, vector, kind=kind, layout=layout)
 
 
 @partial(jax.jit, static_argnames=("kind", "layout"))

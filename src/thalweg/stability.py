@@ -22,7 +22,9 @@ def stability_threshold(path: xr.Dataset) -> xr.DataArray:
       with Nesterov's, λ < 2 (1 + μ) / (η (1 + 2μ)) (Cohen et al., 2021, equations 1 and 2). Weight decay
       adds to λ and is taken off.
     - Adam, AdamW: λ is that of the preconditioned Hessian, λ < 2 (1 + β₁) / ((1 − β₁) η), 38/η for
-      β₁ = 0.9 (Cohen et al., 2022, section 3). RMSprop with momentum μ: λ < 2 (1 + μ) / η. Adagrad: 2/η.
+      β₁ = 0.9 (Cohen et al., 2022, section 3). Decoupled weight decay ω makes it 2 − ηω instead of 2;
+      any other is a part of the matrix that is preconditioned: of H + ωI, not of H. RMSprop with
+      momentum μ: λ < 2 (1 + μ) / η. Adagrad: 2/η.
 
     Where a hyperparameter followed a schedule the threshold has a dimension `step` too.
 
@@ -56,8 +58,10 @@ def stability_threshold(path: xr.Dataset) -> xr.DataArray:
             limit = 2 * (1 + momentum) / (value("lr") * kept)
         limit = limit - value("weight_decay")
     elif name in ("Adam", "AdamW"):
-        beta1 = value("beta1")
-        limit = 2 * (1 + beta1) / ((1 - beta1) * value("lr"))
+        beta1, lr = value("beta1"), value("lr")
+        decoupled = name == "AdamW" or settings.get("decoupled_weight_decay", False)
+        room = 2 - lr * value("weight_decay") if decoupled else 2
+        limit = room * (1 + beta1) / ((1 - beta1) * lr)
     elif name == "RMSprop":
         limit = 2 * (1 + value("momentum")) / value("lr")
     elif name == "Adagrad":
