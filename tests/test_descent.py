@@ -709,3 +709,20 @@ def test_what_a_file_does_not_hold_is_not_run_again():
     mine = tw.descend(problem, tw.SGD(lr=1e-3), steps=5, record={"movement": like_params})
     with pytest.raises(tw.InputError, match="functions of the user's"):
         tw.rerun(mine)
+
+
+@pytest.mark.parametrize("optimizer", [tw.SGD(lr=0.01), tw.Adam(lr=0.003)])
+def test_the_loss_is_that_of_the_iterate_in_half_precision_too(optimizer):
+    x = np.linspace(-1, 1, 32, dtype=np.float32)
+    single = np.linspace(0.1, 0.9, 4, dtype=np.float32)
+    params = {"half": jnp.full(4, 0.3, jnp.bfloat16), "single": single}
+
+    def predict(w, x):
+        return jnp.tanh(x[:, None] * w["half"].astype(jnp.float32)) @ w["single"]
+
+    problem = tw.Problem(predict, "mse", x, np.sin(3 * x), params=params)
+    path = tw.descend(problem, optimizer, steps=6, record=["risk"])
+    np.testing.assert_allclose(path.loss, path.risk, rtol=1e-6)
+    first = tw.descend(problem, optimizer, steps=3)
+    more = tw.descend(problem, optimizer, steps=3, resume=first)
+    np.testing.assert_array_equal(more.final, path.final)

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from problems import bowl_problem
 
+import thalweg as tw
 import thalweg.optimizers as ours
 from thalweg.errors import InputError
 from thalweg.optimizers.base import check
@@ -219,3 +221,14 @@ def test_bad_input_gets_one_clear_error(make: Any, says: str) -> None:
     with pytest.raises(InputError, match=says) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_a_rule_that_takes_no_more_than_optax_asks_for():
+    rule = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), sync_period=2)
+    problem = bowl_problem()
+    path = tw.descend(problem, ours.optax(rule), steps=6)
+    w, state = problem.params, rule.init(problem.params)
+    for _ in range(6):
+        change, state = rule.update(problem.gradient(w), state, w)
+        w = optax.apply_updates(w, change)
+    np.testing.assert_allclose(path.final, problem.flatten(w), rtol=1e-12)

@@ -115,8 +115,9 @@ def test_a_name_that_every_result_has_is_refused_with_a_suggestion(name):
 
 
 def test_a_name_that_cannot_be_saved_is_refused_with_a_suggestion():
+    problem = clashing("dense/kernel")
     with pytest.raises(InputError, match="call it 'dense_kernel'"):
-        tw.coordinate_plane(clashing("dense/kernel"), {"dense/kernel": (0, 1)})
+        tw.line(problem, problem.params, np.zeros(problem.size), name="dense/kernel")
 
 
 RANGES = {"a": (0, 1), "b": (0, 1)}
@@ -151,3 +152,22 @@ def test_a_plane_that_cannot_be_is_refused(make, says):
 
 def other_point():
     return xr.DataArray(np.zeros(3), dims="param", coords={"param": ["u", "v", "w"]})
+
+
+def test_names_with_slashes(tmp_path):
+    """As haiku's: netCDF has groups of such names."""
+    params = {"mlp/~/linear": {"w": 1.0, "b": 0.5}}
+
+    def predict(w, x):
+        return w["mlp/~/linear"]["w"] * x + w["mlp/~/linear"]["b"]
+
+    x = np.linspace(-1, 1, 9)
+    problem = tw.Problem(predict, "mse", x, 2 * x, params=params)
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=3, record={"m": tw.movement_by_parameter})
+    assert {"m_mlp_~_linear.w", "m_mlp_~_linear.b"} <= set(path)
+    plane = tw.coordinate_plane(problem, {"mlp/~/linear.w": (0, 3), "mlp/~/linear.b": (-1, 1)}, 5)
+    surface = tw.landscape(problem, plane)
+    assert surface.empirical.dims == ("mlp_~_linear.w", "mlp_~_linear.b")
+    for number, result in enumerate((path, surface)):
+        tw.save(result, tmp_path / f"{number}.nc")
+        xr.testing.assert_identical(tw.load(tmp_path / f"{number}.nc"), result)

@@ -612,11 +612,47 @@ def test_models_that_jax_cannot_trace_are_one_clear_line(predict):
 
 @pytest.mark.parametrize(
     ("params", "says"),
-    [({1: 0.0, "a": 1.0}, "must all be strings"), ({"w": None, "b": 0.0}, "None")],
+    [({1: 0.0, "a": 1.0}, "must all be strings"), ({"w": None}, "params hold no parameters")],
 )
 def test_parameters_that_are_no_tree_of_numbers_are_refused(params, says):
     with pytest.raises(InputError, match=says):
         tw.Problem.from_function(lambda w: 0.0, params=params)
+
+
+def test_what_is_left_out_stays_so_in_parts():
+    kept = np.arange(12) % 3 > 0
+    whole = tw.Problem(lambda w, x: w * x, "mse", np.arange(1.0, 13), np.zeros(12), params=1.0)
+    masked = whole.take(np.arange(12), kept)
+    part = masked.take(np.arange(6))
+    assert float(part.risk(1.0)) == pytest.approx((np.array([2, 3, 5, 6]) ** 2).mean())
+    path = tw.descend(masked, tw.SGD(lr=0.0), epochs=1, batch_size=4)
+    squares = np.where(kept, np.arange(1.0, 13) ** 2, np.nan).reshape(3, 4)
+    np.testing.assert_allclose(path.loss[:3], np.nanmean(squares, axis=1), rtol=1e-12)
+    norms = tw.gradient_norms(masked, 1.0)
+    np.testing.assert_allclose(norms, 2 * np.arange(1, 13)[kept] ** 2, rtol=1e-12)
+
+
+def test_a_loss_without_targets_is_given_none():
+    def size(yhat, y):
+        assert y is None
+        return (yhat["code"] ** 2).sum(axis=1)
+
+    x, params = np.ones((5, 4)), {"w": np.ones((4, 2)), "bias": None}
+    problem = tw.Problem(lambda w, x: {"code": x @ w["w"]}, size, x, None, params=params)
+    assert float(problem.risk(problem.params)) == 32
+    assert problem.size == 8  # where a pytree has None it has nothing
+    assert tw.descend(problem, tw.SGD(lr=0.001), steps=2).loss[-1] < 32
+
+
+def test_what_cannot_be_trained_is_refused():
+    x, y = data()
+    with pytest.raises(InputError, match="parameter 'kept' holds truth values"):
+        tw.Problem(line, "mse", x, y, params={**START, "kept": np.array([True, False])})
+    with pytest.raises(InputError, match="parameter 'key' must hold real numbers"):
+        tw.Problem(line, "mse", x, y, params={**START, "key": jax.random.key(0)})
+    keys = jax.random.split(jax.random.key(0), len(x))
+    with pytest.raises(InputError, match=r"x\['key'\] must hold real numbers"):
+        tw.Problem(line, "mse", {"x": x, "key": keys}, y, params=START)
 
 
 TAKING = [

@@ -440,13 +440,14 @@ def gradient_covariance(problem: Problem, params: Params) -> Curvature:
 
 
 def gradient_norms(problem: Problem, params: Params) -> Float[np.ndarray, " n"]:
-    """The norm of every sample's own gradient, ‖∇ℓ_k‖ (n,), the penalty left out.
+    """The norm of every sample's own gradient, ‖∇ℓ_k‖ (n,), without the penalty and without samples that
+    are left out of the risk.
 
     Raises:
         InputError: a problem without data, or a model whose predictions mix samples.
     """
     operator = _at(problem, params, "second_moment")
-    problem = operator.problem
+    problem = operator.problem.without_left_out()
     products.check_samples_alone(problem)
     return products.gradient_norms(problem, operator.point)
 

@@ -105,7 +105,7 @@ def _normalized(
     direction: np.ndarray, own: np.ndarray, shape: tuple[int, ...], normalize: str, axis: int
 ) -> np.ndarray:
     """A tensor's part of a direction, flat, with the norms of the model's own filters, or of all of it."""
-    if normalize == "none":
+    if normalize == "none" or not direction.size:
         return direction
     d, w = direction.reshape(shape), own.reshape(shape)
     over = None

@@ -80,6 +80,11 @@ def own_params(params: Params, dtype: np.dtype | None, default: np.dtype) -> Par
     def copy(path: Any, leaf: Any) -> jax.Array:
         array = _array(leaf, f"parameter {path_name(path)!r}")
         number = isinstance(leaf, (int, float)) and not isinstance(leaf, np.generic)
+        if array.dtype == bool and not number:
+            raise InputError(
+                f"parameter {path_name(path)!r} holds truth values, which no optimizer can change: keep it "
+                f"out of params, where the model reads it from outside."
+            )
         if dtype is not None or number or not jnp.issubdtype(array.dtype, jnp.floating):
             array = array.astype(default if dtype is None else dtype)
         if not np.isfinite(array).all():
@@ -95,8 +100,6 @@ def own_params(params: Params, dtype: np.dtype | None, default: np.dtype) -> Par
         raise InputError(
             f"params: a dictionary's keys must all be strings; {params!r:.80} given."
         ) from None
-    if any(leaf is None for leaf in jax.tree_util.tree_leaves(params, is_leaf=lambda v: v is None)):
-        raise InputError("params hold None; leave the entry out or give an array.")
     return own
 
 
@@ -132,7 +135,7 @@ def of_tensor(tensor: Any) -> np.ndarray:
 
 def is_real(dtype: Any) -> bool:
     """Whether a dtype holds real numbers; NumPy does not know JAX's of half precision."""
-    return dtype.kind in "fiub" or bool(jnp.issubdtype(dtype, jnp.floating))
+    return getattr(dtype, "kind", "key") in "fiub" or bool(jnp.issubdtype(dtype, jnp.floating))
 
 
 def _in_dicts(tree: Any) -> Any:

@@ -93,8 +93,7 @@ def landscape(
         raise InputError(
             "this problem has no expected risk; give it as Problem(..., expected=params -> scalar)."
         )
-    if problem.mask is not None:  # what is left out has no part in any risk
-        problem = problem.take(np.flatnonzero(problem.mask))
+    problem = problem.without_left_out()
     with backend.on_device(device) as move:
         there = problem
         if device is not None:

@@ -160,7 +160,8 @@ def _columns(
             )
         else:
             for i, (path, _) in enumerate(paths):
-                full = "_".join([name, *(path_name((entry,)) for entry in path)])
+                inner_name = "_".join(path_name((entry,)) for entry in path).replace("/", "_")
+                full = f"{name}_{inner_name}" if path else name
                 dims = tuple(f"{full}_{axis}" for axis in range(len(inner[i])))
                 part = [(leaf + i, 0)]
                 yield Column(full, dims, inner[i], storable(dtypes[i]), part, name in updates)

@@ -159,7 +159,8 @@ def coordinate_plane(
         coordinates.append(grid_of(name, span, counts[name]))
         directions[row, index] = 1
         point[index] = 0
-    return Plane(tuple(ranges), tuple(coordinates), point, directions, problem.names)
+    axes = (name.replace("/", "_") for name in ranges)  # netCDF's groups are named with slashes
+    return Plane(tuple(axes), tuple(coordinates), point, directions, problem.names)
 
 
 def line(

@@ -243,8 +243,16 @@ class Problem:
 
     def take(self, index: Any, valid: Any = None) -> Problem:
         """The same problem on the samples `index` (b,), those that `valid` (b,) excludes left out."""
-        x, y = jax.tree_util.tree_map(lambda leaf: leaf[index], (self.x, self.y))
+        x, y, mask = jax.tree_util.tree_map(lambda leaf: leaf[index], (self.x, self.y, self.mask))
+        if mask is not None:
+            valid = mask if valid is None else mask & valid
         return self.replace(x=x, y=y, mask=valid)
+
+    def without_left_out(self) -> Problem:
+        """The same problem on those samples alone that have a part in its risk."""
+        return (
+            self if self.mask is None else self.take(np.flatnonzero(self.mask)).replace(mask=None)
+        )
 
     def at(self, params: Params) -> Problem:
         """The same problem with another starting point: a pytree like the problem's, a `state_dict` with the
@@ -334,12 +342,11 @@ def _value(yhat: Any, y: Any) -> Any:
 
 def pointwise(problem: Problem, params: Params) -> Any:
     """`Problem.pointwise` for use inside a trace."""
-    yhat = problem.predict(params, problem.x)
-    y = problem.y if problem.y is not None else jnp.zeros((), yhat.dtype)
-    values = problem.loss(yhat, y)
-    if losses.is_entrywise(problem.loss):
-        values = losses.over_outputs(values, problem.reduction)
-    return values
+    yhat, y = problem.predict(params, problem.x), problem.y
+    if not losses.is_entrywise(problem.loss):
+        return problem.loss(yhat, y)
+    y = jnp.zeros((), yhat.dtype) if y is None else y
+    return losses.over_outputs(problem.loss(yhat, y), problem.reduction)
 
 
 def _risk_now(problem: Problem, params: Params, penalty: bool) -> Any:

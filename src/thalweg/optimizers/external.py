@@ -105,14 +105,16 @@ class Optax(Optimizer):
         import optax
 
         rule = optax.with_extra_args_support(self._transformation())
-        updates, new = rule.update(
-            at.grad,
-            jax.tree_util.tree_map(_restored, rule.init(params), state),
-            params,
-            value=at.loss,
-            grad=at.grad,
-            value_fn=lambda params: at.value_and_gradient(params)[0],
-        )
+        old = jax.tree_util.tree_map(_restored, rule.init(params), state)
+        known = {
+            "value": at.loss,
+            "grad": at.grad,
+            "value_fn": lambda params: at.value_and_gradient(params)[0],
+        }
+        asked = inspect.signature(rule.update).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in asked.values()):
+            known = {name: value for name, value in known.items() if name in asked}
+        updates, new = rule.update(at.grad, old, params, **known)
         # A loop needs the dtypes it began with, and optax does not always keep them.
         new = jax.tree_util.tree_map(lambda old, x: _stored(x).astype(old.dtype), state, new)
         return optax.apply_updates(params, updates), new, {}
