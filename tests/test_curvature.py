@@ -345,6 +345,14 @@ def test_a_covariance_far_smaller_than_its_gradients_in_single_precision(size, r
     np.testing.assert_allclose(operator.trace(60).value, expected.sum(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_of_the_largest_eigenvalue_are_found_close_above_others(seed):
+    curvatures = jnp.asarray([*np.linspace(0, 10, 1000), 10.0])
+    problem = tw.Problem.from_function(lambda w: 0.5 * jnp.sum(curvatures * w**2), np.zeros(1001))
+    values, _ = tw.hessian(problem, problem.params).top(3, seed=seed)
+    np.testing.assert_allclose(values, [10, 10, 9980 / 999], rtol=1e-6)
+
+
 # Trace and density -----------------------------------------------------------------------------
 
 

@@ -71,7 +71,6 @@ def extreme(
         key = jax.random.fold_in(key, 1)
         search = _Search(product, size, dtype, tolerance, key, told, found)
         least = found.values[count - 1]
-        # as many products as the search keeps vectors: one that was missed stands out by then
         seen = search.run(1, only_above=least + tolerance * max(abs(found.values[0]), abs(least)))
         products = found.products + seen.products
         if not len(seen.values):
@@ -115,7 +114,7 @@ class _Search:
         self.dtype = dtype
 
     def run(self, count: int, only_above: float = -np.inf) -> Pairs:
-        """The largest `count` pairs; none if, before the first restart, none lies `only_above`."""
+        """The largest `count` pairs; none where none lies `only_above`, which ends the search early."""
         count = min(count, self.free)
         most = _vectors_for(count, self.free)
         locked = self.locked
@@ -145,7 +144,7 @@ class _Search:
             size_of_all = max(abs(values[0]), abs(values[-1]))
             good = residuals[:count] <= self.tolerance * size_of_all
             done = good.all() or most == self.free
-            if not restart and count and values[0] <= only_above:
+            if count and values[0] + (0 if done else residuals[0]) <= only_above:
                 return Pairs(np.empty(0), np.empty((0, self.size)), np.empty(0), products, True)
             if done or restart == _MOST_RESTARTS - 1:
                 kept = matmul(
