@@ -29,5 +29,5 @@ def of_figures(patch, **things):
         {"x": "1"}, ("See x.",), tables={"Parts & sizes": [("part", "size"), ("a < b", "2")]}
     )
     patch.setitem(sys.modules, module.__name__, module)
-    patch.setitem(studies.STUDIES, "of-figures", ("of_figures", "its figures"))
+    patch.setitem(studies.STUDIES, "of-figures", "its figures")
     return studies.run("of-figures")

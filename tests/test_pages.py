@@ -83,6 +83,8 @@ def test_the_solutions_run(name, scratch):
 
 
 def check_cells(notebook):
+    assert notebook.metadata["kernelspec"]["name"] == "python3"  # which `make notebooks` needs
     kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds[0] == "markdown"
     assert kinds.count("code") >= 2
     assert kinds.count("markdown") >= 3

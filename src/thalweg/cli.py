@@ -68,7 +68,7 @@ def list_studies() -> None:
     from thalweg.studies import STUDIES
 
     width = max(map(len, STUDIES))
-    for name, (_, text) in STUDIES.items():
+    for name, text in STUDIES.items():
         click.echo(f"{name:<{width}}  {text}")
 
 

@@ -89,7 +89,7 @@ def random_plane(
         )
     return _plane(
         problem,
-        [f"direction_{i + 1}" for i in range(count)],
+        {f"direction_{i + 1}": f"random direction {i + 1}" for i in range(count)},
         origin,
         rows,
         points,
@@ -167,7 +167,10 @@ def pca_plane(
     walk = _walk_variances(len(rows), problem.size, len(variances))
     return _plane(
         problem,
-        [f"pc{i + 1}" for i in range(count)],
+        {
+            f"pc{i + 1}": f"principal component {i + 1} ({100 * variances[i]:.3g} %)"
+            for i in range(count)
+        },
         point,
         axes,
         points,
@@ -320,7 +323,10 @@ def hessian_plane(
         found |= {i: (values[-i - 1], vectors[-i - 1]) for i in from_bottom}
     return _plane(
         problem,
-        [f"top{i + 1}" if i >= 0 else f"bottom{-i}" for i in chosen],
+        {
+            f"top{i + 1}" if i >= 0 else f"bottom{-i}": f"{_which(i)} (λ = {found[i][0]:.3g})"
+            for i in chosen
+        },
         np.asarray(operator.point, float),
         _with_sign(np.stack([found[i][1] for i in chosen]).astype(float)),
         points,
@@ -328,6 +334,12 @@ def hessian_plane(
         way="eigenvectors of the Hessian",
         eigenvalue=("direction", np.array([found[i][0] for i in chosen], float)),
     )
+
+
+def _which(i: int) -> str:
+    """What a picture calls an eigenvector."""
+    end, number = ("largest", i + 1) if i >= 0 else ("smallest", -i)
+    return f"eigenvector {number} from the {end}" if number > 1 else f"{end} eigenvalue's vector"
 
 
 def interpolation(
@@ -351,25 +363,27 @@ def interpolation(
     directions = np.stack([right - origin, up - origin])
     if np.linalg.matrix_rank(directions) < 2:
         raise InputError("interpolation needs three points that are not on one line.")
-    return _plane(problem, ["to_b", "to_c"], origin, directions, points, span, way="interpolation")
+    axes = {"to_b": "from a (0) to b (1)", "to_c": "from a (0) to c (1)"}
+    return _plane(problem, axes, origin, directions, points, span, way="interpolation")
 
 
 def _plane(
     problem: Problem,
-    axes: list[str],
+    labels: dict[str, str],
     origin: np.ndarray,
     directions: Float[np.ndarray, "k p"],
     points: Points,
     span: Any,
     **about: Any,
 ) -> Plane:
+    axes = tuple(labels)
     blocks.check_memory(
         8 * 4 * directions.size, f"{len(axes)} directions of {problem.size} numbers", "take fewer"
     )
-    counts = counts_of(points, tuple(axes))
+    counts = counts_of(points, axes)
     spans = span if isinstance(span, dict) else dict.fromkeys(axes, span)
     for name in spans:
         if name not in axes:
             raise unknown("axis in span=", name, axes)
     grids = tuple(grid_of(name, spans.get(name, (-1.0, 1.0)), counts[name]) for name in axes)
-    return Plane(tuple(axes), grids, origin, directions, problem.names, about)
+    return Plane(axes, grids, origin, directions, problem.names, about, labels)

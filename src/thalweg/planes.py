@@ -32,6 +32,7 @@ class Plane:
         directions: (k, p), as used: neither rescaled nor made orthogonal.
         names: the p parameters' names.
         about: how the plane was chosen: attributes, and variables as `xarray.Dataset` takes them.
+        labels: what pictures call the axes, where that is not their name.
     """
 
     axes: tuple[str, ...]
@@ -40,6 +41,7 @@ class Plane:
     directions: Float[np.ndarray, "k p"]
     names: Sequence[str]
     about: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for axis in self.axes:
@@ -96,14 +98,16 @@ class Plane:
     @cached_property
     def _coords(self) -> xr.Coordinates:
         # Kept, because their indexes take as long to make as a small landscape.
-        return xr.Dataset(
-            coords={
-                "direction": np.array(self.axes),
-                "other": np.array(self.axes),
-                **names.coords(self.names),
-                **dict(zip(self.axes, self.coordinates, strict=True)),
-            }
-        ).coords
+        coords = {
+            "direction": np.array(self.axes),
+            "other": np.array(self.axes),
+            **names.coords(self.names),
+            **dict(zip(self.axes, self.coordinates, strict=True)),
+        }
+        found = xr.Dataset(coords=coords).coords
+        for axis, label in self.labels.items():
+            found[axis].attrs["long_name"] = label
+        return found
 
     def project(
         self, path: xr.Dataset | xr.DataArray | np.ndarray, problem: Problem | None = None
@@ -178,7 +182,8 @@ def line(
         raise InputError("line needs two different points; the same was given twice.")
     counts = counts_of(points, (name,))
     grid = grid_of(name, span, counts[name])
-    return Plane((name,), (grid,), start, (end - start)[None], problem.names)
+    labels = {name: "from a (0) to b (1)"} if name == "t" else {}
+    return Plane((name,), (grid,), start, (end - start)[None], problem.names, labels=labels)
 
 
 def point_of(problem: Problem, params: Params, needed: bool = True) -> np.ndarray:

@@ -192,9 +192,14 @@ def check(optimizer: Any) -> Optimizer:
     if isinstance(optimizer, type) and issubclass(optimizer, Optimizer):
         raise InputError(f"{optimizer.__name__} is a class; give {optimizer.__name__}(...).")
     if not isinstance(optimizer, Optimizer):
+        module = type(optimizer).__module__.split(".")[0]
+        remedy = {
+            "optax": " Wrap it, as in thalweg.optax(...).",
+            "torch": " Thalweg has PyTorch's under the same names; or record the loop with thalweg.record.",
+        }
         raise InputError(
             f"an optimizer such as thalweg.SGD(lr=0.1) was expected, "
-            f"{type(optimizer).__name__} given."
+            f"{type(optimizer).__name__} given.{remedy.get(module, '')}"
         )
     bounds = optimizer.bounds()
     for name, value in optimizer.hyperparameters().items():

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from thalweg import results
 from thalweg.errors import InputError
@@ -221,6 +222,8 @@ def frame(ax: Axes, surface: xr.Dataset, x: tuple[float, float], y: tuple[float,
     """The landscape's window, which later artists do not change, and its axis labels."""
     across, up = _two_axes(surface)
     ax.set_autoscale_on(False)
+    if isinstance(ax.xaxis.get_major_locator(), MaxNLocator):
+        ax.locator_params(axis="x", nbins=6)  # between more of them a minus sign looks like a dash
     ax.set(
         xlim=x,
         ylim=y,

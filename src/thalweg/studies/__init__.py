@@ -25,63 +25,24 @@ from thalweg.errors import InputError, MissingExtra, unknown
 if TYPE_CHECKING:
     import xarray as xr
 
-# name -> (module, what it shows)
+# name -> what it shows; its module has the same name, with underscores
 STUDIES = {
-    "minimal-mlp": (
-        "minimal_mlp",
-        "the stochastic landscape of a two-parameter network: pointwise, empirical, expected risk",
-    ),
-    "losses-and-momentum": (
-        "losses_and_momentum",
-        "one line, four losses, and what momentum, Nesterov, weight decay and dampening do",
-    ),
-    "regression-tour": (
-        "regression_tour",
-        "a line, an outlier, derivatives drawn as a graph, and polynomials fitted four ways",
-    ),
-    "two-layer-linear": (
-        "two_layer_linear",
-        "first-order methods against Gauss–Newton and Levenberg–Marquardt on ŷ = W1 W2 x",
-    ),
-    "eigenbasis": (
-        "eigenbasis",
-        "gradient descent on least squares, coordinate by coordinate, in the basis of eigenvectors",
-    ),
-    "bias-complexity": (
-        "bias_complexity",
-        "training and true risk against the number of features, and where the peak is that theory has",
-    ),
-    "lazy-linear": (
-        "lazy_linear",
-        "linear models on few and many sinusoidal features: wide ones fit fast and move little",
-    ),
-    "lazy-mlp": (
-        "lazy_mlp",
-        "ReLU networks deep and shallow, narrow and wide, well and badly started: who moves, and how far",
-    ),
-    "lazy-scaling": (
-        "lazy_scaling",
-        "one network, its output scaled by α: how lazy its training becomes, measured",
-    ),
-    "lazy-1d": (
-        "lazy_1d",
-        "one parameter: a model scaled by α and its tangent, whose losses become one curve",
-    ),
-    "gradient-flow": (
-        "gradient_flow",
-        "small and large steps, the flow they approximate, and which minimum every start reaches",
-    ),
-    "edge-of-stability": (
-        "edge_of_stability",
-        "the Hessian's largest eigenvalue along descents: it rises to what the learning rate allows",
-    ),
-    "filter-normalisation": (
-        "filter_normalisation",
-        "what a plane through a network may be believed, and what depth and skip connections do",
-    ),
+    "minimal-mlp": "the stochastic landscape of two parameters: pointwise, empirical and expected risk",
+    "losses-and-momentum": "four losses of one line, and what momentum, Nesterov, decay and dampening do",
+    "regression-tour": "a line, an outlier, derivatives drawn as a graph, and polynomials fitted four ways",
+    "two-layer-linear": "first-order methods against Gauss–Newton and Levenberg–Marquardt on ŷ = W1 W2 x",
+    "eigenbasis": "gradient descent on least squares, coordinate by coordinate, in the basis of eigenvectors",
+    "bias-complexity": "training and true risk by the number of features, and the peak that theory predicts",
+    "lazy-linear": "linear models on few and many sinusoidal features: wide ones fit fast and move little",
+    "lazy-mlp": "ReLU networks, deep or shallow, wide or narrow, well or badly started: how far they move",
+    "lazy-scaling": "one network, its output scaled by α: how lazy its training becomes, measured",
+    "lazy-1d": "one parameter: a model scaled by α and its tangent, whose losses become one curve",
+    "gradient-flow": "small and large steps, the flow they follow, and which minimum every start reaches",
+    "edge-of-stability": "the Hessian's largest eigenvalue along a descent: it rises as far as the step allows",
+    "filter-normalisation": "how far to trust a picture of a network's landscape; depth and skip connections",
 }
 # the command's `descend` is a study of the user's own data
-_OWN = {"fit": ("fit", "columns of a table, a model, and the way an optimizer took to fit it")}
+_OWN = {"fit": "columns of a table, a model, and the way an optimizer took to fit it"}
 
 
 @dataclass(frozen=True)
@@ -200,7 +161,7 @@ def title(name: str) -> str:
 
 def summary(name: str) -> str:
     """A study in one line."""
-    return (STUDIES | _OWN)[name][1]
+    return (STUDIES | _OWN)[name]
 
 
 def settings_of(tree: xr.DataTree) -> Any:
@@ -280,10 +241,9 @@ def _text(value: Any) -> str:
 
 
 def _module(name: str) -> Any:
-    known = STUDIES | _OWN
-    if name not in known:
+    if name not in STUDIES | _OWN:
         raise unknown("study", name, STUDIES)
-    return importlib.import_module(f"thalweg.studies.{known[name][0]}")
+    return importlib.import_module(f"thalweg.studies.{name.replace('-', '_')}")
 
 
 def _as(hint: Any, key: str, value: Any) -> Any:

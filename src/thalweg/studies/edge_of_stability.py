@@ -111,8 +111,8 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
         Drawing.of(
             plots.sharpness(descent, title="Sharpness under gradient descent"),
             "How sharp does gradient descent let the landscape become? The largest eigenvalue of the "
-            "Hessian rises until it is at the limit of what the step allows (dotted), and then hovers "
-            "there: a larger step ends in a flatter place.",
+            "Hessian rises. Where it comes to the limit of what the step allows (dotted) it hovers there, "
+            "so that a larger step ends in a flatter place.",
         ),
     )
     yield (
@@ -176,6 +176,16 @@ def late(path: xr.Dataset, record: str) -> xr.DataArray:
     return rows.median("step") / stability_threshold(path)
 
 
+def _who_arrived(descent: xr.Dataset, share: xr.DataArray) -> str:
+    """Which learning rates' descents came to the edge: the median of their last quarter is within a tenth."""
+    there = np.abs(share.values - 1) <= 0.1
+    rates = [f"{lr:g}" for lr in descent["lr"].values[~there]]
+    if not rates:
+        return "Here all of them do."
+    who = f"lr = {' and '.join(rates)}"
+    return f"Not so here for {who}: within these steps the sharpness did not settle there."
+
+
 def findings(tree: xr.DataTree, settings: Settings) -> Findings:
     descent, adam = (results.part(tree, f"path/{name}") for name in ("gradient-descent", "adam"))
     numbers = {"sharpness at the start": f"{float(descent['sharpness'][0, 0]):.3g}"}
@@ -210,9 +220,10 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
             "2/η (2(1 + μ)/η with momentum μ). On a network the curvature changes along the way, and "
             "rises as long as it can: this is progressive sharpening (Cohen et al., 2021).",
             "At the limit it does not blow up. Oscillations along the sharpest direction grow, drive the "
-            "iterate to where it is less sharp, and die down: the sharpness hovers at the limit.",
-            "So the learning rate chooses how flat the minimum is. A curvature bound that would guarantee "
-            "descent at every step is not respected, and the loss falls nevertheless.",
+            "iterate to where it is less sharp, and die down: the sharpness hovers at the limit. "
+            + _who_arrived(descent, share),
+            "Where it does, the learning rate chooses how flat the minimum is. A curvature bound that would "
+            "guarantee descent at every step is not respected, and the loss falls nevertheless.",
         ),
         tables={"At the edge": rows},
     )

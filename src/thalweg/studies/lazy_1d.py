@@ -198,9 +198,9 @@ def _mark_start(ax: Any, start: float) -> None:
 
 
 def _last(settings: Settings) -> tuple[float, float]:
-    """The window of α in which the slope is fitted: the last factor of ten."""
-    largest = max(settings.alphas)
-    return (largest / 10, largest)
+    """The window of α in which the slope is fitted: the last factor of ten, or the last two α."""
+    *_, before, largest = sorted({0.0, *settings.alphas})
+    return (min(largest / 10, before), largest)
 
 
 def _drawing(figure: Any, settings: Settings, caption: str) -> Drawing:
@@ -229,9 +229,8 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
         f"gap between the losses, α = {alpha:g}": f"{100 * value:.3g} % of the largest"
         for alpha, value in zip(gap["alpha"].values, gap.values, strict=True)
     }
-    numbers[f"log–log slope of the gap over α = {low:g} … {high:g}"] = (
-        f"{slope(tree, settings):.3f}"
-    )
+    if np.isfinite(found := slope(tree, settings)):  # one α has none
+        numbers[f"log–log slope of the gap over α = {low:g} … {high:g}"] = f"{found:.3f}"
     for what, text in MODELS.items():
         name = list(labels(settings))[-1]
         surface = results.part(tree, f"{what}/{name}")

@@ -272,7 +272,7 @@ def _sentences(
         "with the dimension: that is why more features need fewer steps at the same learning rate.",
         f"{starts}: a convex problem with more features than samples has a perfect fit near every "
         "start."
-        if settings.many_dimension >= n
+        if many.size and settings.many_dimension >= n
         else f"{starts}.",
         f"Fitting is not learning: over [−1, 1] the function of {names['wide']} is {away[0]:.3g} (root "
         f"mean square) from its target at the start and {away[-1]:.3g} at the end. The features "

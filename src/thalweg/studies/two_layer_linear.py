@@ -231,7 +231,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
             "converges too, in hundreds or thousands of cheaper steps. The step is on a log axis.",
         ),
     )
-    yield "jacobian", Drawing.of(_spectrum(tree, settings), _spectrum_caption(tree, settings))
+    yield "jacobian", Drawing.of(_spectrum(tree), _spectrum_caption(tree))
     if "population" in tree.children:
         names = FIRST_ORDER | SECOND_ORDER
         yield (
@@ -266,7 +266,7 @@ def _guides(tree: xr.DataTree, settings: Settings) -> dict[str, xr.DataArray]:
     return guides
 
 
-def _spectrum(tree: xr.DataTree, settings: Settings) -> Any:
+def _spectrum(tree: xr.DataTree) -> Any:
     at_start = results.part(tree, "linearisation")
     values = at_start["singular_value"]
     place = np.arange(1, values.size + 1)
@@ -285,13 +285,23 @@ def _spectrum(tree: xr.DataTree, settings: Settings) -> Any:
     return ax
 
 
-def _spectrum_caption(tree: xr.DataTree, settings: Settings) -> str:
+def _spectrum_caption(tree: xr.DataTree) -> str:
     values = results.part(tree, "linearisation")["singular_value"]
     rank = int(results.part(tree, "linearisation")["rank"])
     return (
         f"In how many directions does the prediction change at all? In {rank} of {values.size}: along "
         f"the other {values.size - rank}, W1 G and G⁻¹ W2, it stays what it is. A plain Gauss–Newton "
         "system has no solution there; the minimum-norm step leaves these directions alone."
+    )
+
+
+def _what_is_reached(settings: Settings) -> str:
+    rank = min(settings.d_in, settings.d_out)
+    if settings.width >= rank:
+        return "It can reach zero: A is a product W1 W2 of this width."
+    return (
+        f"It cannot reach zero: A has rank {rank}, and W1 W2 no more than the width, {settings.width}. The "
+        f"least that is left belongs to A's smallest singular directions."
     )
 
 
@@ -335,15 +345,15 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
     return Findings(
         numbers,
         (
-            "The loss is the sum of squares over samples and outputs (not the square of a sum), and it "
-            "can reach zero: A is a product W1W2 of this width.",
+            "The loss is the sum of squares over samples and outputs (not the square of a sum). "
+            + _what_is_reached(settings),
             target,
             f"Gradient descent is stable while its step is below 2/λ_max, about {2 / curvature:.1g} at "
             "the start. A hundred times that is gone within a few steps, and stops nobody else.",
-            "Gauss–Newton divides each direction by its own curvature, so the loss shrinks by the same "
-            "factor (1 − step size)² everywhere, whatever the condition number; a step size of 1 would "
-            "trust the linearisation too far at the start, and so the damping of Levenberg–Marquardt "
-            "begins large and is let go.",
+            "Gauss–Newton divides each direction by its own curvature, so what can be reached is reached "
+            "at the same rate everywhere, (1 − step size)² a step, whatever the condition number; a step "
+            "size of 1 would trust the linearisation too far at the start, and so the damping of "
+            "Levenberg–Marquardt begins large and is let go.",
             f"Of {values.size} parameters {rank} directions matter. The rest is gauge freedom: W1 G and "
             "G⁻¹ W2 predict the same for every invertible G, so JᵀJ is singular everywhere, and normal "
             "equations would have nothing to divide by.",
