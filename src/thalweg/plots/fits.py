@@ -96,6 +96,10 @@ def fit(
             color=look.color,
             ls=look.dash,
             lw=1.8 if alone else 0.8,
+            # markers tell several curves apart in grey, each at places of its own
+            marker=look.marker if alone and taken + len(indices) > 1 else None,
+            markevery=(0.03 * ((taken + i) % 5), 0.15),
+            ms=4.5,
             alpha=1 if alone else max(0.15, min(0.6, 20 / len(indices))),
             zorder=3,
             label=name,

@@ -38,7 +38,7 @@ STUDIES = {
     "lazy-scaling": "one network, its output scaled by α: how lazy its training becomes, measured",
     "lazy-1d": "one parameter: a model scaled by α and its tangent, whose losses become one curve",
     "gradient-flow": "small and large steps, the flow they follow, and which minimum every start reaches",
-    "edge-of-stability": "the Hessian's largest eigenvalue along a descent: it rises as far as the step allows",
+    "edge-of-stability": "the Hessian's largest eigenvalue along a descent: it rises to what the step allows",
     "filter-normalisation": "how far to trust a picture of a network's landscape; depth and skip connections",
 }
 # the command's `descend` is a study of the user's own data

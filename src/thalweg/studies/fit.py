@@ -338,8 +338,8 @@ def not_converged(tree: xr.DataTree) -> str | None:
     left = float(results.part(tree, "fit")["slope_left"])
     if left * risk[-1] > _CLOSE * whole:
         return (
-            f"the samples still pull together: the model could follow {100 * left:.2g} % of their "
-            "slopes; standardize the columns, take more steps, or try another learning rate"
+            f"the gradient is not yet small: {100 * left:.2g} % of the samples' slopes lie in directions in "
+            "which the model can move; standardize the columns, take more steps, or try another learning rate"
         )
     return None
 
@@ -367,7 +367,9 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
         f"(at the start {_gradient_norm(tree, 'gradient_at_start'):.3g})",
     }
     if np.isfinite(left):
-        numbers["share of the slopes the model could still follow"] = f"{left:.2g}"
+        numbers["share of the samples' slopes in directions in which the model can move"] = (
+            f"{left:.2g}"
+        )
     units = " (standardized)" if settings.standardize else ""
     if len(final) <= 20:
         for name, value in zip(path["param"].values, final, strict=True):

@@ -34,7 +34,7 @@ class Settings(regression.DataSettings):
     many_dimension: int = setting(100, "features of the model that has many starts")
     many_steps: int = setting(10_000, "its steps")
     runs: int = setting(10, "how many starts it has")
-    frequency: float = setting(2 * math.pi, "ω of the features sin(jωx), cos(jωx), radians per x")
+    frequency: float = setting(2.0, "ω/π of the features sin(jωx), cos(jωx)")
     first: int = setting(0, "the first j; 0 gives a dead sine and a second bias, 1 leaves them out")
     every: int = setting(1, "record every so many steps")
 
@@ -67,7 +67,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
         features = partial(
             models.fourier_features,
             dimension=dimension,
-            frequency=settings.frequency,
+            frequency=settings.frequency * math.pi,
             first=settings.first,
         )
         problem = tw.Problem(
@@ -89,7 +89,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
             **regression.batches(settings),
         )
         # twelve points for the shortest wave, so that its picture has its height
-        waves = settings.frequency / math.pi * (settings.first + dimension // 2)
+        waves = settings.frequency * (settings.first + dimension // 2)
         grid = np.linspace(-1, 1, max(regression.GRID, 1 + math.ceil(12 * abs(waves))))
         moments = {"initialisation": path["start"], f"after {steps:,} steps": path["final"]}
         nodes[f"path/{part}"] = path
