@@ -156,7 +156,7 @@ class _Crowd:
         )
         bound = 2 / float(who.hyper["lr"]) if self.contracts else np.inf
         self.minima = Minima(in_double(problem), scale, bound)
-        most = _CHUNK if jax.default_backend() == "cpu" else _CHUNK_ACCELERATED
+        most = _CHUNK if backend.device().platform == "cpu" else _CHUNK_ACCELERATED
         self.chunk = max(1, min(most, _VALUES // max(problem.n_samples, 1), len(starts)))
         hyper = {name: who.hyper.get(name, np.float64(0)) for name in optimizer.hyperparameters()}
         self.plan = Plan(
@@ -206,7 +206,7 @@ class _Crowd:
         feed, lost = Feed(np.int32(0), {}, None, None), np.full(self.chunk, -1, np.int32)
         walk = begin.eval_shape(self.plan, feed, first, first, None, lost)
         traced = block.trace(self.plan, feed, first, walk, *_numbers(0, 1), **self._static)
-        return 1 if runs_alone(traced.jaxpr) else backend.cores()
+        return 1 if runs_alone(traced.jaxpr) else backend.workers()
 
     def _advance(self, first: int, last: int, interrupt: blocks.Interrupt, start: int) -> Any:
         """Parameters, state and `diverged_at` of one chunk after the steps from `first` to `last`."""

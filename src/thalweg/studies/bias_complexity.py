@@ -27,15 +27,15 @@ TITLE = "Training and true risk against the number of features"
 class Settings:
     """What can be changed."""
 
-    seed: int = setting(0, "of the data, the starts and the random features")
+    seed: int = setting(0, "seed of the data, the starts and the random features")
     target: str = setting("middle", "what is learnt: simple, middle or complex")
     n_samples: int = setting(50, "number of samples n")
     noise: float = setting(0.05, "standard deviation σ of the labels' noise")
     frequency: float = setting(0.2, "ω/π of the features sin(ωjx), cos(ωjx)")
     first: int = setting(0, "the first j; 0 gives a dead sine and a second bias")
     dimension: int = setting(30, "features of the one model that is looked at closely")
-    steps: int = setting(2000, "its steps of full-batch descent")
-    lr: float = setting(0.01, "its learning rate")
+    steps: int = setting(2000, "full-batch steps of that one model")
+    lr: float = setting(0.01, "learning rate of that one model")
     largest: int = setting(198, "features of the largest model of the sweep over 2, 4, …")
     runs: int = setting(10, "starts of each model of the sweep")
     sweep_steps: int = setting(1000, "steps of each descent of the sweep")

@@ -43,8 +43,8 @@ class Settings:
     start: str = setting("", "starting point by parameter, as in weight=6,bias=-3")
     seed: int = setting(0, "seed of random starts and of shuffling")
     plane: tuple[str, ...] = setting((), "two parameters to draw the landscape over")
-    window: tuple[float, ...] = setting((), "its range, across and up: x0,x1,y0,y1")
-    points: int = setting(101, "its grid points along each axis")
+    window: tuple[float, ...] = setting((), "the landscape's range, across and up: x0,x1,y0,y1")
+    points: int = setting(101, "grid points of the landscape along each axis")
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a diverged fit is data, not a warning

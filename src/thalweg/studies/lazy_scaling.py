@@ -35,14 +35,14 @@ class Settings(regression.DataSettings):
 
     n_samples: int = setting(10, "number of samples")
     width: int = setting(8, "width of the ReLU network's hidden layers")
-    depth: int = setting(5, "how many of them")
+    depth: int = setting(5, "hidden layers of the ReLU network")
     alphas: tuple[float, ...] = setting((1.0, 100.0, 1000.0), "the scales α of the output")
     lr: float = setting(0.01, "learning rate, divided by α²")
-    fast_lr: float = setting(0.1, "another one, at the largest α")
+    fast_lr: float = setting(0.1, "a second learning rate at the largest α, divided by α²")
     steps: int = setting(10_000, "steps of every descent")
     every: int = setting(10, "record every so many steps")
     smooth_width: int = setting(50, "width of the smooth network, of tanh")
-    smooth_depth: int = setting(1, "how many hidden layers it has")
+    smooth_depth: int = setting(1, "hidden layers of the smooth network")
     sweep: tuple[float, ...] = setting(
         (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 400.0, 550.0, 750.0, 1000.0),
         "the α that both networks are measured at",

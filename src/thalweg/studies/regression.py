@@ -31,7 +31,7 @@ class DataSettings:
     batch_size: int | None = setting(
         None, "samples a step, first in the data's order, then reshuffled; none for all of them"
     )
-    seed: int = setting(0, "of the data, the initialisations and the batches")
+    seed: int = setting(0, "seed of the data, the initialisations and the batches")
 
 
 def batches(settings: DataSettings) -> dict[str, Any]:

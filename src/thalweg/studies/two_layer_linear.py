@@ -41,12 +41,12 @@ class Settings:
     lrs: tuple[float, ...] = setting((1e-6, 1e-5, 1e-4, 1e-3), "learning rates of gradient descent")
     adam_lrs: tuple[float, ...] = setting((1e-5, 1e-4, 1e-3, 1e-2), "learning rates of Adam")
     momentum: float = setting(0.99, "momentum of heavy-ball descent")
-    momentum_lr: float = setting(1e-5, "its learning rate")
+    momentum_lr: float = setting(1e-5, "learning rate of heavy-ball descent")
     adam_large_lr: float = setting(0.3, "a learning rate that suits Adam here")
     newton_lrs: tuple[float, ...] = setting((0.05, 0.2), "step sizes of Gauss–Newton")
     newton_steps: int = setting(200, "steps of Gauss–Newton")
     lm_steps: int = setting(100, "steps of Levenberg–Marquardt at most")
-    lm_loss: float = setting(1e-20, "the loss at which it stops")
+    lm_loss: float = setting(1e-20, "loss at which Levenberg–Marquardt stops")
     population: bool = setting(False, "descend n times the expected risk ‖W1W2 − A‖² too")
 
 
