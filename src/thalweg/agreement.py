@@ -1,0 +1,165 @@
+"""Whether a translated PyTorch module is the module: its predictions and losses, on a few samples."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from thalweg.errors import InputError
+from thalweg.inputs import of_tensor
+from thalweg.params import Params
+from thalweg.problem import Problem, predicting
+
+# Samples on which the translation is compared with PyTorch's own numbers: the first, and some classes'
+_CHECKED, _CLASSES = 8, 16
+_SEARCHED = 2**20  # entries of y in which classes are looked for
+# How far float32 results of the same arithmetic in another order may differ, relative to their size;
+# a wrong translation is off by more than that.
+_AGREES = 1e-3
+
+
+class Forward(Protocol):
+    """A module that was translated."""
+
+    known: set[str]  # the tensors that it is evaluated with, by name
+
+    def in_torch(self, state: dict[str, Any], x: Any) -> Any:
+        """What PyTorch itself predicts from tensors."""
+        ...
+
+
+def agreed(
+    problem: Problem, forward: Forward, module: Any, loss: Any, reduction: str | None
+) -> Problem:
+    """The problem with the reduction of the user's loss, once it agrees with PyTorch on a few samples.
+
+    Predictions are compared, and then, at PyTorch's own, the losses: near a minimum a loss is a small
+    difference of large numbers.
+    """
+    import torch
+
+    loss = _on_the_cpu(loss)
+    some = problem.take(_telling(problem))
+    yhat, y = _torchs_predictions(forward, module, some, some.params)
+    ours = jax.tree_util.tree_leaves(some.predict(some.params, some.x))
+    for mine, theirs in zip(ours, jax.tree_util.tree_leaves(yhat), strict=True):
+        _compare("predictions", mine, theirs)
+    _compare_nearby(forward, module, some)
+    if isinstance(loss, str):
+        return problem
+    whole = float(loss(yhat, y).double().mean())  # of one that leaves the samples apart
+    each = [loss(*(_row(v, i) for v in (yhat, y))) for i in range(some.n_samples)]
+    values = np.array([float(v.double().mean()) for v in each])
+    if np.isfinite(whole) and not np.isfinite(values).all():
+        raise InputError(
+            "some samples have no loss of their own (ignore_index, a mask): leave them out of the data."
+        )
+    sums = {"mean": values.mean(), "sum": values.sum()}
+    for name in sorted(sums, key=lambda name: name != problem.reduction):
+        if abs(sums[name] - whole) <= _AGREES * max(abs(whole), np.abs(values).max()):
+            found = name
+            break
+    else:
+        raise InputError(
+            f"on {len(values)} of the samples the loss is {whole:.6g}, and that of the samples one by "
+            f"one has the mean {values.mean():.6g} and the sum {values.sum():.6g}: a loss must be one or "
+            f"the other (class weights under reduction='mean' are neither; use reduction='sum')."
+        )
+    problem = problem if reduction else problem.replace(reduction=found)
+    if problem.reduction == found:
+        given = jax.tree_util.tree_map(lambda t: jnp.array(of_tensor(t)), yhat)
+        at_theirs = predicting(some, given).replace(reduction=found)
+        _compare("losses", at_theirs.pointwise(some.params), torch.tensor(values))
+    return problem
+
+
+def _compare_nearby(forward: Forward, module: Any, some: Problem) -> None:
+    """The predictions at other parameters: a layer that starts at zero tells nothing where it starts."""
+    rng = np.random.default_rng(0)
+
+    def moved(leaf: Any) -> Any:
+        size = np.sqrt(np.mean(np.square(leaf, dtype=float))) if leaf.size else 0
+        noise = rng.standard_normal(leaf.shape) * (0.1 * size or 0.1)
+        return jnp.asarray(leaf + noise.astype(leaf.dtype))
+
+    params = jax.tree_util.tree_map(moved, some.params)
+    try:
+        yhat = _torchs_predictions(forward, module, some, params)[0]
+    except InputError:  # not all parameters are possible (a matrix to be factorised)
+        return
+    theirs = jax.tree_util.tree_leaves(yhat)
+    if all(bool(t.isfinite().all()) for t in theirs):
+        ours = jax.tree_util.tree_leaves(some.predict(params, some.x))
+        for mine, their in zip(ours, theirs, strict=True):
+            _compare("predictions at other parameters", mine, their)
+
+
+def _telling(problem: Problem) -> np.ndarray:
+    """The samples to look at: the first ones, some of the others, and those that may be unlike them. A loss
+    with class weights is a mean where all are of one class, and an index that an embedding does not have may
+    come late."""
+    n = problem.n_samples
+    found = [*range(min(_CHECKED, n)), *np.linspace(0, n - 1, _CHECKED).astype(int)]
+    inputs, targets = map(jax.tree_util.tree_leaves, (problem.x, problem.y))
+    for leaf, target in (*((x, False) for x in inputs), *((y, True) for y in targets)):
+        flat = np.asarray(leaf).reshape(n, -1)
+        if not flat.size or not (target or flat.dtype.kind in "iub"):
+            continue
+        found += [int(np.argmin(flat)) // flat.shape[1], int(np.argmax(flat)) // flat.shape[1]]
+        if target and flat.dtype.kind in "iub":
+            part = flat[: max(1, _SEARCHED // flat.shape[1])]
+            first = np.unique(part, return_index=True)[1] // flat.shape[1]
+            spread = np.linspace(0, len(first) - 1, min(_CLASSES, len(first))).astype(int)
+            found += first[spread].tolist()
+    return np.unique(found)
+
+
+def _on_the_cpu(loss: Any) -> Any:
+    """A loss that takes tensors on the CPU, wherever its class weights are."""
+    import torch
+
+    if not isinstance(loss, torch.nn.Module):
+        return loss
+    weights = {name: torch.tensor(of_tensor(b)) for name, b in loss.named_buffers()}
+    return lambda yhat, y: torch.func.functional_call(loss, weights, (yhat, y))
+
+
+def _row(tree: Any, i: int) -> Any:
+    return jax.tree_util.tree_map(lambda tensor: tensor[i : i + 1], tree)
+
+
+def _compare(what: str, ours: Any, theirs: Any) -> None:
+    ours, theirs = np.asarray(ours, float), theirs.double().numpy()
+    if not np.isfinite(theirs).all():
+        raise InputError(f"the {what} in PyTorch are not finite.")
+    off = np.abs(ours - theirs).max(initial=0)
+    if not off <= _AGREES * max(np.abs(theirs).max(initial=0), np.finfo(float).tiny):
+        raise InputError(
+            f"the {what} differ from PyTorch's by {off:.2g}, so that this model was not translated "
+            f"rightly. What is written in place (mul_, masked_fill_) into a view of a tensor is lost: use "
+            f"what the operation without the underscore returns. Anything else please report."
+        )
+
+
+def _torchs_predictions(
+    forward: Forward, module: Any, some: Problem, params: Params
+) -> tuple[Any, Any]:
+    """PyTorch's own predictions at `params`, of the module as the problem evaluates it, and the targets."""
+    import torch
+
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    state = {n: torch.tensor(of_tensor(t)) for n, t in tensors if n in forward.known}
+    dtype = next(state[n].dtype for n, p in module.named_parameters() if p.requires_grad)
+    state |= {n: torch.tensor(np.array(p)).to(state[n].dtype) for n, p in params.items()}
+
+    def tensor(leaf: Any) -> Any:
+        made = torch.tensor(np.array(leaf))
+        return made.to(dtype) if made.is_floating_point() else made
+
+    x, y = jax.tree_util.tree_map(tensor, (some.x, some.y))
+    # NumPy's classes may be of 32 bits
+    y = jax.tree_util.tree_map(lambda t: t.long() if t.dtype == torch.int32 else t, y)
+    return forward.in_torch(state, x), y
