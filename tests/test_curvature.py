@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from problems import for_a_cpu
 
 import thalweg as tw
-from thalweg import backend, curvature, lanczos, products
+from thalweg import backend, curvature, lanczos, passes, products
 from thalweg.catalogue import models
 from thalweg.errors import InputError, NotConverged
 
@@ -149,10 +149,10 @@ def test_samples_stream(kind, size, masked):
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 97, 512, 1000])
 def test_parts_fit_a_pass_and_hardly_overlap(n, workers, monkeypatch):
     monkeypatch.setattr(backend, "workers", lambda: workers)
-    monkeypatch.setattr(products, "_PASS", 64 * 30)  # of a model that counts 64 bytes a sample
+    monkeypatch.setattr(passes, "_PASS", 64 * 30)  # of a model that counts 64 bytes a sample
     x = np.linspace(-1, 1, n)
     problem = tw.Problem(lambda w, x: w["a"] * x, "mse", x, x, params={"a": 0.0})
-    size = products.samples_at_a_time(problem)
+    size = passes.samples_at_a_time(problem)
     parts = -(-n // size)
     if n <= 30:
         assert size == n
@@ -161,11 +161,11 @@ def test_parts_fit_a_pass_and_hardly_overlap(n, workers, monkeypatch):
     assert parts * size < n + max(workers, 0.05 * n)
 
     def one_pass(where, total):
-        taken = products.part(problem, where, size)
+        taken = passes.part(problem, where, size)
         kept = taken.x if taken.mask is None else taken.x[taken.mask]
         return np.append(total, kept)
 
-    shares = products.over_samples(problem, size, one_pass, lambda: np.empty(0))
+    shares = passes.over_samples(problem, size, one_pass, lambda: np.empty(0))
     assert len(shares) == min(workers, parts)
     np.testing.assert_array_equal(np.concatenate(shares), x)  # each once, in order
 
@@ -183,7 +183,7 @@ def test_an_error_in_one_worker_stops_the_others(monkeypatch):
         return total
 
     with pytest.raises(KeyboardInterrupt):
-        products.over_samples(problem, 1, one_pass, lambda: 0.0)
+        passes.over_samples(problem, 1, one_pass, lambda: 0.0)
     assert len(seen) < 5  # of the other's ten parts
 
 
@@ -334,7 +334,7 @@ def test_a_model_that_mixes_samples_has_no_gradients_of_single_ones():
 @pytest.mark.parametrize("size", [0, 64])
 def test_a_covariance_far_smaller_than_its_gradients_in_single_precision(size, rng, monkeypatch):
     if size:
-        monkeypatch.setattr(tw.curvature.products, "samples_at_a_time", lambda problem: size)
+        monkeypatch.setattr(passes, "samples_at_a_time", lambda problem: size)
     gradients = (1e4 + rng.standard_normal((300, 60))).astype(np.float32)
     problem = tw.Problem(
         lambda w, x: x @ w, lambda yhat, y: yhat, gradients, None, params=np.zeros(60, np.float32)

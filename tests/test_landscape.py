@@ -10,8 +10,7 @@ import pytest
 from problems import bowl, bowl_problem, data, for_a_cpu, line, line_problem
 
 import thalweg as tw
-from thalweg import backend, landscapes
-from thalweg import products as passes
+from thalweg import backend, landscapes, passes, tiling
 from thalweg.errors import InputError
 
 TOLERANCE = 1e-12
@@ -241,8 +240,8 @@ def tiled(monkeypatch):
     """Cut landscapes into chunks of a given size, whatever is fastest."""
 
     def cut(points, samples, entrywise):
-        tiling = landscapes._Tiling(points, samples, entrywise)
-        monkeypatch.setattr(landscapes, "_tiling", lambda *_: tiling)
+        cut = tiling.Tiling(points, samples, entrywise)
+        monkeypatch.setattr(landscapes, "tiling_of", lambda *_: cut)
 
     return cut
 
@@ -260,12 +259,12 @@ def test_streaming_changes_nothing(tiled, samples, entrywise, reduction):
     np.testing.assert_allclose(surface.empirical, expected, rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("tiling", [(1, 7, False), (4, 10, False), (4, 7, True)])
-def test_a_network_in_small_chunks_changes_nothing(tiled, tiling):
+@pytest.mark.parametrize("cut", [(1, 7, False), (4, 10, False), (4, 7, True)])
+def test_a_network_in_small_chunks_changes_nothing(tiled, cut):
     problem = mlp_problem()
     plane = tw.coordinate_plane(problem, MLP_RANGES, {"l2[1]": 5, "l1.weight[0]": 3})
     whole = tw.landscape(problem, plane, ("empirical", "pointwise"))
-    tiled(*tiling)
+    tiled(*cut)
     parts = tw.landscape(problem, plane, ("empirical", "pointwise"))
     np.testing.assert_allclose(parts.empirical, whole.empirical, rtol=TOLERANCE)
     np.testing.assert_allclose(parts.pointwise, whole.pointwise, rtol=TOLERANCE)
@@ -276,7 +275,7 @@ def test_rows_of_results_are_collected_in_parts(tiled, monkeypatch):
     plane = tw.coordinate_plane(problem, {"x": (-3, 4), "y": (-5, 1)}, {"x": 29, "y": 13})
     whole = tw.landscape(problem, plane)
     tiled(10, 1, True)
-    monkeypatch.setattr(landscapes, "_ROWS", 3 * 10 * 8)  # three chunks on the device at a time
+    monkeypatch.setattr(tiling, "_ROWS", 3 * 10 * 8)  # three chunks on the device at a time
     np.testing.assert_array_equal(tw.landscape(problem, plane).empirical, whole.empirical)
 
 
@@ -312,13 +311,13 @@ def test_nothing_of_size_samples_by_grid_is_made(make):
     problem = make(n=20_000)
     first, second = problem.names[:2]
     plane = tw.coordinate_plane(problem, {first: (0, 1), second: (0, 1)}, 100)
-    tiling = landscapes._tiling(problem, 100 * 100, False)
+    cut = tiling.tiling_of(problem, 100 * 100, False)
     program = partial(
         landscapes._chunks,
         wanted=("empirical",),
         layout=problem.layout,
         penalty=True,
-        tiling=tiling,
+        tiling=cut,
         room=2,
     )
     made = jax.make_jaxpr(program)(problem, plane.origin, plane.directions, plane.coordinates, 0, 2)
@@ -440,7 +439,7 @@ def test_point_by_point_is_the_same(monkeypatch, workers):
     plane = tw.random_plane(problem, problem.params, vectors=True, points=(4))
     risks = ("empirical", "expected", "pointwise")
     plain = {p: tw.landscape(problem, plane, risks, penalty=p) for p in (True, False)}
-    monkeypatch.setattr(landscapes, "_LARGE", 1)
+    monkeypatch.setattr(tiling, "_LARGE", 1)
     monkeypatch.setattr(passes, "_PASS", 64 * 5)
     monkeypatch.setattr(backend, "workers", lambda: workers)
     assert passes.samples_at_a_time(problem) <= 5
@@ -460,7 +459,7 @@ def test_workers_share_the_chunks(monkeypatch, workers, points):
     plane = tw.random_plane(problem, problem.params, vectors=True, points=points)
     rows = np.moveaxis(np.meshgrid(*plane.coordinates, indexing="ij"), 0, -1) @ plane.directions
     expected = (np.einsum("abp,np->nab", plane.origin + rows, x) - y[:, None, None]) ** 2
-    monkeypatch.setattr(landscapes, "_CACHE", 2 * 23 * 40)
+    monkeypatch.setattr(tiling, "_CACHE", 2 * 23 * 40)
     monkeypatch.setattr(backend, "workers", lambda: workers)
     found = tw.landscape(problem, plane, ("empirical", "pointwise"))
     np.testing.assert_allclose(found["pointwise"], expected, rtol=1e-12)
@@ -472,7 +471,7 @@ def test_workers_wait_for_one_compilation(monkeypatch, compilations):
     x = np.linspace(-1, 1, 40)[:, None]
     problem = tw.Problem(dot, "mse", x, x[:, 0], params={"w": np.ones(1)})
     plane = tw.random_plane(problem, problem.params, vectors=True, points=3)
-    monkeypatch.setattr(landscapes, "_LARGE", 1)
+    monkeypatch.setattr(tiling, "_LARGE", 1)
     monkeypatch.setattr(passes, "_PASS", 64 * 5)
     for workers in (1, 4):
         monkeypatch.setattr(backend, "workers", lambda workers=workers: workers)
@@ -495,7 +494,7 @@ def test_one_point_of_a_large_model_streams_too(monkeypatch):
     x = np.linspace(-1, 1, 40)[:, None]
     problem = tw.Problem(predict, "mse", x, 3 * x[:, 0], params={"w": np.ones(1)})
     plane = tw.random_plane(problem, problem.params, vectors=True, points=1, span=(0, 0))
-    monkeypatch.setattr(landscapes, "_LARGE", 1)
+    monkeypatch.setattr(tiling, "_LARGE", 1)
     monkeypatch.setattr(passes, "_PASS", 64 * 5)
     monkeypatch.setattr(backend, "workers", lambda: 2)
     assert passes.samples_at_a_time(problem) <= 5  # which looks at all of them
@@ -511,7 +510,7 @@ def test_samples_that_a_mask_leaves_out_have_no_part(monkeypatch, large):
     x, y = rng.standard_normal((23, 3)), rng.standard_normal(23)
     whole = tw.Problem(dot, "mse", x, y, params={"w": np.ones(3)})
     masked = whole.take(np.arange(23), np.arange(23) % 2 > 0)
-    monkeypatch.setattr(landscapes, "_LARGE", large)
+    monkeypatch.setattr(tiling, "_LARGE", large)
     plane = tw.random_plane(masked, masked.params, vectors=True, points=3)
     surface = tw.landscape(masked, plane, ("empirical", "pointwise"))
     assert float(surface.empirical[1, 1]) == pytest.approx(float(masked.risk(masked.params)))
@@ -552,11 +551,11 @@ def test_a_point_has_its_risk_however_samples_and_points_are_cut(what):
     x, y = rng.standard_normal(shape), rng.standard_normal((shape[0], 1))
     problem = tw.Problem(predict, "mse", x, y, params=params)
     plane = tw.random_plane(problem, params, vectors=True, points=9)
-    tiling = landscapes._tiling(problem, 81, False)
-    assert tiling.one_by_one == (cut is None)
+    found = tiling.tiling_of(problem, 81, False)
+    assert found.one_by_one == (cut is None)
     if cut is not None:
-        assert tiling.samples == cut[0]
-        assert tiling.points == cut[1] or cut[1] is None
+        assert found.samples == cut[0]
+        assert found.points == cut[1] or cut[1] is None
     surface = tw.landscape(problem, plane)
     for i, j in ((0, 0), (3, 5), (8, 8)):
         point = plane.origin + sum(
@@ -586,5 +585,5 @@ def norm2(w):
 
 @pytest.mark.parametrize("side", [3, 16, 101, 464, 1000])
 def test_chunks_of_an_entrywise_model_are_whole_vectors(side):
-    points = landscapes._tiling(line_problem(), side * side, False).points
-    assert points % landscapes._WHOLE_VECTORS == 0 or points == side * side < 256
+    points = tiling.tiling_of(line_problem(), side * side, False).points
+    assert points % tiling._WHOLE_VECTORS == 0 or points == side * side < 256

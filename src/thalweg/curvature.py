@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, inputs, lanczos, losses, products, results
+from thalweg import backend, blocks, inputs, lanczos, losses, passes, products, results
 from thalweg.errors import InputError, NotConverged, unknown
 from thalweg.params import Params
 from thalweg.problem import Problem, check_is_problem, described, vector_of
@@ -60,7 +60,7 @@ class Curvature:
 
     @cached_property
     def _samples(self) -> int:
-        return products.samples_at_a_time(self.problem)
+        return passes.samples_at_a_time(self.problem)
 
     def matvec(self, vector: Any) -> Float[Array, " p"]:
         """A v, for a vector (p,)."""

@@ -13,36 +13,23 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, products, programs, results
+from thalweg import backend, blocks, passes, programs, results
 from thalweg.curvature import hessian
 from thalweg.errors import InputError, unknown
 from thalweg.params import Layout
 from thalweg.planes import Plane
 from thalweg.problem import Problem, check_is_problem, penalised, pointwise
-from thalweg.programs import model_of, splits
+from thalweg.programs import model_of
+from thalweg.tiling import Tiling, tiling_of
 from thalweg.tuning import tuned
 
-# Measured on two cores. An entry-by-entry model is one fused loop over the points, in which some
-# samples at a time are written out: their sum then needs no loop of its own, and vectorises.
-_ENTRYWISE_POINTS = 32768
-_ENTRYWISE_SAMPLES = 20
-# A chunk of an odd number of points takes four times as long: cores then have unequal parts of it, in
-# loops that do not vectorise. So many points are whole vectors on each of sixteen cores.
-_WHOLE_VECTORS = 256
-# Other models hand arrays from layer to layer, which should stay in a core's second cache.
-_POINTS = 2048
-_SAMPLES = 4096
-_CACHE = 2**20  # bytes a chunk of points may keep between a model's layers, on a CPU
-_FEWEST = 32  # samples, below which matrix products take longer
-_LARGE = 16 * 2**20  # bytes of a single point's, from which on points go one by one
-_ROWS = 64 * 2**20  # bytes of a chunk's pointwise risks
 _HELD = 8 * 2**20  # bytes of results that a call returns: what the caches hold
 
 
@@ -132,7 +119,7 @@ def _evaluate(
     """The risks (points, …) of the plane's points in C order, and whether Ctrl-C cut it short."""
     total = math.prod(plane.shape)
     model = model_of(problem)
-    tiling = _tiling(problem, total, "pointwise" in wanted)
+    tiling = tiling_of(problem, total, "pointwise" in wanted)
     if tiling.one_by_one:
         return _point_by_point(problem, plane, wanted, penalty, progress)
     point_bytes = sum(
@@ -221,78 +208,13 @@ def _curvature_at(problem: Problem, plane: Plane) -> dict[str, Any]:
     }
 
 
-class _Tiling(NamedTuple):
-    """How points and samples are cut into chunks."""
-
-    points: int
-    samples: int
-    entrywise: bool
-    one_by_one: bool = False
-
-
-def _tiling(problem: Problem, total: int, with_samples: bool) -> _Tiling:
-    """Chunks of points that are all of one size, and chunks of samples that divide the data evenly
-    where they can, which spares a mask."""
-    model = model_of(problem)
-    n = max(problem.n_samples, 1)
-    if model.entrywise and (not problem.n_samples or splits(problem, 1)):
-        points = min(_ENTRYWISE_POINTS, total)
-        if with_samples:
-            points = min(points, max(1, _ROWS // (n * model.dtype.itemsize)))
-        points = _even(total, points)
-        if points > _WHOLE_VECTORS:
-            points = -(-points // _WHOLE_VECTORS) * _WHOLE_VECTORS
-        return _Tiling(points, _divisor(n, _ENTRYWISE_SAMPLES), True)
-    room = products.room(_CACHE)
-    each = max(model.sample_bytes, model.dtype.itemsize if with_samples else 0)
-    one_by_one = _Tiling(1, n, False, True)
-    if model.convolves and n * each > room:
-        return one_by_one
-    # The pointwise risks of a chunk of points are kept for all samples at once.
-    samples = n if with_samples else _divisor(n, min(n, _samples_together(problem)))
-    samples = samples if splits(problem, samples) else n
-    if samples * each > products.room(_LARGE):
-        return one_by_one
-    # XLA's own threads would share the products of a single point, and wait for the workers' cores.
-    points = max(2, room // max(samples * each, 1))
-    return _Tiling(_even(total, min(points, _POINTS, total)), samples, False)
-
-
-def _samples_together(problem: Problem) -> int:
-    """How many samples a chunk of points takes at a time."""
-    model = model_of(problem)
-    if not model.sample_bytes:
-        return _SAMPLES
-    n = max(problem.n_samples, 1)
-    inputs = sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves(problem.x)) // n
-    own = model.sample_bytes - inputs
-    # Where the inputs are wider than all that follows, copying a part of them for every chunk takes long.
-    if own <= inputs:
-        return max(1, products.room(_LARGE) // model.sample_bytes)
-    # Two points have room then; and a layer's weights, which each part reads again, are no more than what
-    # goes through it.
-    weights = problem.size * problem.layout.dtype.itemsize
-    return max(_FEWEST, products.room(_CACHE) // 2 // own, weights // own)
-
-
-def _even(total: int, most: int) -> int:
-    """The size of as few equal chunks of at most `most` as cover the total."""
-    return -(-total // -(-total // most))
-
-
-def _divisor(n: int, most: int) -> int:
-    """The largest number up to `most` that divides n; `most` itself if all that do are small."""
-    even = next((k for k in range(min(most, n), most // 2, -1) if n % k == 0), None)
-    return even or min(most, n)
-
-
 def _point_by_point(
     problem: Problem, plane: Plane, wanted: tuple[str, ...], penalty: bool, progress: bool | None
 ) -> tuple[dict[str, np.ndarray], bool]:
     """What `_evaluate` gives, for a model whose activations fill the memory that one point may take."""
     total = math.prod(plane.shape)
     model = model_of(problem)
-    size = products.samples_at_a_time(problem)
+    size = passes.samples_at_a_time(problem)
     blocks.check_memory(
         total * model.values * model.dtype.itemsize if "pointwise" in wanted else 0,
         f"the pointwise risks of {total} points × {problem.n_samples} samples",
@@ -322,7 +244,7 @@ def _point_by_point(
             return [*rows, losses] if "pointwise" in wanted else rows, total + added
 
         if {"empirical", "pointwise"} & set(wanted):
-            shares = products.over_samples(problem, size, add, lambda: ([], 0.0))
+            shares = passes.over_samples(problem, size, add, lambda: ([], 0.0))
             total = sum(total for _, total in shares)
             mean = problem.reduction == "mean"
             found["empirical"] = total / max(problem.n_samples, 1) if mean else total
@@ -339,7 +261,7 @@ def _point_by_point(
                 if risk != "pointwise":
                     values[risk][index] = float(risks[risk])
                     continue
-                values[risk][index] = products.of_each_sample(risks[risk], model.values)
+                values[risk][index] = passes.of_each_sample(risks[risk], model.values)
 
     _, interrupted = blocks.run(
         total, launch, collect, most=8, label="landscape", unit="point", progress=progress
@@ -353,7 +275,7 @@ def _losses(
     problem: Problem, where: Any, point: Any, *, layout: Layout, size: int
 ) -> tuple[Any, Any]:
     """The pointwise risks of a part of the data, and the sum in float64 of those that count."""
-    there = products.part(problem, where, size)
+    there = passes.part(problem, where, size)
     losses = pointwise(there, layout.unflatten(point))
     counted = losses if there.mask is None else jnp.where(there.mask, losses, 0)
     return losses, counted.astype(float).sum()
@@ -377,7 +299,7 @@ def _chunks(
     wanted: tuple[str, ...],
     layout: Layout,
     penalty: bool,
-    tiling: _Tiling,
+    tiling: Tiling,
     room: int,
 ) -> dict[str, Any]:
     """The risks (room, points, …) of `count` chunks of points from chunk `start` on."""
@@ -409,7 +331,7 @@ def _chunks(
 
 
 def _risks_at(
-    problem: Problem, points: Any, wanted: tuple[str, ...], penalty: bool, tiling: _Tiling
+    problem: Problem, points: Any, wanted: tuple[str, ...], penalty: bool, tiling: Tiling
 ) -> dict[str, Any]:
     """The risks at a chunk of points, a pytree with a leading axis."""
 
@@ -438,7 +360,7 @@ def _risks_at(
 
 
 def _streamed(
-    problem: Problem, over_points: Callable[[Callable[..., Any]], Any], tiling: _Tiling
+    problem: Problem, over_points: Callable[[Callable[..., Any]], Any], tiling: Tiling
 ) -> Any:
     """Sums of the pointwise risks over all samples, some at a time, in float64."""
     n, samples = problem.n_samples, tiling.samples

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from thalweg import products
+from thalweg import passes, products
 from thalweg.observables import At
 from thalweg.problem import Problem
 
@@ -51,7 +51,7 @@ def _alone(at: At) -> Problem:
 
 def _norms(problem: Problem, point: Any, center: Any) -> Any:
     norm = products.norm_of(problem, problem.layout, point, center)
-    size = products.gradients_at_a_time(problem, _ROOM)
+    size = passes.gradients_at_a_time(problem, _ROOM)
     samples = (problem.x, problem.y)
     # convolutions in a compiled loop take many times as long: no loop where none is needed
     return (

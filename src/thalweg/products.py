@@ -1,16 +1,12 @@
 """Products of curvature matrices with vectors: never the matrix, one or two passes a product.
 
-The empirical risk is a sum over samples and so are its matrices: they are computed on some samples at
-a time, as many as memory holds the activations of, and added up in double precision. The passes are
-called from the host, on each core one after the other: convolutions inside a compiled loop are many times
-slower.
+The empirical risk is a sum over samples and so are its matrices: they are computed in passes over the data
+and added up in double precision.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,108 +17,31 @@ import numpy as np
 from thalweg import backend, forward, programs
 from thalweg.errors import InputError
 from thalweg.params import Layout
+from thalweg.passes import (
+    ACTIVATIONS,
+    gradients_at_a_time,
+    of_each_sample,
+    over_samples,
+    part,
+    room,
+    sample_bytes,
+)
 from thalweg.problem import Problem, pointwise, predicting
-from thalweg.programs import model_of, splits
+from thalweg.programs import splits
 from thalweg.tuning import tuned
 
 # The matrices by name: of second derivatives of the risk, and second moments of samples' gradients
 _OF_THE_RISK = ("hessian", "gauss_newton")
 KINDS = (*_OF_THE_RISK, "second_moment", "covariance")
 
-_ACTIVATIONS = 256 * 2**20  # bytes of activations that products computed together may hold
 # Measured on two cores: twice as fast as one by one, and more of them leave the cache.
 _TOGETHER = 8 * 2**20  # bytes of activations of products computed together on a CPU
-# From 16 to 64 MiB it is all the same, above that a pass leaves the caches.
-_PASS = 32 * 2**20  # bytes of activations of a pass on a CPU
-
-
-def _sample_bytes(problem: Problem) -> int:
-    """Bytes that a sample takes in a pass: of its activations, or of the few numbers that it is itself."""
-    leaves = jax.tree_util.tree_leaves((problem.x, problem.y))
-    own = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // max(problem.n_samples, 1)
-    return max(model_of(problem).sample_bytes, 4 * own, 64)
-
-
-def room(on_cpu: int) -> int:
-    """Bytes of activations that are best held at once: so many on a CPU, for its caches."""
-    return on_cpu if backend.device().platform == "cpu" else _ACTIVATIONS
 
 
 def at_once(problem: Problem) -> int:
     """How many products are best computed together."""
     own = problem.size * problem.layout.dtype.itemsize
-    return max(1, room(_TOGETHER) // (_sample_bytes(problem) * max(problem.n_samples, 1) + own))
-
-
-def samples_at_a_time(problem: Problem) -> int:
-    """How many samples a pass takes: all of them if there is room, or if the model mixes them; else equal
-    parts, as many for each worker, of such a size that hardly any sample is computed twice."""
-    n = problem.n_samples
-    workers, fewest = programs.workers(problem), -(-n * _sample_bytes(problem) // room(_PASS))
-    if fewest <= 1:
-        return n
-    each = -(-fewest // workers)
-    parts = min(
-        (workers * k for k in range(each, 2 * each + 1)), key=lambda parts: -(-n // parts) * parts
-    )
-    size = -(-n // parts)
-    return size if splits(problem, size) else n
-
-
-def over_samples(
-    problem: Problem, size: int, one_pass: Callable[[Any, Any], Any], start: Callable[[], Any]
-) -> list[Any]:
-    """What one_pass(where, so far) has made of start() after all parts of `size` samples, for `part` to find
-    `where`: one such total from each of the workers, who take successive runs of parts, in the order of
-    the data."""
-    n = problem.n_samples
-    ended = threading.Event()
-
-    def work(begins: range) -> Any:
-        total = start()
-        for begin in begins:
-            if ended.is_set():
-                break
-            # The last part starts early and leaves out what was counted before: one program.
-            total = one_pass((np.int64(min(begin, n - size)), np.int64(begin)), total)
-        return total
-
-    def alone(begins: range) -> Any:
-        return jax.block_until_ready(work(begins))
-
-    begins = range(0, max(n, 1), max(size, 1))
-    each = -(-len(begins) // programs.workers(problem))
-    shares = [begins[k : k + each] for k in range(0, len(begins), each)]
-    if len(shares) == 1:
-        return [work(begins)]
-    with ThreadPoolExecutor(len(shares)) as pool:
-        try:
-            return list(pool.map(backend.inheriting(alone), shares))
-        except BaseException:  # Ctrl-C too: what the others are at would be of no use
-            ended.set()
-            raise
-
-
-def part(problem: Problem, where: Any, size: int) -> Problem:
-    """The problem on the `size` samples that a pass takes; inside a trace."""
-    n = problem.n_samples
-    if size >= n:
-        return problem
-    first, begin = where
-    x, y, mask = jax.tree_util.tree_map(
-        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, size),
-        (problem.x, problem.y, problem.mask),
-    )
-    if n % size:
-        fresh = first + jnp.arange(size) >= begin
-        mask = fresh if mask is None else fresh & mask
-    return problem.replace(x=x, y=y, mask=mask)
-
-
-def of_each_sample(parts: Iterable[Any], count: int) -> np.ndarray:
-    """What parts gave for their samples, once for each of `count`: the last part started early."""
-    rows = [np.asarray(part) for part in parts]
-    return np.concatenate([*rows[:-1], rows[-1][sum(map(len, rows)) - count :]])
+    return max(1, room(_TOGETHER) // (sample_bytes(problem) * max(problem.n_samples, 1) + own))
 
 
 def count_of(problem: Problem, kind: str) -> Any:
@@ -307,12 +226,6 @@ def norm_of(problem: Problem, layout: Layout, point: Any, center: Any) -> Callab
     return norm
 
 
-def gradients_at_a_time(problem: Problem, room: int) -> int:
-    """How many samples' gradients, p numbers each, fit into `room` bytes beside the activations."""
-    each = problem.size * problem.layout.dtype.itemsize + _sample_bytes(problem)
-    return max(1, min(problem.n_samples, room // each))
-
-
 @partial(jax.jit, static_argnames=("layout", "size"))
 @tuned
 def _norms(problem: Problem, where: Any, point: Any, *, layout: Layout, size: int) -> Any:
@@ -322,7 +235,7 @@ def _norms(problem: Problem, where: Any, point: Any, *, layout: Layout, size: in
 
 def gradient_norms(problem: Problem, point: Any) -> np.ndarray:
     """The norm of each pointwise risk's gradient (n,)."""
-    size = gradients_at_a_time(problem, _ACTIVATIONS // programs.workers(problem))
+    size = gradients_at_a_time(problem, ACTIVATIONS // programs.workers(problem))
 
     def add(where: Any, rows: list[Any]) -> list[Any]:
         return [*rows, _norms(problem, where, point, layout=problem.layout, size=size)]

@@ -1,0 +1,91 @@
+"""How a landscape's points and samples are cut into chunks, measured on two cores."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+from thalweg import passes
+from thalweg.problem import Problem
+from thalweg.programs import model_of, splits
+
+# An entry-by-entry model is one fused loop over the points, in which some
+# samples at a time are written out: their sum then needs no loop of its own, and vectorises.
+_ENTRYWISE_POINTS = 32768
+_ENTRYWISE_SAMPLES = 20
+# A chunk of an odd number of points takes four times as long: cores then have unequal parts of it, in
+# loops that do not vectorise. So many points are whole vectors on each of sixteen cores.
+_WHOLE_VECTORS = 256
+# Other models hand arrays from layer to layer, which should stay in a core's second cache.
+_POINTS = 2048
+_SAMPLES = 4096
+_CACHE = 2**20  # bytes a chunk of points may keep between a model's layers, on a CPU
+_FEWEST = 32  # samples, below which matrix products take longer
+_LARGE = 16 * 2**20  # bytes of a single point's, from which on points go one by one
+_ROWS = 64 * 2**20  # bytes of a chunk's pointwise risks
+
+
+class Tiling(NamedTuple):
+    """How points and samples are cut into chunks."""
+
+    points: int
+    samples: int
+    entrywise: bool
+    one_by_one: bool = False
+
+
+def tiling_of(problem: Problem, total: int, with_samples: bool) -> Tiling:
+    """Chunks of points that are all of one size, and chunks of samples that divide the data evenly
+    where they can, which spares a mask."""
+    model = model_of(problem)
+    n = max(problem.n_samples, 1)
+    if model.entrywise and (not problem.n_samples or splits(problem, 1)):
+        points = min(_ENTRYWISE_POINTS, total)
+        if with_samples:
+            points = min(points, max(1, _ROWS // (n * model.dtype.itemsize)))
+        points = _even(total, points)
+        if points > _WHOLE_VECTORS:
+            points = -(-points // _WHOLE_VECTORS) * _WHOLE_VECTORS
+        return Tiling(points, _divisor(n, _ENTRYWISE_SAMPLES), True)
+    room = passes.room(_CACHE)
+    each = max(model.sample_bytes, model.dtype.itemsize if with_samples else 0)
+    one_by_one = Tiling(1, n, False, True)
+    if model.convolves and n * each > room:
+        return one_by_one
+    # The pointwise risks of a chunk of points are kept for all samples at once.
+    samples = n if with_samples else _divisor(n, min(n, _samples_together(problem)))
+    samples = samples if splits(problem, samples) else n
+    if samples * each > passes.room(_LARGE):
+        return one_by_one
+    # XLA's own threads would share the products of a single point, and wait for the workers' cores.
+    points = max(2, room // max(samples * each, 1))
+    return Tiling(_even(total, min(points, _POINTS, total)), samples, False)
+
+
+def _samples_together(problem: Problem) -> int:
+    """How many samples a chunk of points takes at a time."""
+    model = model_of(problem)
+    if not model.sample_bytes:
+        return _SAMPLES
+    n = max(problem.n_samples, 1)
+    inputs = sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves(problem.x)) // n
+    own = model.sample_bytes - inputs
+    # Where the inputs are wider than all that follows, copying a part of them for every chunk takes long.
+    if own <= inputs:
+        return max(1, passes.room(_LARGE) // model.sample_bytes)
+    # Two points have room then; and a layer's weights, which each part reads again, are no more than what
+    # goes through it.
+    weights = problem.size * problem.layout.dtype.itemsize
+    return max(_FEWEST, passes.room(_CACHE) // 2 // own, weights // own)
+
+
+def _even(total: int, most: int) -> int:
+    """The size of as few equal chunks of at most `most` as cover the total."""
+    return -(-total // -(-total // most))
+
+
+def _divisor(n: int, most: int) -> int:
+    """The largest number up to `most` that divides n; `most` itself if all that do are small."""
+    even = next((k for k in range(min(most, n), most // 2, -1) if n % k == 0), None)
+    return even or min(most, n)
