@@ -223,7 +223,7 @@ def frame(ax: Axes, surface: xr.Dataset, x: tuple[float, float], y: tuple[float,
     across, up = _two_axes(surface)
     ax.set_autoscale_on(False)
     if isinstance(ax.xaxis.get_major_locator(), MaxNLocator):
-        ax.locator_params(axis="x", nbins=6)  # between more of them a minus sign looks like a dash
+        ax.locator_params(axis="x", nbins=5)  # between more of them a minus sign looks like a dash
     ax.set(
         xlim=x,
         ylim=y,
