@@ -110,11 +110,7 @@ def basins(
     attrs = results.provenance(
         "basins",
         {
-            "optimizer": {
-                "name": optimizer.name,
-                **optimizer.hyperparameters(),
-                **optimizer.switches(),
-            },
+            "optimizer": optimizer.described(),
             "problem": described(problem),
             "steps": steps,
         },

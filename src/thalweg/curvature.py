@@ -199,10 +199,12 @@ class Curvature:
         if tolerance is None:
             tolerance = float(np.sqrt(np.finfo(self.dtype).eps))
         with blocks.bar(0, "eigenvalues", "product", progress) as bar:
-            found = lanczos.extreme(
-                lambda v: sign * self.matvec(v), p, k, self.dtype, tolerance, seed,
-                told=lambda _: bar.update(),
-            )  # fmt: skip
+
+            def product(vector: Any) -> Any:
+                bar.update()
+                return sign * self.matvec(vector)
+
+            found = lanczos.extreme(product, p, k, self.dtype, tolerance, seed)
         self._check_finite(found.values)
         if not found.converged:
             NotConverged.warn(
@@ -351,12 +353,15 @@ class Curvature:
         nodes, weights = np.empty((probes, steps)), np.empty((probes, steps))
         key = jax.random.key(seed)
         with blocks.bar(probes * steps, "spectral density", "product", progress) as bar:
+
+            def product(vector: Any) -> Any:
+                bar.update()
+                return self.matvec(vector)
+
             for probe in range(probes):
                 key, own = jax.random.split(key)
                 start = jax.random.rademacher(own, (p,), self.dtype)
-                projected = lanczos.projected(
-                    self.matvec, start, steps, own, told=lambda _: bar.update()
-                )
+                projected = lanczos.projected(product, start, steps, own)
                 if not np.isfinite(projected).all():
                     return np.full(nodes.shape, np.nan), weights
                 values, vectors = np.linalg.eigh(projected)

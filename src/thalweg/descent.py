@@ -251,11 +251,7 @@ def _schedule_tables(
 def _settings(optimizer: Optimizer, problem: Problem, **call: Any) -> dict[str, Any]:
     """The call as JSON can hold it; a function stands by its name."""
     return {
-        "optimizer": {
-            "name": optimizer.name,
-            **optimizer.hyperparameters(),
-            **optimizer.switches(),
-        },
+        "optimizer": optimizer.described(),
         "problem": described(problem),
         **call,
     }

@@ -7,12 +7,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from thalweg import blocks, report, results, studies
 from thalweg.errors import InputError
+from thalweg.pages import rendered
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,6 @@ def _one(name: str, given: Mapping[str, Any], folder: Path, interrupt: blocks.In
 
 
 def _write_index(folder: Path, outcomes: list[Outcome]) -> None:
-    import jinja2
-
-    template = resources.files("thalweg").joinpath("gallery.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     rows = [
         {
             "outcome": outcome,
@@ -102,7 +98,8 @@ def _write_index(folder: Path, outcomes: list[Outcome]) -> None:
         }
         for outcome in outcomes
     ]
-    page = environment.from_string(template).render(
+    page = rendered(
+        "gallery.html",
         rows=rows,
         seconds=sum(outcome.seconds for outcome in outcomes),
         made_by=", ".join(f"{k} {v}" for k, v in results.versions().items()),

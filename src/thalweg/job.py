@@ -352,7 +352,7 @@ class Job:
             first = jax.tree_util.tree_leaves(self._all(lambda walk: walk.memory[name]))
             kept = [np.asarray(leaf).reshape(self.who.count, -1).any(axis=1) for leaf in first]
             return {} if np.any(kept, axis=0).all() else {"note": observables.OF_ZERO}
-        if seen is None or not observables.is_relative_to_start(seen):
+        if seen is None or not observables.is_named("relative_movement", seen):
             return {}
         norms = np.linalg.norm(self._vectors(self.started, self.layout.dtype), axis=0)
         return {"note": observables.FROM_ZERO} if (norms == 0).any() else {}

@@ -53,7 +53,6 @@ def extreme(
     dtype: Any,
     tolerance: float,
     seed: int = 0,
-    told: Callable[[int], None] = lambda products: None,
 ) -> Pairs:
     """The `count` largest eigenvalues of an operator, and their vectors; the smallest are the negatives
     of those of its negative.
@@ -61,15 +60,12 @@ def extreme(
     An eigenvalue counts as found where ‖A v − λ v‖ ≤ tolerance · max|λ|. From one starting vector one
     copy of a multiple eigenvalue can be found: a second search, orthogonal to what was found, looks
     for others, until there are none.
-
-    Args:
-        told: called with the number of products so far, after each.
     """
     key = jax.random.key(seed)
-    found = _Search(product, size, dtype, tolerance, key, told).run(count)
+    found = _Search(product, size, dtype, tolerance, key).run(count)
     while len(found.values) < size and np.isfinite(found.values).all():
         key = jax.random.fold_in(key, 1)
-        search = _Search(product, size, dtype, tolerance, key, told, found)
+        search = _Search(product, size, dtype, tolerance, key, found)
         least = found.values[count - 1]
         seen = search.run(1, only_above=least + tolerance * max(abs(found.values[0]), abs(least)))
         products = found.products + seen.products
@@ -101,12 +97,9 @@ class _Search:
         dtype: Any,
         tolerance: float,
         key: Any,
-        told: Callable[[int], None],
         found: Pairs | None = None,
     ) -> None:
-        self.product, self.size, self.tolerance, self.key, self.told = (
-            product, size, tolerance, key, told
-        )  # fmt: skip
+        self.product, self.size, self.tolerance, self.key = product, size, tolerance, key
         self.locked = 0 if found is None else len(found.values)
         self.before = 0 if found is None else found.products
         self.free = size - self.locked
@@ -129,7 +122,6 @@ class _Search:
             for j in range(filled, most):
                 image = self.product(basis[locked + j])
                 products += 1
-                self.told(self.before + products)
                 scale = max(scale, float(jnp.linalg.norm(image)))
                 basis, coefficients, left = absorb(
                     basis, image, locked + j + 1, scale, jax.random.fold_in(self.key, products)
@@ -221,7 +213,6 @@ def projected(
     start: Any,
     steps: int,
     key: Any,
-    told: Callable[[int], None] = lambda products: None,
 ) -> Float[np.ndarray, "m m"]:
     """An operator in the Krylov space of `steps` vectors from `start` (p,), as `krylov` has it, for a
     product that is called from the host; NaN where it is not finite."""
@@ -230,7 +221,6 @@ def projected(
     columns, scale = np.zeros((steps, steps)), 0.0
     for j in range(steps):
         image = product(basis[j])
-        told(j + 1)
         scale = max(scale, float(jnp.linalg.norm(image)))
         basis, column, _ = absorb(basis, image, j + 1, scale, jax.random.fold_in(key, j))
         columns[: j + 1, j] = np.asarray(column)[: j + 1]

@@ -81,12 +81,6 @@ FROM_ZERO = "absolute for runs that start from norm zero, where a relative movem
 OF_ZERO = "absolute for runs whose first value has norm zero, where a relative one is undefined"
 
 
-def is_relative_to_start(observable: Observable) -> bool:
-    """Whether an observable divides by the start's norm."""
-    structure = jax.tree_util.tree_structure
-    return structure(observable) == structure(_as_observable("", relative_movement))
-
-
 def is_named(name: str, observable: Observable) -> bool:
     """Whether this is the observable that goes by that name."""
     structure = jax.tree_util.tree_structure

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import tempfile
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import xarray as xr
 
 from thalweg import results, studies
 from thalweg.errors import MissingExtra, optional
+from thalweg.pages import rendered
 
 _PLOTLY = {"responsive": True, "displaylogo": False}
 _HEAD = 2**16  # of a report: it says early which figures it has
@@ -68,8 +68,6 @@ def _figures_of(page: Path) -> set[str]:
 
 def _page(tree: xr.DataTree, figures: Path) -> str:
     """The page's text; its figures are written to the folder `figures` on the way."""
-    import jinja2
-
     name = studies.name_of(tree)
     found = studies.findings(name, tree)
     drawn = []
@@ -84,9 +82,8 @@ def _page(tree: xr.DataTree, figures: Path) -> str:
         (key, value, help_of.get(key, "")) for key, value in results.settings_of(tree).items()
     ]
     versions = ", ".join(f"{k} {v}" for k, v in results.versions().items())
-    template = resources.files("thalweg").joinpath("report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(
+    return rendered(
+        "report.html",
         title=studies.title(name),
         summary=studies.summary(name),
         warnings=found.warnings,

@@ -126,6 +126,10 @@ class Optimizer:
         """Every hyperparameter by the name it is swept under, pairs entry by entry."""
         return {name: value for name, value, _ in self._hyper_fields()}
 
+    def described(self) -> dict[str, Any]:
+        """What a result's settings say of the optimizer."""
+        return {"name": self.name, **self.hyperparameters(), **self.switches()}
+
     def switches(self) -> dict[str, Any]:
         """The static settings by name."""
         return {

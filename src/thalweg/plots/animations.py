@@ -161,7 +161,7 @@ def path(
     )
     name = ax.get_title() if title is None else title
     draw_path = _growing(ax, surface, path, label)
-    _say_left_out(ax, path, rows)
+    _say_left_out(ax, rows)
     says = [_says(path, int(row)) for row in rows]
     # in two lines in all frames, where one of them has no room
     by = ":\n" if max(map(len, says)) + len(name) > _LINE else ": "
@@ -226,7 +226,7 @@ def pointwise(
         name = f"{panels.arrow_name(surface, arrow)}\n(none where it is zero)"
         panels.name_arrow(ax, name)
         style.legend(ax)
-    _say_left_out(ax, path, rows)
+    _say_left_out(ax, rows)
     said = style.notes(ax)
 
     def draw(frame: int) -> list[Artist]:
@@ -305,7 +305,7 @@ def fit(
     left, right = axes[0]
     surfaces.contour(surface, risk=risk, levels=levels, n_levels=n_levels, center=center, ax=right)
     draw_path = _growing(right, surface, path, None)
-    _say_left_out(right, known, chosen)
+    _say_left_out(right, chosen)
     table = table.sel(step=steps)
     fits.fit(table.isel(step=-1), ax=left, title="Data and fit", label=label)
     curves = [line for line in left.lines if str(line.get_gid()).startswith(style.SERIES)]
@@ -408,7 +408,7 @@ def _says(path: xr.Dataset, row: int, *more: str) -> str:
     return style.joined(step, *more, text, fate)
 
 
-def _say_left_out(ax: Axes, path: xr.Dataset, rows: np.ndarray) -> None:
+def _say_left_out(ax: Axes, rows: np.ndarray) -> None:
     """Which steps are shown, unless all of them are."""
     count = int(rows[-1]) + 1
     if len(rows) == count:

@@ -61,9 +61,10 @@ def basins(
     across, up = axes
     number = result["basin"].transpose(up, across).values
     ax = style.new_axes(ax, (7.4, 4.8))
-    colors, handles = _by_minimum(result, number, most)
     if by == "loss":
-        colors, handles = _by_loss(ax, result, number, handles, loss_range)
+        colors, handles = _by_loss(ax, result, number, loss_range)
+    else:
+        colors, handles = _by_minimum(result, number, most)
     x, y = result[across].values, result[up].values
     # One pixel a start, where they are evenly spaced; a mesh of a million cells takes a minute.
     half = [(c[-1] - c[0]) / max(len(c) - 1, 1) / 2 or 0.5 for c in (x, y)]
@@ -134,7 +135,6 @@ def _by_loss(
     ax: Axes,
     result: xr.Dataset,
     number: np.ndarray,
-    handles: list[Patch],
     loss_range: tuple[float, float] | None,
 ) -> tuple[np.ndarray, list[Patch]]:
     losses = result["minimum_loss"].values

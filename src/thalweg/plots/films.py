@@ -8,13 +8,13 @@ import itertools
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from thalweg.errors import InputError, optional
+from thalweg.pages import rendered
 
 _COLORS = 255  # of the 256 that a palette holds; the last one is for what is transparent
 _SEEN = 5  # frames that the palette is chosen from
@@ -99,18 +99,15 @@ def page(frames: Iterable[np.ndarray], labels: Sequence[str], fps: float, title:
         fps: frames a second.
         title: of the page; also the picture's description.
     """
-    import jinja2
-
     frames = list(frames)
     pages, palette = _in_palette(frames)
     differing = [
         np.where((frame == frames[-1]).all(axis=2), np.uint8(_COLORS), page)
         for frame, page in zip(frames, pages, strict=True)
     ]
-    template = resources.files("thalweg").joinpath("player.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     height, width = frames[-1].shape[:2]
-    return environment.from_string(template).render(
+    return rendered(
+        "player.html",
         title=title,
         width=width,
         height=height,

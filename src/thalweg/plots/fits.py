@@ -80,6 +80,7 @@ def fit(
     values = curves.transpose("grid", *dims).values.astype(float)
     indices = list(np.ndindex(*values.shape[1:]))
     taken = style.styles_taken(ax)
+    apart = max(len(grid) // 6, 1)  # markers
     for i, index in enumerate(indices):
         column = values[(slice(None), *index)]
         whole = np.isfinite(column).all()
@@ -98,7 +99,7 @@ def fit(
             lw=1.8 if alone else 0.8,
             # markers tell several curves apart in grey, each at places of its own
             marker=look.marker if alone and taken + len(indices) > 1 else None,
-            markevery=(0.03 * ((taken + i) % 5), 0.15),
+            markevery=((taken + i) % 5 * apart // 5, apart),
             ms=4.5,
             alpha=1 if alone else max(0.15, min(0.6, 20 / len(indices))),
             zorder=3,

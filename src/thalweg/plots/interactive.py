@@ -19,7 +19,8 @@ from matplotlib.colors import to_hex
 from thalweg.errors import InputError, unknown
 from thalweg.plots import bands, relief, style, surfaces
 from thalweg.plots.canvas import Canvas, axis, plain
-from thalweg.plots.tracks import Track, in_a_row
+from thalweg.plots.members import in_a_row
+from thalweg.plots.tracks import Track
 
 _CAMERA = {"eye": {"x": -1.1, "y": -1.45, "z": 0.95}, "center": {"x": 0, "y": 0, "z": -0.1}}
 _TIMES = np.linspace(0, 1, 11)  # where the colour scale of time is given

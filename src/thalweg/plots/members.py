@@ -79,3 +79,9 @@ def _name(path: xr.Dataset, index: tuple[int, ...], runs: bool) -> str:
         elif runs and path.sizes["run"] > 1:
             run = f"run {value}"
     return joined(*swept, run)
+
+
+def in_a_row(columns: np.ndarray) -> np.ndarray:
+    """Columns (steps, members) one after the other, a gap after each."""
+    columns = np.asarray(columns, float)
+    return np.pad(columns, ((0, 1), (0, 0)), constant_values=np.nan).ravel(order="F")

@@ -87,7 +87,7 @@ class Trail:
         for line, marks, across, up in zip(self.lines, self.marks, x.T, y.T, strict=True):
             line.set_data(across, up)
             line.set_markevery([mark for mark in marks if mark <= row])
-        self.rim.set_data(_in_a_row(x), _in_a_row(y))
+        self.rim.set_data(members.in_a_row(x), members.in_a_row(y))
         self.start.set_data(*first)
         self.end.set_data(*last[:, ~gone])
         self.cross.set_data(*last[:, gone])
@@ -270,13 +270,8 @@ def _rim(ax: Axes, x: np.ndarray, y: np.ndarray, wide: float) -> Line2D:
 
     One artist beneath all of them: were each line to bring its own, it would hide the others.
     """
-    row = _in_a_row(x), _in_a_row(y)
+    row = members.in_a_row(x), members.in_a_row(y)
     return ax.plot(*row, color=style.shade(1), lw=wide, zorder=2.5, label="_rim", gid=style.RIM)[0]
-
-
-def _in_a_row(columns: np.ndarray) -> np.ndarray:
-    """Columns (steps, members) one after the other, a gap after each."""
-    return np.pad(columns, ((0, 1), (0, 0)), constant_values=np.nan).ravel(order="F")
 
 
 def _is_gone(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ class Track:
             **{name: self.params[..., i] for i, name in enumerate(chosen)},
         }
         step = np.broadcast_to(self.step[:, None], self.loss.shape)
-        columns = [in_a_row(values[:, series.columns]) for values in (step, *told.values())]
+        columns = [members.in_a_row(values[:, series.columns]) for values in (step, *told.values())]
         lines = [
             f"<b>{plain(series.name)}</b>",
             "step %{customdata[0]:.0f}",
@@ -126,7 +126,7 @@ class Track:
         size = 5 if len(self.step) * len(series.columns) <= 300 else 3
         for panel in panels:
             canvas.place(
-                [in_a_row(values[:, series.columns]) for values in panel],
+                [members.in_a_row(values[:, series.columns]) for values in panel],
                 mode="markers",
                 marker={"size": size * (0.7 if len(panel) == 3 else 1), "color": series.color},
                 legendgroup=series.name,
@@ -216,17 +216,11 @@ class Track:
                 )
 
 
-def in_a_row(columns: np.ndarray) -> np.ndarray:
-    """Columns (steps, members) one after the other, a gap after each."""
-    columns = np.asarray(columns, float)
-    return np.pad(columns, ((0, 1), (0, 0)), constant_values=np.nan).ravel(order="F")
-
-
 def _plumb(point: list[np.ndarray], floor: float) -> list[np.ndarray]:
     """Lines straight down from points to the floor."""
     x, y, z = point
     low = np.where(np.isfinite(z), floor, np.nan)
-    return [in_a_row(np.stack(two)) for two in ((x, x), (y, y), (z, low))]
+    return [members.in_a_row(np.stack(two)) for two in ((x, x), (y, y), (z, low))]
 
 
 def _evenly(total: int, most: int) -> np.ndarray:

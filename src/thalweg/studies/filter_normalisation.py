@@ -232,7 +232,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     yield (
         "invariance",
         Drawing.of(
-            _draw_invariance(tree, settings),
+            _draw_invariance(tree),
             "Can a picture of the landscape be believed? Left and right are one and the same function: "
             f"on the right the first layer is {settings.scale:g} times as large and the second one "
             "divided by as much. Along filter-normalised directions (above) the pictures agree; along "
@@ -313,7 +313,7 @@ def _levels(*surfaces: xr.Dataset) -> np.ndarray:
     return np.geomspace(low, max(high, 1.01 * low), _LEVELS)
 
 
-def _draw_invariance(tree: xr.DataTree, settings: Settings) -> Any:
+def _draw_invariance(tree: xr.DataTree) -> Any:
     figure, axes = plots.grid(2, 2, title="One function, two sets of weights")
     for row, (normalize, words) in zip(axes, _NORMALIZATIONS.items(), strict=True):
         pair = [

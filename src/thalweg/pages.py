@@ -1,0 +1,15 @@
+"""Pages from templates: reports, the index of several, the player of a film."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+
+def rendered(template: str, **values: Any) -> str:
+    """The page that a template of the package makes of some values; a value that it lacks is an error."""
+    import jinja2
+
+    text = resources.files("thalweg").joinpath(template).read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(text).render(**values)
