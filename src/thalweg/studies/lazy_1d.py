@@ -164,6 +164,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
         ax.set_ylabel("loss (αh − y)²/(2α²)")
         ax.locator_params(axis="x", nbins=4)
         _mark_start(ax, settings.start)
+    style.shared_legend(figure, list(axes.flat[: len(names)]))
     yield (
         "losses",
         _drawing(
@@ -208,8 +209,9 @@ def _drawing(figure: Any, settings: Settings, caption: str) -> Drawing:
     if settings.quiz:
         for ax in figure.axes:
             ax.set(title="?", xlabel="?", ylabel="?")
-            for text in ax.get_legend().get_texts():
-                text.set_text("?")
+        legends = [*figure.legends, *filter(None, (ax.get_legend() for ax in figure.axes))]
+        for text in (text for legend in legends for text in legend.get_texts()):
+            text.set_text("?")
         if figure.get_suptitle():
             figure.suptitle("?")
         caption = "What is drawn here, against what, and which curve is which?"
