@@ -69,6 +69,15 @@ def test_a_crowd_of_eigenvalues_below_the_largest(low, high, p, dtype):
     np.testing.assert_allclose(path.sharpness, high, rtol=1e-4 if dtype == "float64" else 2e-3)
 
 
+def test_sharpness_in_half_precision():
+    curvatures = jnp.asarray([1.0, 2.0, 4.0], jnp.bfloat16)
+    problem = tw.Problem.from_function(
+        lambda w: 0.5 * jnp.sum(curvatures * w * w), jnp.ones(3, jnp.bfloat16)
+    )
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=2, record={"sharpness": tw.sharpness})
+    np.testing.assert_allclose(path.sharpness, 4, rtol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "preconditioner"),
     [

@@ -45,6 +45,24 @@ def test_products_and_matrices(rng):
     np.testing.assert_allclose(push(v), expected, rtol=1e-14)
 
 
+@jax.custom_vjp
+def clipped(z):
+    return 2 * z
+
+
+clipped.defvjp(lambda z: (2 * z, None), lambda _, g: (jnp.clip(2 * g, -10, 10),))
+
+
+def test_a_rule_that_is_not_linear(rng):
+    matrix, point = rng.standard_normal((9, 5)), rng.standard_normal(5)
+    _, found = forward.value_and_jacobian(lambda w: clipped(matrix @ w), point)
+    np.testing.assert_allclose(found, 2 * matrix, rtol=1e-12)
+    with pytest.raises(
+        tw.InputError, match=r"custom_vjp has no derivative along a direction.*min|max"
+    ):
+        forward.jvp(clipped, point, point)
+
+
 @pytest.mark.parametrize("rows", [3, 9])
 def test_a_jacobian_either_way(rows, rng):
     matrix, point = rng.standard_normal((rows, 5)), rng.standard_normal(5)

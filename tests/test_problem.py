@@ -630,6 +630,8 @@ def test_what_is_left_out_stays_so_in_parts():
     np.testing.assert_allclose(path.loss[:3], np.nanmean(squares, axis=1), rtol=1e-12)
     norms = tw.gradient_norms(masked, 1.0)
     np.testing.assert_allclose(norms, 2 * np.arange(1, 13)[kept] ** 2, rtol=1e-12)
+    with pytest.raises(InputError, match="all samples of this problem are left out"):
+        tw.gradient_norms(whole.take(np.arange(12), np.zeros(12, bool)), 1.0)
 
 
 def test_a_loss_without_targets_is_given_none():

@@ -59,12 +59,22 @@ MIXING = {
     "rank": lambda w, x: weight(w, x) * jnp.argsort(x[:, 0])[:, None],
     "place": lambda w, x: weight(w, x + jnp.arange(len(x))[:, None]),
     "noise": lambda w, x: weight(w, x + jax.random.normal(jax.random.key(0), x.shape)),
+    "four places before": lambda w, x: weight(w, x - jnp.roll(x, 4, axis=0)),
+    "four series": lambda w, x: weight(
+        w, jax.nn.softmax(x.reshape(2, -1), axis=1).reshape(x.shape)
+    ),
+    "the first ten": lambda w, x: weight(w, x) * (jnp.arange(len(x)) < 10)[:, None],
+    "beside a matrix": lambda w, x: (x - x.mean(axis=0)) @ jnp.linalg.cholesky(w["sharp"])[:, :3],
     "five places before": lambda w, x: weight(w, x - jnp.concatenate([jnp.zeros((5, 5)), x[:-5]])),
 }
 
 
 def splits(predict, x):
-    params = {"weight": np.random.default_rng(1).standard_normal((5, 3)), "zero": np.zeros((5, 3))}
+    params = {
+        "weight": np.random.default_rng(1).standard_normal((5, 3)),
+        "zero": np.zeros((5, 3)),
+        "sharp": 1 + 1e-6 * np.eye(5),  # positive definite, which matrices beside it are not
+    }
     y = np.zeros(jax.eval_shape(predict, params, x).shape)
     return programs.splits(tw.Problem(predict, "mse", x, y, params=params), 10)
 
@@ -84,6 +94,8 @@ def test_samples_stand_alone_or_do_not_whatever_the_data(name, order, rng):
         (lambda y: 1 + jnp.abs(y), True),
         (lambda y: 0.99 ** jnp.arange(len(y)), False),
         (lambda y: 1 / jnp.abs(y).max(), False),
+        # boundary points first, as physics-informed networks have them
+        (lambda y: jnp.concatenate([0 * y[:12], 1 + 0 * y[12:]]), False),
     ],
 )
 def test_a_loss_of_the_users_may_mix_samples_too(factor, alone, rng):
@@ -100,6 +112,47 @@ def test_samples_may_be_numbers_of_a_table():
     places = np.repeat(np.arange(5), 6)  # the first few are alike
     assert splits(lambda w, i: w["weight"][i] * 2 + jnp.sin(w["weight"][i]) @ jnp.eye(3), places)
     assert not splits(lambda w, i: w["weight"][i] - w["weight"][i].mean(axis=0), places)
+    ones = np.ones(30, int)
+    assert not splits(lambda w, k: jnp.sin(w["weight"][0]) * (k / k.sum())[:, None], ones)
+
+
+def test_inputs_may_have_a_domain(rng):
+    """Values that the data do not have may be refused; then values that they have must do."""
+    x, params = 1 + rng.random((30, 5)), {"weight": rng.random((5, 3))}
+    for predict, alone in (
+        (lambda w, x: jnp.log(weight(w, x)), True),
+        (lambda w, x: jnp.log(weight(w, x)) / jnp.log(x).sum(), False),
+    ):
+        problem = tw.Problem(predict, "mse", x, np.zeros((30, 3)), params=params)
+        with jax.debug_nans(True):
+            assert programs.splits(problem, 10) == alone
+
+    def checked(v):
+        if (v <= 0).any():
+            raise RuntimeError("not positive")
+        return np.log(v)
+
+    def predict(w, x):
+        return jax.pure_callback(checked, jax.ShapeDtypeStruct(x.shape, x.dtype), x) @ w["weight"]
+
+    assert programs.splits(tw.Problem(predict, "mse", x, np.zeros((30, 3)), params=params), 10)
+
+
+def test_places_are_seen_in_half_precision(rng):
+    x = rng.standard_normal((30, 5)).astype(jnp.bfloat16)
+    params = {"weight": rng.standard_normal((5, 3)).astype(jnp.bfloat16)}
+    for predict, alone in (
+        (lambda w, x: jnp.tanh(weight(w, x)), True),
+        (
+            lambda w, x: jnp.tanh(weight(w, x)) * (1 - 0.5 * (jnp.arange(len(x)) % 2))[:, None],
+            False,
+        ),
+    ):
+        y = np.zeros((30, 3), jnp.bfloat16)
+        problem = tw.Problem(
+            lambda w, x, f=predict: f(w, x).astype(x.dtype), "mse", x, y, params=params
+        )
+        assert programs.splits(problem, 10) == alone
 
 
 def test_a_landscape_takes_all_samples_at_once_where_they_are_compared(monkeypatch, rng):

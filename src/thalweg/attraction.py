@@ -14,7 +14,7 @@ import xarray as xr
 from thalweg import backend, blocks, inputs, results
 from thalweg.ensemble import members
 from thalweg.errors import InputError
-from thalweg.loop import Feed, Plan, begin, block, known_turns
+from thalweg.loop import Feed, Plan, Span, begin, block, known_turns
 from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
 from thalweg.planes import Plane
@@ -127,9 +127,9 @@ def _points(plane: Plane) -> np.ndarray:
     return plane.origin + np.stack([g.ravel() for g in grids], axis=1) @ plane.directions
 
 
-def _numbers(first: int, last: int) -> tuple[Any, ...]:
-    """What tells a block to go from step `first` to step `last`, and to record a row that nobody reads."""
-    return (*map(np.int32, (first, last, _NEVER, 1)), False, np.int32(first))
+def _span(first: int, last: int) -> Span:
+    """From step `first` to step `last`, with one row of a record, which nobody reads."""
+    return Span.of(first, last, every=_NEVER, begun=first, ends=False)
 
 
 class _Crowd:
@@ -201,7 +201,7 @@ class _Crowd:
         first = jax.tree_util.tree_map(lambda leaf: leaf[: self.chunk], self.params)
         feed, lost = Feed(np.int32(0), {}, None, None), np.full(self.chunk, -1, np.int32)
         walk = begin.eval_shape(self.plan, feed, first, first, None, lost)
-        traced = block.trace(self.plan, feed, first, walk, *_numbers(0, 1), **self._static)
+        traced = block.trace(self.plan, feed, first, walk, _span(0, 1), **self._static)
         return 1 if runs_alone(traced.jaxpr) else backend.workers()
 
     def _advance(self, first: int, last: int, interrupt: blocks.Interrupt, start: int) -> Any:
@@ -212,8 +212,7 @@ class _Crowd:
         params, state = jax.tree_util.tree_map(lambda leaf: leaf[rows], (self.params, self.state))
         feed = Feed(np.int32(first), {}, None, None)
         walk = begin(self.plan, feed, params, params, state, np.full(self.chunk, -1, np.int32))
-        numbers = _numbers(first, last)
-        walk = block(self.plan, feed, params, walk, *numbers, **self._static)[0]
+        walk = block(self.plan, feed, params, walk, _span(first, last), **self._static)[0]
         return jax.tree_util.tree_map(np.asarray, (walk.params, walk.state, walk.diverged_at))
 
     @property

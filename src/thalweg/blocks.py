@@ -182,3 +182,9 @@ def size_text(count: float) -> str:
         return f"{count:.0f} B"
     power = min(int(math.log(count, 1024)), 6)
     return f"{count / 1024**power:.1f} {'KMGTPE'[power - 1]}iB"
+
+
+def rows_before(first: Any, last: Any, every: Any) -> Any:
+    """How many rows a block records from step `first` on and before `last`: at `first`, and at the multiples
+    of `every` after it. Numbers or traced."""
+    return (first < last) * (1 + (last - 1) // every - first // every)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from thalweg import curvature, lanczos, products
@@ -43,8 +44,13 @@ def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any
     layout = Layout.of(at.params)
     point = layout.flatten(at.params)
 
-    def product(vector: Any) -> Any:
-        return products.whole_product("hessian", at.problem, layout, point, vector)
+    def product(
+        vector: Any,
+    ) -> Any:  # in the parameters' precision, which may be half of the vectors'
+        image = products.whole_product(
+            "hessian", at.problem, layout, point, vector.astype(point.dtype)
+        )
+        return image.astype(vector.dtype)
 
     leading = partial(lanczos.leading, steps=steps, tolerance=_TOLERANCE, most=_MOST // steps)
 
@@ -62,7 +68,8 @@ def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any
 
 def _first(preconditioned: bool, at: At) -> Any:
     layout = Layout.of(at.params)
-    start = jax.random.normal(jax.random.key(0), (layout.size,), layout.dtype)
+    dtype = jnp.promote_types(layout.dtype, jnp.float32)
+    start = jax.random.normal(jax.random.key(0), (layout.size,), dtype)
     return _top(_COLD, preconditioned, at, start)[1]
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from thalweg import backend as _backend  # noqa: F401
+from thalweg.errors import InputError, first_line
 from thalweg.jaxprs import names
 
 
@@ -28,7 +29,7 @@ def linearize(f: Callable[[Any], Any], point: Any) -> tuple[Any, Callable[[Any],
 def value_and_jacobian(f: Callable[[Any], Any], point: Any) -> tuple[Any, Any]:
     """f (m,) at a point (p,), and J (m, p), forwards or in reverse, whichever takes fewer passes."""
     (m,), (p,) = jax.eval_shape(f, point).shape, point.shape
-    if p < m:
+    if p < m and not _only_reverse(f, point):
         value, push = linearize(f, point)
         return value, jax.vmap(push, out_axes=1)(jnp.eye(p, dtype=point.dtype))
     value, pull = jax.vjp(f, point)
@@ -45,4 +46,15 @@ def _by_reverse(f: Callable[[Any], Any], point: Any) -> tuple[Any, Callable[[Any
     """u ↦ Jᵀ u is linear, and its transpose is J."""
     value, pull = jax.vjp(f, point)
     transposed = jax.linear_transpose(pull, value)
-    return value, lambda vector: transposed((vector,))[0]
+
+    def push(vector: Any) -> Any:
+        try:
+            return transposed((vector,))[0]
+        except NotImplementedError as error:
+            raise InputError(
+                f"a function with a jax.custom_vjp has no derivative along a direction: its backward rule is "
+                f"not linear in what it is given, as JAX reads it ({first_line(error)}). Write it with "
+                f"jax.custom_jvp."
+            ) from error
+
+    return value, push

@@ -17,8 +17,8 @@ import xarray as xr
 from thalweg import backend, blocks, names, observables, results, sampling
 from thalweg.ensemble import Members, member_vectors
 from thalweg.errors import InputError
-from thalweg.logbook import Record, rows_before, storable
-from thalweg.loop import Feed, Plan, Walk, begin, block, known_turns, row_of
+from thalweg.logbook import Record, storable
+from thalweg.loop import Feed, Plan, Span, Walk, begin, block, known_turns, row_of
 from thalweg.params import Layout, Params
 from thalweg.programs import runs_alone
 
@@ -155,8 +155,8 @@ class Job:
     def _runs_alone(self, start: Params, walk: Walk) -> bool:
         """Whether the block of a share must not run beside another's. It is traced once, for this and to
         be compiled."""
-        (feed, *numbers), static = self._block_arguments(0, 1)
-        traced = block.trace(self.shares[0].plan, feed, start, walk, *numbers, **static)
+        feed, span, static = self._block_arguments(0, 1)
+        traced = block.trace(self.shares[0].plan, feed, start, walk, span, **static)
         return runs_alone(traced.jaxpr)
 
     def _of(self, share: Share, tree: Any) -> Any:
@@ -254,26 +254,23 @@ class Job:
             return self.total
         return int(np.maximum(stopped, diverged).max()) - self.first
 
-    def _block_arguments(self, start: int, count: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _block_arguments(self, start: int, count: int) -> tuple[Feed, Span, dict[str, Any]]:
         """What `block` needs, besides the plan and the walk, for `count` steps from `start`."""
         first = self.first + start
-        last = first + count
-        rows = rows_before(first, last, self.every)
-        steps, ends = map(np.int32, (first, last, self.every, rows)), self._ends(start, count)
-        numbers = (*steps, ends, np.int32(self.first))
+        span = Span.of(first, first + count, self.every, self.first, self._ends(start, count))
         feed = self.feeds.feed(first, self.most, count)
-        return (feed, *numbers), {"room": self.room, "dense": self.dense, "known": self.known}
+        return feed, span, {"room": self.room, "dense": self.dense, "known": self.known}
 
     def _ends(self, start: int, count: int) -> bool:
         """Whether the iterate after a block is the last one: a block of no steps is for it alone."""
         return count == 0 or start + count == self.total
 
     def _launch(self, start: int, count: int) -> list[Callable[[], Any]]:
-        (feed, *numbers), static = self._block_arguments(start, count)
+        feed, span, static = self._block_arguments(start, count)
 
         def advance(k: int) -> Any:
             self.walks[k], *found = block(
-                self.shares[k].plan, feed, self.starts[k], self.walks[k], *numbers, **static
+                self.shares[k].plan, feed, self.starts[k], self.walks[k], span, **static
             )
             return found
 

@@ -101,7 +101,7 @@ class Record:
         The device has recorded `first` and the multiples of `every` after it, and `last` where the descent
         ends. Where a block begins between two of them, its first row was not asked for.
         """
-        count = rows_before(first, last, self.every) + ends
+        count = blocks.rows_before(first, last, self.every) + ends
         start = int(np.searchsorted(self.steps, first))
         skipped = int(start == len(self.steps) or self.steps[start] != first)
         asked = count - skipped
@@ -133,12 +133,6 @@ class Record:
                 results.mask_from(column.values, self.steps, stopped_at, after=1)
             values = column.values.reshape(len(self.steps), *column.shape, *self.who.shape)
             yield column.name, ("step", *column.dims, *self.who.dims), values
-
-
-def rows_before(first: int, last: int, every: int) -> int:
-    """How many rows a block records from step `first` on and before `last`: at `first`, and at the multiples
-    of `every` after it."""
-    return 0 if first == last else 1 + (last - 1) // every - first // every
 
 
 def _columns(

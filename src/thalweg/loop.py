@@ -15,7 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from thalweg.blocks import rows_before
 from thalweg.errors import InputError
 from thalweg.inputs import written_in_jax
 from thalweg.observables import At
@@ -196,34 +198,45 @@ def known_turns(every: int, platform: str) -> int:
     return _TURNS if every == 1 else every // -(-every // _TURNS)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Span:
+    """The steps of a block, from `first` to `last`.
+
+    Rows are recorded at `first` and at each multiple of `every` after it, before `last`; and at `last` where
+    the descent `ends` there. The host knows which of them were asked for. For observables with a state the
+    step at which the descent has `begun` counts as recorded too.
+    """
+
+    first: Any
+    last: Any
+    every: Any
+    begun: Any
+    ends: Any
+
+    @classmethod
+    def of(cls, first: int, last: int, every: int, begun: int, ends: bool) -> Span:
+        numbers = np.array([first, last, every, begun], np.int32)
+        return cls(numbers[0], numbers[1], numbers[2], numbers[3], np.bool_(ends))
+
+
 @partial(jax.jit, static_argnames=("room", "dense", "known"), donate_argnames="walk")
 @tuned
 def block(
-    plan: Plan,
-    feed: Feed,
-    start: Params,
-    walk: Walk,
-    first: Any,
-    last: Any,
-    every: Any,
-    rows: Any,
-    ends: Any,
-    begun: Any,
-    room: int,
-    dense: bool,
-    known: int,
-) -> tuple[Walk, Any, Any, Any]:
-    """Advance from step `first` to step `last`.
+    plan: Plan, feed: Feed, start: Params, walk: Walk, span: Span,
+    *, room: int, dense: bool, known: int,
+) -> tuple[Walk, Any, Any, Any]:  # fmt: skip
+    """Advance over a span of steps, with a record that has room for `room` rows.
 
-    Rows are recorded at `first` and at each multiple of `every` after it, before `last`: `rows` of
-    them, in a record with room for `room`. The host knows which of them were asked for. Where the descent
-    `ends`, a row at `last` follows, and who diverged or stopped there is noted, as an update would. Where the
-    descent has `begun` it records too. `dense` says that every step is recorded, which spares a loop in the
-    loop. `known` are `known_turns`.
+    Where the descent ends, who diverged or stopped at the last iterate is noted, as an update would. `dense`
+    says that every step is recorded, which spares a loop in the loop. `known` are `known_turns`.
 
     Returns:
         The walk, in the memory of the one given; when its members diverged and stopped; the record.
     """
+
+    first, last, every, ends = span.first, span.last, span.every, span.ends
+    rows = rows_before(first, last, every)
 
     def advance(walk: Walk, step: Any) -> Walk:
         return plan.over_members(partial(_advance, plan, feed), 0, 0, None)(start, walk, step)
@@ -233,7 +246,7 @@ def block(
         advance = partial(_unless_over, advance)
 
     def recorded(row: Any, walk: Walk, step: Any, record: Any) -> tuple[Any, Any]:
-        counts = (step % every == 0) | (step == begun)
+        counts = (step % every == 0) | (step == span.begun)
         values, memory = row_of(plan, feed, start, walk, step, counts)
         put = partial(jax.lax.dynamic_update_index_in_dim, index=row, axis=0)
         return jax.tree_util.tree_map(put, record, values), memory

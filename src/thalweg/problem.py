@@ -250,9 +250,12 @@ class Problem:
 
     def without_left_out(self) -> Problem:
         """The same problem on those samples alone that have a part in its risk."""
-        return (
-            self if self.mask is None else self.take(np.flatnonzero(self.mask)).replace(mask=None)
-        )
+        if self.mask is None:
+            return self
+        kept = np.flatnonzero(self.mask)
+        if not len(kept):
+            raise InputError("all samples of this problem are left out of its risk.")
+        return self.take(kept).replace(mask=None)
 
     def at(self, params: Params) -> Problem:
         """The same problem with another starting point: a pytree like the problem's, a `state_dict` with the

@@ -19,7 +19,9 @@ from thalweg.jaxprs import jaxprs_in, names, programs_in
 from thalweg.problem import Problem, pointwise
 
 _LEARNT: dict[Any, Any] = {}
-_FEW = 4  # samples tell whether they stand alone
+# So many samples tell whether they stand alone: what comes back every so many of them hits a prime rarely.
+_MANY, _FEW = 37, 5
+_ROOM = 32 * 2**20  # bytes of activations, above which few must do
 _CHANGED = (0, 0, -1, -1)  # which of them, in turn
 _ROUNDING = (
     1e3  # units in the last place of the largest prediction: places in a batch round otherwise
@@ -134,25 +136,40 @@ def splits(problem: Problem, size: int) -> bool:
 def _stand_alone(problem: Problem) -> bool:
     """Whether samples are predicted alike whatever the others are, and wherever they stand among them.
 
-    Tried with the first few. Where one of them becomes larger or smaller than all others, those must stay as
-    they are, to the last bit; and when all change places, so must their predictions, but for rounding.
+    Tried with the first ones. Where one of them becomes larger or smaller than all others, those must stay
+    as they are, to the last bit (which they do not where an iteration ends with the slowest of them); and
+    when all change places, so must their predictions, but for rounding.
     """
     params = problem.params
     if params is None:
         assert problem.init is not None
         params = problem.init(jax.random.key(0))
-    params = jax.tree_util.tree_map(_off_zero, params)
-    # on the host: JAX would compile a program for each change of each array
+    few = model_of(problem).sample_bytes * _MANY > _ROOM
+    count = min(_FEW if few else _MANY, problem.n_samples)
+    for within in (False, True):
+        try:
+            return _tried(problem, params, count, within)
+        except Exception:  # a model may check its inputs, or take more samples than these
+            continue
+    return False
+
+
+def _tried(problem: Problem, params: Any, count: int, within: bool) -> bool:
+    """The trial of `_stand_alone` with `count` samples, changed `within` the values that there are or not."""
     leaves, treedef = jax.tree_util.tree_flatten((problem.x, problem.y))
-    each = zip(*(_variants(np.asarray(leaf)) for leaf in leaves), strict=True)
-    try:
-        found = [_evaluated(problem, params, treedef.unflatten(rows)) for rows in each]
-    except (TypeError, ValueError):  # it takes more samples, such as those ten places before
-        return False
-    risks, predictions = jax.tree_util.tree_map(lambda *rows: np.stack(rows), *found)
-    # a loss of the user's may know places; those of ours do not, and lose digits where the model fits
-    with_places = predictions if losses.is_entrywise(problem.loss) else [risks, *predictions]
-    return all(map(_unmoved, [risks, *predictions])) and all(map(_move_along, with_places))
+    # on the host: JAX would compile a program for each change of each array
+    each = zip(*(_variants(np.asarray(leaf), count, within) for leaf in leaves), strict=True)
+    as_they_are, *changed = map(treedef.unflatten, each)
+    with jax.debug_nans(False), jax.debug_infs(False), np.errstate(all="ignore"):
+        moved = jax.tree_util.tree_map(_off_zero, params)
+        first = _evaluated(problem, moved, as_they_are)
+        if not np.isfinite(first[0]).all():  # there are no parameters beside these
+            moved, first = params, _evaluated(problem, params, as_they_are)
+        found = [first, *(_evaluated(problem, moved, variant) for variant in changed)]
+        risks, predictions = jax.tree_util.tree_map(lambda *several: np.stack(several), *found)
+        # a loss of the user's may know places; those of ours do not, and lose digits where the model fits
+        with_places = predictions if losses.is_entrywise(problem.loss) else [risks, *predictions]
+        return all(map(_unmoved, [risks, *predictions])) and all(map(_move_along, with_places))
 
 
 def _unmoved(values: np.ndarray) -> bool:
@@ -167,27 +184,37 @@ def _unmoved(values: np.ndarray) -> bool:
 
 def _move_along(values: np.ndarray) -> bool:
     """Whether values (variant, sample, ...) change places as their samples did in the last variant."""
-    before, after = np.roll(values[0], 1, axis=0), values[-1]
+    before, after = _turned(values[0]), values[-1]
     if not jnp.issubdtype(values.dtype, jnp.inexact):
         return np.array_equal(before, after)
     off, size = np.abs(before - after), np.abs(before)
-    limit = _ROUNDING * float(jnp.finfo(values.dtype).eps) * size[np.isfinite(size)].max(initial=0)
+    tolerance = min(_ROUNDING * float(jnp.finfo(values.dtype).eps), 0.05)
+    limit = tolerance * size[np.isfinite(size)].max(initial=0)
     return bool((off[np.isfinite(off)] <= limit).all())
 
 
-def _variants(leaf: np.ndarray) -> np.ndarray:
-    """(variant, sample, ...): the first few as they are, with one of them changed, and all moved on."""
-    rows = leaf[:_FEW]
-    if jnp.issubdtype(leaf.dtype, jnp.inexact):
-        beyond = 2 * (1 + np.abs(rows).max(initial=0))
-        ends = beyond, -beyond
-    else:  # numbers may be places in a table: those that there are
+def _variants(leaf: np.ndarray, count: int, within: bool) -> np.ndarray:
+    """(variant, sample, ...): the first ones as they are, with one of them changed, and in other places."""
+    rows = leaf[:count]
+    if jnp.issubdtype(leaf.dtype, jnp.inexact) and not within:
+        most = float(jnp.finfo(leaf.dtype).max) / 4
+        beyond = 2 * (1 + min(float(np.abs(rows).max(initial=0)), most))
+        ends: Any = beyond, -beyond
+    else:  # whole numbers may be places in a table, and the first of them all alike
         ends = leaf.max(axis=0), leaf.min(axis=0)
+        if leaf.dtype == bool:
+            ends = tuple(np.where(ends[0] == ends[1], ~end, end) for end in ends)
+        else:
+            ends = tuple(np.where(ends[0] == ends[1], end + 1, end) for end in ends)
     found = np.stack([rows] * (len(_CHANGED) + 2))
     for variant, place, end in zip(found[1:], _CHANGED, ends * 2, strict=False):
         variant[place] = end
-    found[-1] = np.roll(rows, 1, axis=0)
+    found[-1] = _turned(rows)
     return found
+
+
+def _turned(rows: np.ndarray) -> np.ndarray:
+    return np.roll(rows, max(len(rows) // 2, 1), axis=0)
 
 
 @jax.jit
@@ -234,11 +261,23 @@ def _product_bytes(jaxpr: Any, n: int) -> int:
 
 
 def _skeleton(program: Any) -> list[Any]:
-    """The operations and constants of a program, without shapes."""
+    """The operations and constants of a program, without shapes, but with what is cut off arrays."""
     parts: list[Any] = [np.asarray(c).tobytes() for c in getattr(program, "consts", ())]
     for equation in getattr(program, "jaxpr", program).eqns:
-        parts.append(equation.primitive.name)
+        parts += [equation.primitive.name, _cut(equation)]
         parts += [np.asarray(v.val).tobytes() for v in equation.invars if hasattr(v, "val")]
         for inner in programs_in(equation):
             parts += _skeleton(inner)
     return parts
+
+
+def _cut(equation: Any) -> Any:
+    """What an operation takes off each axis; one that knows a sample's place takes more off more of them."""
+    params = equation.params
+    if equation.primitive.name == "slice":
+        shape = equation.invars[0].aval.shape
+        after = tuple(np.subtract(shape, params["limit_indices"]).tolist())
+        return params["start_indices"], after, params["strides"]
+    if equation.primitive.name == "dynamic_slice":
+        return tuple(np.subtract(equation.invars[0].aval.shape, params["slice_sizes"]).tolist())
+    return params.get("sizes")

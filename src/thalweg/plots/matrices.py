@@ -154,13 +154,12 @@ def spectrum(
         name = "density" if density.name is None else style.plain(density.name)
         gid = f"{style.SERIES}-{style.styles_taken(ax)}"
         other = style.style(style.styles_taken(ax))
-        at = density[density.dims[0]].values
+        at, room = density[density.dims[0]].values, ax.get_ylim()[1]
         ax.plot(at, density.values, color=other.color, ls=other.dash, lw=1.8, label=name, gid=gid)
-        bars = np.max(counts / (max(finite.size, 1) * np.diff(cuts)), initial=0)
         highest = np.nanmax(density.values, initial=0)
-        if bars > 0 and highest > 3 * bars:  # as where it has a pole
-            ax.set_ylim(0, 1.5 * bars)
-            style.note(ax, f"{name} goes up to {style.number(highest)}, beyond the axis")
+        if shown.size and highest > 3 * room:  # as where it has a pole
+            ax.set_ylim(0, 1.5 * room)
+            style.note(ax, f"{name} goes on beyond the axis, up to {style.number(highest)}")
     for i, edge in enumerate(edges):
         text = "edges " + ", ".join(f"{e:.4g}" for e in edges)
         ax.axvline(

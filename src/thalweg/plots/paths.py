@@ -123,7 +123,7 @@ def draw(
             [] if many or alone else _marks(ax, *column)
             for column in zip(across.T, up.T, strict=True)
         ]
-        rim = _rim(ax, across, up, wide=1.7 if many else 3.2)
+        rim = _rim(ax, across, up, style.rim(own.color), wide=1.7 if many else 3.2)
         lines = [
             ax.plot(
                 *column,
@@ -265,13 +265,13 @@ def _inside(ax: Axes, x: Any, y: Any) -> np.ndarray:
     return np.asarray(inside)
 
 
-def _rim(ax: Axes, x: np.ndarray, y: np.ndarray, wide: float) -> Line2D:
-    """The background's colour under a series' lines, which keeps them apart from whatever colour lies there.
+def _rim(ax: Axes, x: np.ndarray, y: np.ndarray, color: str, wide: float) -> Line2D:
+    """White under a series' lines, which keeps them apart from whatever colour lies there.
 
     One artist beneath all of them: were each line to bring its own, it would hide the others.
     """
     row = members.in_a_row(x), members.in_a_row(y)
-    return ax.plot(*row, color=style.shade(1), lw=wide, zorder=2.5, label="_rim", gid=style.RIM)[0]
+    return ax.plot(*row, color=color, lw=wide, zorder=2.5, label="_rim", gid=style.RIM)[0]
 
 
 def _is_gone(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -340,7 +340,7 @@ def _ends(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw_ends(ax: Axes, color: str, small: bool) -> list[Line2D]:
     """Circles where members start, stars where they end, crosses where they were lost: none as yet."""
-    ink, ground = style.shade(0), style.shade(1)
+    ink, ground = style.shade(0), style.rim(color)
     return [
         ax.plot(
             [],
@@ -368,9 +368,9 @@ def _legend_of_ends(
     """What circle, star and cross mean, once, where there is one to be seen."""
     known = ax.get_legend_handles_labels()[1]
     step = int(path["step"].values[0]) if path.sizes["step"] else 0
-    ink, ground = style.shade(0), style.shade(1)
+    ink = style.shade(0)
     entries = [
-        ("start" if step == 0 else f"step {step}", "o", ground, _inside(ax, *first)),
+        ("start" if step == 0 else f"step {step}", "o", "white", _inside(ax, *first)),
         (end, "*", ink, _inside(ax, *last) & ~lost),
         ("last finite iterate", "X", ink, _inside(ax, *last) & lost),
     ]

@@ -66,11 +66,16 @@ def style(index: int, dash: int | None = None) -> Style:
 
 def faded(color: str, level: float) -> str:
     """A colour on its way to the background of the reader's matplotlib style, where it is at level 1."""
-    grounds = plt.rcParams["axes.facecolor"], plt.rcParams["figure.facecolor"], "white"
-    opaque = next(ground for ground in grounds if to_rgba(ground)[3])
+    red, green, blue = (1.0, 1.0, 1.0)
+    for ground in (plt.rcParams["figure.facecolor"], plt.rcParams["axes.facecolor"]):
+        *over, opaque = to_rgba(ground)
+        red, green, blue = (
+            opaque * top + (1 - opaque) * under
+            for top, under in zip(over, (red, green, blue), strict=True)
+        )
     red, green, blue = (
         here + level * (there - here)
-        for here, there in zip(to_rgb(color), to_rgb(opaque), strict=True)
+        for here, there in zip(to_rgb(color), (red, green, blue), strict=True)
     )
     return to_hex((red, green, blue))
 
@@ -78,6 +83,11 @@ def faded(color: str, level: float) -> str:
 def shade(level: float) -> str:
     """A grey, on white: from the colour of the reader's style for text, at 0, to its background, at 1."""
     return faded(plt.rcParams["text.color"], level)
+
+
+def rim(color: str) -> str:
+    """What keeps a line of this colour apart from a map's colours: white, or black where that is white."""
+    return shade(1) if color == shade(0) else "white"
 
 
 def styles_taken(ax: Axes) -> int:
