@@ -726,3 +726,14 @@ def test_the_loss_is_that_of_the_iterate_in_half_precision_too(optimizer):
     first = tw.descend(problem, optimizer, steps=3)
     more = tw.descend(problem, optimizer, steps=3, resume=first)
     np.testing.assert_array_equal(more.final, path.final)
+
+
+def test_observables_see_the_layout_of_a_problem_with_random_starts():
+    problem = tw.Problem(
+        line, "mse", *data(), init=lambda key: {"weight": jax.random.normal(key), "bias": 0.5}
+    )
+    path = tw.descend(
+        problem, tw.SGD(lr=0.1), steps=2,
+        record={"sum": lambda at: at.problem.flatten(at.params).sum() + at.batch.size},
+    )  # fmt: skip
+    np.testing.assert_allclose(path["sum"], path["params"].sum("param") + 2, rtol=1e-12)

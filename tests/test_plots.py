@@ -1021,3 +1021,33 @@ def test_losses_over_hundreds_of_decades_are_drawn(steps):
     ax = tw.plot.loss(path)
     ax.figure.canvas.draw()
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), path["loss"])
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("rate", [1.5, 1e3, 1e100])
+def test_a_run_that_diverges_alone_is_shown_to_its_end(rate: float) -> None:
+    with np.errstate(over="ignore"):
+        losses = 3 * rate ** np.arange(900.0)
+    losses[~np.isfinite(losses)] = np.nan
+    path = trajectory(steps=899)
+    path["loss"] = ("step", losses)
+    if np.isnan(losses).any():
+        path["status"], path["diverged_at"] = "diverged", int(np.argmax(np.isnan(losses)))
+    ax = plots.loss(path)
+    ax.get_figure().draw_without_rendering()
+    there = np.flatnonzero(np.isfinite(losses))
+    assert ax.get_xlim()[1] >= there[-1]
+    assert ax.get_ylim()[0] <= 1.001 * losses[0]
+    assert ax.get_ylim()[1] >= 0.999 * losses[there[-1]]
+    assert not style.notes(ax)
+
+
+def test_notes_say_whose_they_are() -> None:
+    surface = landscape(7, 5)
+    path = trajectory()
+    path["params"] = 50 * path["params"]
+    ax = plots.contour(surface, path, label="one")
+    plots.trace(surface, path, ax=ax, label="two")
+    assert {"one: the path leaves the window", "two: the path leaves the window"} <= set(
+        style.notes(ax)
+    )

@@ -646,6 +646,13 @@ def test_a_loss_without_targets_is_given_none():
     assert tw.descend(problem, tw.SGD(lr=0.001), steps=2).loss[-1] < 32
 
 
+def test_torchs_losses_are_refused_with_the_remedy():
+    x, y = data()
+    for loss in (torch.nn.MSELoss(), torch.nn.functional.mse_loss):
+        with pytest.raises(InputError, match=r"PyTorch's (MSELoss|mse_loss).*from_torch"):
+            tw.Problem(line, loss, x, y, params=START)
+
+
 def test_what_cannot_be_trained_is_refused():
     x, y = data()
     with pytest.raises(InputError, match="parameter 'kept' holds truth values"):

@@ -298,3 +298,10 @@ def test_a_sweep_named_as_an_axis_is_refused():
     with pytest.raises(tw.InputError, match="both an axis of the plane"):
         plane.project(path)
     assert "learning_rate" in plane.project(path.rename(lr="learning_rate")).dims
+
+
+def test_a_table_of_ones_own_is_saved_too(tmp_path):
+    table = xr.Dataset({"best": ("seed", [0.1, 0.2])}, {"seed": [0, 1]})
+    again = tw.load(tw.save(table, tmp_path / "table.nc"))
+    xr.testing.assert_equal(again, table)
+    assert not table.attrs  # what was given stays as it was

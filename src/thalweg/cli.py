@@ -236,7 +236,7 @@ def rerun(file: Path, out: Path) -> None:
     from thalweg.results import load
 
     saved = load(file)
-    kind = saved.attrs["kind"]
+    kind = saved.attrs.get("kind", "table")
     if kind != "study":
         also = " (in Python, thalweg.rerun also descents and flows on catalogue problems)"
         raise InputError(

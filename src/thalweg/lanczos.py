@@ -58,12 +58,12 @@ def extreme(
     of those of its negative.
 
     An eigenvalue counts as found where ‖A v − λ v‖ ≤ tolerance · max|λ|. From one starting vector one
-    copy of a multiple eigenvalue can be found: a second search, orthogonal to what was found, looks
-    for others, until there are none.
+    copy of a multiple eigenvalue can be found: where several pairs are wanted, a second search, orthogonal
+    to what was found, looks for others, until there are none.
     """
     key = jax.random.key(seed)
     found = _Search(product, size, dtype, tolerance, key).run(count)
-    while len(found.values) < size and np.isfinite(found.values).all():
+    while 1 < count and len(found.values) < size and np.isfinite(found.values).all():
         key = jax.random.fold_in(key, 1)
         search = _Search(product, size, dtype, tolerance, key, found)
         least = found.values[count - 1]

@@ -113,14 +113,15 @@ class Walk:
     def at(
         self, plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, start: Params, step: Any
     ) -> At:
-        batch = feed.batch(plan.problem, lane, step)
+        problem = plan.problem.replace(params=self.params)  # one with init= has a layout then
+        batch = feed.batch(problem, lane, step)
         own = (self.params, start, self.loss, self.grad, step)
         updates = step
         if self.stopped_at is not None:
             updates = jnp.where(self.stopped_at >= 0, self.stopped_at, updates)
         if self.missed is not None:
             updates = updates - self.missed
-        return At(plan.problem, batch, *own, feed.scheduled(optimizer, step), self.state, updates)
+        return At(problem, batch, *own, feed.scheduled(optimizer, step), self.state, updates)
 
 
 @jax.jit

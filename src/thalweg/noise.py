@@ -43,10 +43,9 @@ def sample_gradient_norms(at: At) -> Any:
 
 
 def _alone(at: At) -> Problem:
-    """All the data's problem, which has no start of its own inside the loop."""
-    problem = at.problem.replace(params=at.params)
-    products.check_samples_alone(problem)
-    return problem
+    """All the data's problem, of which each sample must have a gradient."""
+    products.check_samples_alone(at.problem)
+    return at.problem
 
 
 def _norms(problem: Problem, point: Any, center: Any) -> Any:

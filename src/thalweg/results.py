@@ -117,6 +117,8 @@ def part(tree: xr.DataTree, path: str) -> xr.Dataset:
 def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
     """Write a result as netCDF; what was at `path` is replaced only once all is written.
 
+    A table of your own, made of results, may be saved too: it is given the schema's version.
+
     Raises:
         InputError: where the folder does not exist, or a name or attribute cannot be stored.
     """
@@ -126,6 +128,8 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
                 f"a Dataset or a DataTree can be saved; {type(result).__name__} given."
             )
         _check_names(result)
+        if "schema_version" not in result.attrs:
+            result = result.assign_attrs(schema_version=SCHEMA_VERSION)
         try:
             result.to_netcdf(scratch, engine="h5netcdf")
         except (TypeError, ValueError) as error:

@@ -27,6 +27,7 @@ LABELS = {
 _SCALES = ("linear", "log")
 _MARKS = 8  # markers along a curve, about
 # A diverging run is followed up to this multiple of what the others reach.
+_NO_MARGIN = 1e280
 _HEADROOM = {"log": 1e3, "linear": 2.0}
 
 
@@ -95,6 +96,7 @@ def record(
         for group in groups:
             curves.series(group, prefix, band)
     curves.show_diverged()
+    _leave_room(ax, y)
     text = LABELS.get(name, style.plain(name))
     ax.set(xlabel=style.label_of(path[along], along), ylabel=style.label_of(path[name], text))
     style.titled(ax, title, words)
@@ -168,6 +170,12 @@ def movement(
 def label_of(name: str) -> str:
     """How an axis calls a record."""
     return LABELS.get(name, style.plain(name).replace("_", " "))
+
+
+def _leave_room(ax: Axes, y: str) -> None:
+    """No margin above numbers near the largest that there is, which matplotlib would go beyond."""
+    if y == "log" and ax.dataLim.y1 > _NO_MARGIN:
+        ax.margins(y=0)
 
 
 def clock(path: xr.Dataset) -> str:
@@ -285,12 +293,18 @@ class _Curves:
         if not highest:
             return
         cap = max(highest) + (_HEADROOM[self.y] - 1) * abs(max(highest))
+        if self.y == "log" and not kept.size:  # none for which there must be room
+            cap = np.inf
         above = 0
         for _, values in self.drawn:
             with np.errstate(invalid="ignore"):
                 shown = values <= cap
+            there = np.isfinite(values)
+            first = values[there][:1].repeat(there.sum())
+            self.ax.update_datalim(np.column_stack([self.steps[there], first]))
             above += bool((values[np.isfinite(values)] > cap).any())
             self.ax.update_datalim(np.column_stack([self.steps, values])[shown])
+        _leave_room(self.ax, self.y)
         self.ax.autoscale_view()
         if above:
             them = "the diverged run leaves" if above == 1 else f"{above:,} diverged runs leave"

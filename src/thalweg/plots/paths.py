@@ -104,7 +104,7 @@ def draw(
 ) -> list[Trail]:
     """`trace`, with another word for the last iterate and one given style; returns what it drew."""
     _framed(ax, surface)
-    x, y = coordinates(ax, surface, path)
+    x, y = coordinates(ax, surface, path, label)
     lost = members.diverged(path)
     groups = members.each(path)
     many = any(len(g.members) > 1 for g in groups)
@@ -191,10 +191,12 @@ def mark(
     return ax
 
 
-def coordinates(ax: Axes, surface: xr.Dataset, path: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def coordinates(
+    ax: Axes, surface: xr.Dataset, path: xr.Dataset, label: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A trajectory's coordinates (step, …members) across and up, NaN where they are not finite.
 
-    Notes on the axes say what the picture cannot show.
+    Notes on the axes say what the picture cannot show, and of which path where it has a label.
     """
     members.check_trajectory(path)
     across, up = _two_axes(surface)
@@ -205,16 +207,16 @@ def coordinates(ax: Axes, surface: xr.Dataset, path: xr.Dataset) -> tuple[np.nda
     x, y = (np.where(np.isfinite(where[a]), where[a], np.nan) for a in (across, up))
     outside = np.isfinite(x) & np.isfinite(y) & ~_inside(ax, x, y)
     leaving, total = int(outside.any(axis=0).sum()), int(np.prod(x.shape[1:]))
+    own = label and style.plain(label)
     if leaving:
-        style.note(
-            ax,
-            "the path leaves the window"
-            if total == 1
-            else f"{leaving:,} of {style.count_of(total, 'path')} "
-            f"{'leaves' if leaving == 1 else 'leave'} the window",
-        )
+        text = "the path leaves the window"
+        if total > 1:
+            leave = "leaves" if leaving == 1 else "leave"
+            text = f"{leaving:,} of {style.count_of(total, 'path')} {leave} the window"
+        style.note(ax, style.joined(own, text, by=": "))
     if off:
-        style.note(ax, f"iterates lie up to {style.number(off)} off the plane")
+        text = f"iterates lie up to {style.number(off)} off the plane"
+        style.note(ax, style.joined(own, text, by=": "))
     return x, y
 
 
