@@ -154,3 +154,15 @@ def test_features_are_float64_whatever_was_imported_before():
         "assert models.fourier_features(numpy.ones(1), 2).dtype == 'float64'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("model", [models.mlp, models.residual_mlp])
+def test_networks_with_several_outputs(model):
+    params = models.init_mlp((3, 4, 4, 4, 2), jax.random.key(0))
+    x = np.random.default_rng(0).standard_normal((6, 3))
+    both = model(params, x)
+    assert both.shape == (6, 2)
+    for k in range(2):
+        one = {n: dict(layer) for n, layer in params.items()}
+        one["l4"] = {name: part[k : k + 1] for name, part in params["l4"].items()}
+        np.testing.assert_allclose(model(one, x), both[:, k], rtol=1e-12)

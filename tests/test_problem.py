@@ -646,6 +646,20 @@ def test_a_loss_without_targets_is_given_none():
     assert tw.descend(problem, tw.SGD(lr=0.001), steps=2).loss[-1] < 32
 
 
+def test_a_step_of_a_trajectory_is_a_point():
+    problem = line_problem()
+    path = tw.descend(problem, tw.SGD(lr=[0.1, 0.2]), steps=3)
+    one = path.isel(lr=0)
+    expected = float(one.loss[2])
+    for point in (one.isel(step=2), one["params"].isel(step=2)):
+        assert float(problem.at(point).risk(point)) == pytest.approx(expected, rel=1e-12)
+    for several in (path, one["params"], path["final"]):
+        with pytest.raises(
+            InputError, match=r"one iterate, on the dimension 'param' alone; this has .*, "
+        ):
+            problem.at(several)
+
+
 def test_torchs_losses_are_refused_with_the_remedy():
     x, y = data()
     for loss in (torch.nn.MSELoss(), torch.nn.functional.mse_loss):

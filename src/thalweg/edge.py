@@ -44,12 +44,10 @@ def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any
     layout = Layout.of(at.params)
     point = layout.flatten(at.params)
 
-    def product(
-        vector: Any,
-    ) -> Any:  # in the parameters' precision, which may be half of the vectors'
-        image = products.whole_product(
-            "hessian", at.problem, layout, point, vector.astype(point.dtype)
-        )
+    def product(vector: Any) -> Any:
+        # in the parameters' precision, which may be half of the vectors'
+        along = vector.astype(point.dtype)
+        image = products.whole_product("hessian", at.problem, layout, point, along)
         return image.astype(vector.dtype)
 
     leading = partial(lanczos.leading, steps=steps, tolerance=_TOLERANCE, most=_MOST // steps)

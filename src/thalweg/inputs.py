@@ -112,7 +112,16 @@ def point(params: Any, layout: Layout) -> Params:
     """A point in the structure of `layout` where it is given otherwise: as another mapping with the same
     entries (a `state_dict` is ordered), a vector (p,), or a trajectory's iterate; and torch's tensors as
     arrays. What does not fit stays as it is."""
-    if getattr(params, "dims", None) == ("param",):
+    if (
+        hasattr(params, "data_vars") and "params" in params
+    ):  # a trajectory, of which one step is left
+        params = params["params"]
+    if hasattr(params, "dims"):
+        if tuple(params.dims) != ("param",):
+            raise InputError(
+                f"a point is one iterate, on the dimension 'param' alone; this has {', '.join(params.dims)}. "
+                f"Select it, as in path['params'].isel(step=-1)."
+            )
         if not names.same(params, layout.names):
             raise InputError("this iterate has other parameters than the problem.")
         params = params.values

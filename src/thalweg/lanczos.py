@@ -63,7 +63,7 @@ def extreme(
     """
     key = jax.random.key(seed)
     found = _Search(product, size, dtype, tolerance, key).run(count)
-    while 1 < count and len(found.values) < size and np.isfinite(found.values).all():
+    while count > 1 and len(found.values) < size and np.isfinite(found.values).all():
         key = jax.random.fold_in(key, 1)
         search = _Search(product, size, dtype, tolerance, key, found)
         least = found.values[count - 1]

@@ -19,13 +19,13 @@ from thalweg.jaxprs import jaxprs_in, names, programs_in
 from thalweg.problem import Problem, pointwise
 
 _LEARNT: dict[Any, Any] = {}
-# So many samples tell whether they stand alone: what comes back every so many of them hits a prime rarely.
+# How many samples tell whether they stand alone: primes, as a pattern that repeats among the samples does
+# not fit into them.
 _MANY, _FEW = 37, 5
-_ROOM = 32 * 2**20  # bytes of activations, above which few must do
-_CHANGED = (0, 0, -1, -1)  # which of them, in turn
-_ROUNDING = (
-    1e3  # units in the last place of the largest prediction: places in a batch round otherwise
-)
+_ROOM = 32 * 2**20  # bytes of activations of many, above which few must do
+_CHANGED = (0, 0, -1, -1)  # which of them are changed, in turn
+# At another place in a batch a sample is rounded otherwise, by units in the largest prediction's last place.
+_ROUNDING = 1e3
 
 # fmt: off
 _ENTRYWISE = frozenset({

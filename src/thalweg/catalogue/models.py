@@ -46,7 +46,7 @@ def linear_product(params: dict[str, Any], x: Any) -> Any:
 
 
 def mlp(params: dict[str, Any], x: Any, activation: Callable[[Any], Any] = jax.nn.relu) -> Any:
-    """A multilayer perceptron with one output, ŷ (n,); x (n,) or (n, d).
+    """A multilayer perceptron: ŷ (n,) of one output, (n, k) of several; x (n,) or (n, d).
 
     params {"l1": {"weight" (out, in), "bias" (out,)}, "l2": …}, PyTorch's shapes.
     """
@@ -56,7 +56,12 @@ def mlp(params: dict[str, Any], x: Any, activation: Callable[[Any], Any] = jax.n
         hidden = hidden @ layer["weight"].T + layer["bias"]
         if number < len(params):
             hidden = activation(hidden)
-    return hidden[:, 0]
+    return _outputs(hidden)
+
+
+def _outputs(last: Any) -> Any:
+    """(n, k) as it is, but (n,) where there is one output."""
+    return last[:, 0] if last.shape[1] == 1 else last
 
 
 def init_mlp(widths: Sequence[int], key: Any, dtype: Any = float) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def residual_mlp(
     hidden = activation(affine(layers[0], hidden))
     for one, two in zip(layers[1:-1:2], layers[2:-1:2], strict=True):
         hidden = activation(hidden + affine(two, activation(affine(one, hidden))))
-    return affine(layers[-1], hidden)[:, 0]
+    return _outputs(affine(layers[-1], hidden))
 
 
 def init_he(
