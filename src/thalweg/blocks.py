@@ -184,7 +184,7 @@ def size_text(count: float) -> str:
     return f"{count / 1024**power:.1f} {'KMGTPE'[power - 1]}iB"
 
 
-def rows_before(first: Any, last: Any, every: Any) -> Any:
+def rows_before(first: int, last: int, every: int) -> int:
     """How many rows a block records from step `first` on and before `last`: at `first`, and at the multiples
-    of `every` after it. Numbers or traced."""
-    return (first < last) * (1 + (last - 1) // every - first // every)
+    of `every` after it."""
+    return 0 if first == last else 1 + (last - 1) // every - first // every
