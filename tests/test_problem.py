@@ -667,6 +667,15 @@ def test_torchs_losses_are_refused_with_the_remedy():
             tw.Problem(line, loss, x, y, params=START)
 
 
+def test_functions_without_a_module_are_functions():
+    names = {}
+    exec("def predict(w, x): return w['weight'] * x + w['bias']", names)
+    assert names["predict"].__module__ is None or names["predict"].__module__ == "builtins"
+    x, y = data()
+    problem = tw.Problem(names["predict"], "mse", x, y, params=START)
+    assert float(problem.risk(START)) == pytest.approx(float(line_problem().risk(START)), rel=1e-12)
+
+
 def test_what_cannot_be_trained_is_refused():
     x, y = data()
     with pytest.raises(InputError, match="parameter 'kept' holds truth values"):

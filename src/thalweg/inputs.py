@@ -39,7 +39,7 @@ class InDtype:
 def as_function(f: Any, name: str, dtype: np.dtype | None = None) -> Any:
     if not callable(f):
         raise InputError(f"{name} must be a function, {type(f).__name__} given.")
-    if getattr(f, "__module__", "").split(".")[0] == "torch":
+    if str(getattr(f, "__module__", "")).split(".")[0] == "torch":
         raise InputError(
             f"{name} is PyTorch's {getattr(f, '__name__', type(f).__name__)}, which takes tensors: it goes "
             f"with thalweg.from_torch. Here give a name such as 'mse', or a function written with jax.numpy."

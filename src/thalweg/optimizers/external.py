@@ -185,7 +185,7 @@ def _name(factory: Any) -> str:
     factory = getattr(factory, "func", factory)
     if not hasattr(factory, "__name__"):
         return "optax"
-    package = "optax." if factory.__module__.startswith("optax.") else ""
+    package = "optax." if str(factory.__module__).startswith("optax.") else ""
     return package + factory.__name__
 
 
