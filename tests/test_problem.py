@@ -660,6 +660,20 @@ def test_a_step_of_a_trajectory_is_a_point():
             problem.at(several)
 
 
+@jax.tree_util.register_dataclass
+@dataclass
+class Sized:
+    weight: object
+    dims: object
+
+
+def test_parameters_may_have_whatever_fields():
+    problem = tw.Problem(
+        lambda w, x: w.weight * x + w.dims, "mse", *data(), params=Sized(2.0, np.ones(()))
+    )
+    assert problem.at(Sized(1.0, 0.5)).params.weight == 1
+
+
 def test_torchs_losses_are_refused_with_the_remedy():
     x, y = data()
     for loss in (torch.nn.MSELoss(), torch.nn.functional.mse_loss):

@@ -112,11 +112,9 @@ def point(params: Any, layout: Layout) -> Params:
     """A point in the structure of `layout` where it is given otherwise: as another mapping with the same
     entries (a `state_dict` is ordered), a vector (p,), or a trajectory's iterate; and torch's tensors as
     arrays. What does not fit stays as it is."""
-    if (
-        hasattr(params, "data_vars") and "params" in params
-    ):  # a trajectory, of which one step is left
-        params = params["params"]
-    if hasattr(params, "dims"):
+    # of xarray's, of which a Dataset is a trajectory with one step left
+    params = params["params"] if hasattr(params, "data_vars") and "params" in params else params
+    if hasattr(params, "dims") and hasattr(params, "coords"):
         if tuple(params.dims) != ("param",):
             raise InputError(
                 f"a point is one iterate, on the dimension 'param' alone; this has {', '.join(params.dims)}. "
