@@ -17,7 +17,7 @@ from thalweg.errors import InputError
 from thalweg.loop import Feed, Plan, Span, begin, block, known_turns
 from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
-from thalweg.planes import Plane
+from thalweg.planes import Plane, check_is_plane_of
 from thalweg.problem import Problem, check_is_problem, described, in_double
 from thalweg.programs import runs_alone
 
@@ -73,10 +73,7 @@ def basins(
         InputError: too many parameters, a plane of another problem, sweeps, impossible steps.
     """
     check_is_problem(problem)
-    if not isinstance(plane, Plane):
-        raise InputError(f"a plane was expected, {type(plane).__name__} given.")
-    if plane.names != problem.names:
-        raise InputError("the plane belongs to another problem: its parameters have other names.")
+    check_is_plane_of(problem, plane)
     taken = {*_VARIABLES, "minimum"} & set(plane.axes)
     if taken:
         raise InputError(f"the axis {taken.pop()!r} would clash with a variable of the result.")

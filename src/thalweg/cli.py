@@ -77,7 +77,7 @@ def list_studies() -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for results.nc, the figures and report.html; needed but with --settings.",
+    help="Folder for results.nc, the figures and report.html; required unless --settings is given.",
 )
 @click.option("--seed", type=int, help="Short for --set seed=N.")
 @_set

@@ -199,11 +199,7 @@ class Curvature:
         if tolerance is None:
             tolerance = float(np.sqrt(np.finfo(self.dtype).eps))
         with blocks.bar(0, "eigenvalues", "product", progress) as bar:
-
-            def product(vector: Any) -> Any:
-                bar.update()
-                return sign * self.matvec(vector)
-
+            product = _counted(lambda v: sign * self.matvec(v), bar)
             found = lanczos.extreme(product, p, k, self.dtype, tolerance, seed)
         self._check_finite(found.values)
         if not found.converged:
@@ -353,11 +349,7 @@ class Curvature:
         nodes, weights = np.empty((probes, steps)), np.empty((probes, steps))
         key = jax.random.key(seed)
         with blocks.bar(probes * steps, "spectral density", "product", progress) as bar:
-
-            def product(vector: Any) -> Any:
-                bar.update()
-                return self.matvec(vector)
-
+            product = _counted(self.matvec, bar)
             for probe in range(probes):
                 key, own = jax.random.split(key)
                 start = jax.random.rademacher(own, (p,), self.dtype)
@@ -455,6 +447,16 @@ def gradient_norms(problem: Problem, params: Params) -> Float[np.ndarray, " n"]:
     problem = operator.problem.without_left_out()
     products.check_samples_alone(problem)
     return products.gradient_norms(problem, operator.point)
+
+
+def _counted(product: Callable[[Any], Any], bar: Any) -> Callable[[Any], Any]:
+    """A product that a progress bar counts."""
+
+    def counted(vector: Any) -> Any:
+        bar.update()
+        return product(vector)
+
+    return counted
 
 
 def _at(problem: Problem, params: Params, kind: str) -> Curvature:

@@ -30,7 +30,7 @@ def value_and_jacobian(f: Callable[[Any], Any], point: Any) -> tuple[Any, Any]:
     """f (m,) at a point (p,), and J (m, p), forwards or in reverse, whichever takes fewer passes."""
     (m,), (p,) = jax.eval_shape(f, point).shape, point.shape
     if p < m and not _only_reverse(f, point):
-        value, push = linearize(f, point)
+        value, push = jax.linearize(f, point)
         return value, jax.vmap(push, out_axes=1)(jnp.eye(p, dtype=point.dtype))
     value, pull = jax.vjp(f, point)
     return value, jax.vmap(pull)(jnp.eye(m, dtype=value.dtype))[0]

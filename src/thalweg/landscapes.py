@@ -24,7 +24,7 @@ from thalweg import backend, blocks, passes, programs, results
 from thalweg.curvature import hessian
 from thalweg.errors import InputError, unknown
 from thalweg.params import Layout
-from thalweg.planes import Plane
+from thalweg.planes import Plane, check_is_plane_of
 from thalweg.problem import Problem, check_is_problem, penalised, pointwise
 from thalweg.programs import model_of
 from thalweg.tiling import Tiling, tiling_of
@@ -66,10 +66,7 @@ def landscape(
             too large for memory.
     """
     check_is_problem(problem)
-    if not isinstance(plane, Plane):
-        raise InputError(f"a plane was expected, {type(plane).__name__} given.")
-    if plane.names != problem.names:
-        raise InputError("the plane belongs to another problem: its parameters have other names.")
+    check_is_plane_of(problem, plane)
     wanted = (risks,) if isinstance(risks, str) else tuple(risks)
     for risk in wanted:
         if risk not in results.RISKS:

@@ -115,9 +115,7 @@ class _Kind(NamedTuple):
 
     name: str
     equal_shapes: bool = True  # predictions and targets must have one shape
-    likelihood: bool = (
-        False  # −log p of a distribution whose natural parameters the predictions are
-    )
+    likelihood: bool = False  # −log p, the predictions being the natural parameters
     probabilities: bool = False  # targets beyond 0 to 1 have no minimum
 
 

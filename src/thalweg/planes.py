@@ -133,6 +133,14 @@ class Plane:
         return seen
 
 
+def check_is_plane_of(problem: Problem, value: Any) -> None:
+    """An InputError where something else than a plane of the problem's parameters was given."""
+    if not isinstance(value, Plane):
+        raise InputError(f"a plane was expected, {type(value).__name__} given.")
+    if value.names != problem.names:
+        raise InputError("the plane belongs to another problem: its parameters have other names.")
+
+
 def coordinate_plane(
     problem: Problem,
     ranges: Mapping[str, tuple[float, float]],

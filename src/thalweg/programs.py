@@ -201,11 +201,9 @@ def _variants(leaf: np.ndarray, count: int, within: bool) -> np.ndarray:
         beyond = 2 * (1 + min(float(np.abs(rows).max(initial=0)), most))
         ends: Any = beyond, -beyond
     else:  # whole numbers may be places in a table, and the first of them all alike
-        ends = leaf.max(axis=0), leaf.min(axis=0)
-        if leaf.dtype == bool:
-            ends = tuple(np.where(ends[0] == ends[1], ~end, end) for end in ends)
-        else:
-            ends = tuple(np.where(ends[0] == ends[1], end + 1, end) for end in ends)
+        high, low = leaf.max(axis=0), leaf.min(axis=0)
+        other = ~high if leaf.dtype == bool else high + 1
+        ends = np.where(high == low, other, high), np.where(high == low, other, low)
     found = np.stack([rows] * (len(_CHANGED) + 2))
     for variant, place, end in zip(found[1:], _CHANGED, ends * 2, strict=False):
         variant[place] = end

@@ -96,7 +96,7 @@ def record(
         for group in groups:
             curves.series(group, prefix, band)
     curves.show_diverged()
-    _leave_room(ax, y)
+    _without_margin(ax, y)
     text = LABELS.get(name, style.plain(name))
     ax.set(xlabel=style.label_of(path[along], along), ylabel=style.label_of(path[name], text))
     style.titled(ax, title, words)
@@ -172,7 +172,7 @@ def label_of(name: str) -> str:
     return LABELS.get(name, style.plain(name).replace("_", " "))
 
 
-def _leave_room(ax: Axes, y: str) -> None:
+def _without_margin(ax: Axes, y: str) -> None:
     """No margin above numbers near the largest that there is, which matplotlib would go beyond."""
     if y == "log" and ax.dataLim.y1 > _NO_MARGIN:
         ax.margins(y=0)
@@ -304,7 +304,7 @@ class _Curves:
             self.ax.update_datalim(np.column_stack([self.steps[there], first]))
             above += bool((values[np.isfinite(values)] > cap).any())
             self.ax.update_datalim(np.column_stack([self.steps, values])[shown])
-        _leave_room(self.ax, self.y)
+        _without_margin(self.ax, self.y)
         self.ax.autoscale_view()
         if above:
             them = "the diverged run leaves" if above == 1 else f"{above:,} diverged runs leave"

@@ -66,17 +66,11 @@ def style(index: int, dash: int | None = None) -> Style:
 
 def faded(color: str, level: float) -> str:
     """A colour on its way to the background of the reader's matplotlib style, where it is at level 1."""
-    red, green, blue = (1.0, 1.0, 1.0)
-    for ground in (plt.rcParams["figure.facecolor"], plt.rcParams["axes.facecolor"]):
-        *over, opaque = to_rgba(ground)
-        red, green, blue = (
-            opaque * top + (1 - opaque) * under
-            for top, under in zip(over, (red, green, blue), strict=True)
-        )
-    red, green, blue = (
-        here + level * (there - here)
-        for here, there in zip(to_rgb(color), (red, green, blue), strict=True)
-    )
+    ground = np.ones(3)
+    for layer in ("figure.facecolor", "axes.facecolor"):
+        *over, opaque = to_rgba(plt.rcParams[layer])
+        ground += opaque * (over - ground)
+    red, green, blue = to_rgb(color) + level * (ground - to_rgb(color))
     return to_hex((red, green, blue))
 
 
