@@ -1,5 +1,6 @@
 """Curvature operators against the dense matrices that JAX's own derivatives give in float64."""
 
+import threading
 import time
 
 import jax
@@ -160,14 +161,28 @@ def test_parts_fit_a_pass_and_hardly_overlap(n, workers, monkeypatch):
     assert 1 <= size <= 30
     assert parts * size < n + max(workers, 0.05 * n)
 
-    def one_pass(where, total):
-        taken = passes.part(problem, where, size)
-        kept = taken.x if taken.mask is None else taken.x[taken.mask]
-        return np.append(total, kept)
+    threads = set()
+    one_pass = passes._one_pass
 
-    shares = passes.over_samples(problem, size, one_pass, lambda: np.empty(0))
-    assert len(shares) == min(workers, parts)
-    np.testing.assert_array_equal(np.concatenate(shares), x)  # each once, in order
+    def watched(*arguments, **how):
+        threads.add(threading.get_ident())
+        return one_pass(*arguments, **how)
+
+    def step(part, scale):
+        counts = jnp.ones(size, bool) if part.mask is None else part.mask
+        return (scale * jnp.where(counts, part.x, 0)).sum(), (part.x, counts)
+
+    monkeypatch.setattr(passes, "_one_pass", watched)
+    for in_one_program in (False, True):
+        monkeypatch.setattr(passes, "in_one_program", lambda told=in_one_program: told)
+        total, rows = passes.over_samples(problem, size, step, (), 3.0)
+        np.testing.assert_allclose(total, 3 * x.sum(), atol=1e-12)
+        if in_one_program:
+            rows = zip(*rows, strict=True)
+        kept = [np.asarray(part)[np.asarray(counts)] for part, counts in rows]
+        assert len(kept) == parts
+        np.testing.assert_array_equal(np.concatenate(kept), x)  # each once, in order
+    assert len(threads) <= min(workers, parts)
 
 
 def test_an_error_in_one_worker_stops_the_others(monkeypatch):
@@ -175,16 +190,34 @@ def test_an_error_in_one_worker_stops_the_others(monkeypatch):
     problem = made("mse", (3, 5, 4))
     seen = []
 
-    def one_pass(where, total):
+    def one_pass(problem, where, total, operands, **how):
         if int(where[1]) == 0:
             raise KeyboardInterrupt
         time.sleep(0.05)
         seen.append(int(where[1]))
-        return total
+        return total, None
 
+    monkeypatch.setattr(passes, "_one_pass", one_pass)
     with pytest.raises(KeyboardInterrupt):
-        passes.over_samples(problem, 1, one_pass, lambda: 0.0)
+        passes.over_samples(problem, 1, lambda part: (0.0, None), ())
     assert len(seen) < 5  # of the other's ten parts
+
+
+@pytest.mark.parametrize(
+    ("in_one_program", "in_full"), [(False, False), (True, False), (True, True)]
+)
+@pytest.mark.parametrize("matrix", [tw.hessian, tw.gauss_newton, tw.gradient_covariance])
+def test_parts_that_overlap_are_the_same_in_one_program(
+    matrix, in_one_program, in_full, monkeypatch
+):
+    """As a GPU has them."""
+    problem = made("cross_entropy", (3, 5, 4)).replace(mask=np.arange(20) % 3 > 0)
+    at_once = matrix(problem, problem.params).dense()
+    monkeypatch.setattr(passes, "in_one_program", lambda: in_one_program)
+    monkeypatch.setattr(backend, "in_full_precision", lambda: in_full)
+    monkeypatch.setattr(passes, "samples_at_a_time", lambda _: 7)
+    in_parts = matrix(problem, problem.params).dense()
+    np.testing.assert_allclose(in_parts, at_once, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 7, 20])

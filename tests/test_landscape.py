@@ -477,7 +477,7 @@ def test_workers_wait_for_one_compilation(monkeypatch, compilations):
         monkeypatch.setattr(backend, "workers", lambda workers=workers: workers)
         assert passes.samples_at_a_time(problem) <= 5
         tw.landscape(problem, plane)  # so that all but one program is there
-        landscapes._losses.clear_cache()
+        passes._one_pass.clear_cache()
         compilations.clear()
         tw.landscape(problem, plane)
         assert len(compilations) == 1

@@ -89,6 +89,14 @@ def matmul(a: Any, b: Any) -> Any:
     return jnp.matmul(a, b, precision="highest")
 
 
+def in_full_precision() -> bool:
+    """Whether what is computed on is a GPU that keeps all bits of what models multiply in float32."""
+    return device().platform == "gpu" and setting("default_matmul_precision") in (
+        "highest",
+        "float32",
+    )
+
+
 def setting(name: str) -> Any:
     """One of JAX's settings, as it is in this thread."""
     return getattr(jax.config, f"jax_{name}")

@@ -1,14 +1,15 @@
 """Passes over the data: a sum over samples, some at a time, as many as memory holds the activations of.
 
-They are called from the host, on each core one after the other: convolutions inside a compiled loop are many
-times slower.
+On a CPU they are called from the host, on each core one after the other; a GPU has them in one program.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,9 @@ import numpy as np
 from thalweg import backend, programs
 from thalweg.problem import Problem
 from thalweg.programs import model_of, splits
+from thalweg.tuning import tuned
+
+Step = Callable[..., tuple[Any, Any]]
 
 ACTIVATIONS = 256 * 2**20  # bytes of activations that are held at once where nothing asks for fewer
 # From 16 to 64 MiB it is all the same, above that a pass leaves the caches.
@@ -36,6 +40,12 @@ def room(on_cpu: int) -> int:
     return on_cpu if backend.device().platform == "cpu" else ACTIVATIONS
 
 
+def in_one_program() -> bool:
+    """Whether all passes over the data are one program, and not each its own: a GPU would wait for the host
+    between them, and on a CPU convolutions inside a compiled loop are many times slower."""
+    return backend.device().platform != "cpu"
+
+
 def samples_at_a_time(problem: Problem) -> int:
     """How many samples a pass takes: all of them if there is room, or if the model mixes them; else equal
     parts, as many for each worker, of such a size that hardly any sample is computed twice."""
@@ -52,24 +62,35 @@ def samples_at_a_time(problem: Problem) -> int:
 
 
 def over_samples(
-    problem: Problem, size: int, one_pass: Callable[[Any, Any], Any], start: Callable[[], Any]
-) -> list[Any]:
-    """Fold one_pass(where, total) over the data, `size` samples at a time, `where` being what `part` takes.
+    problem: Problem, size: int, step: Step, shape: tuple[int, ...], *operands: Any, **static: Any
+) -> tuple[Any, Iterable[Any]]:
+    """Pass over the data, `size` samples at a time.
 
-    Each worker folds one run of parts that follow each other, from a total of its own, start(); their totals
-    are returned in the order of the data.
+    Args:
+        step: of a part of the problem, the operands, and the hashable `static`: what the part adds to the
+            total, and rows of its samples.
+        shape: of the total, which is summed in double precision.
+
+    Returns:
+        The total, and the rows of the parts, for `of_each_sample`.
     """
     n = problem.n_samples
+    how = {"step": step, "size": size, "static": tuple(static.items())}
+    if in_one_program():
+        at_once = _at_once_in_full if backend.in_full_precision() else _at_once
+        return at_once(problem, operands, shape=shape, **how)
     ended = threading.Event()
 
-    def work(begins: range) -> Any:
-        total = start()
+    def work(begins: range) -> tuple[Any, list[Any]]:
+        total, parts = jnp.zeros(shape), []
         for begin in begins:
             if ended.is_set():
                 break
             # The last part starts early and leaves out what was counted before: one program.
-            total = one_pass((np.int64(min(begin, n - size)), np.int64(begin)), total)
-        return total
+            where = np.int64(min(begin, n - size)), np.int64(begin)
+            total, rows = _one_pass(problem, where, total, operands, **how)
+            parts.append(rows)
+        return total, parts
 
     def alone(begins: range) -> Any:
         return jax.block_until_ready(work(begins))
@@ -78,13 +99,48 @@ def over_samples(
     each = -(-len(begins) // programs.workers(problem))
     shares = [begins[k : k + each] for k in range(0, len(begins), each)]
     if len(shares) == 1:
-        return [work(begins)]
+        return work(begins)
     with ThreadPoolExecutor(len(shares)) as pool:
         try:
-            return list(pool.map(backend.inheriting(alone), shares))
+            totals, parts = zip(*pool.map(backend.inheriting(alone), shares), strict=True)
         except BaseException:  # Ctrl-C too: what the others are at would be of no use
             ended.set()
             raise
+    return sum(totals[1:], totals[0]), itertools.chain.from_iterable(parts)
+
+
+@partial(jax.jit, static_argnames=("step", "size", "static"), donate_argnames="total")
+@tuned
+def _one_pass(
+    problem: Problem, where: Any, total: Any, operands: Any,
+    *, step: Step, size: int, static: tuple[tuple[str, Any], ...],
+) -> tuple[Any, Any]:  # fmt: skip
+    more, rows = step(part(problem, where, size), *operands, **dict(static))
+    return total + more.astype(total.dtype), rows
+
+
+def _all_passes(
+    problem: Problem, operands: Any,
+    *, shape: tuple[int, ...], step: Step, size: int, static: tuple[tuple[str, Any], ...],
+) -> tuple[Any, Any]:  # fmt: skip
+    n = problem.n_samples
+
+    def one(total: Any, begin: Any) -> tuple[Any, Any]:
+        there = part(problem, (jnp.minimum(begin, n - size), begin), size)
+        more, rows = step(there, *operands, **dict(static))
+        return total + more.astype(total.dtype), rows
+
+    return jax.lax.scan(one, jnp.zeros(shape), jnp.arange(0, max(n, 1), max(size, 1)))
+
+
+_at_once = jax.jit(_all_passes, static_argnames=("shape", "step", "size", "static"))
+# XLA lays convolutions out as tensor cores take them, which have no part in full precision: there cuDNN turns
+# every array about and back, for a quarter of the time and half of the memory.
+_at_once_in_full = jax.jit(
+    _all_passes,
+    static_argnames=("shape", "step", "size", "static"),
+    compiler_options={"xla_gpu_force_conv_nchw": True},
+)
 
 
 def part(problem: Problem, where: Any, size: int) -> Problem:

@@ -22,7 +22,6 @@ from thalweg.passes import (
     gradients_at_a_time,
     of_each_sample,
     over_samples,
-    part,
     room,
     sample_bytes,
 )
@@ -124,14 +123,20 @@ def whole_product(
 # Compiled ------------------------------------------------------------------------------------
 
 
-@partial(jax.jit, static_argnames=("kind", "layout", "size"), donate_argnames="total")
-@tuned
-def _add_product(
-    problem: Problem, where: Any, total: Any, point: Any, vector: Any, center: Any,
-    *, kind: str, layout: Layout, size: int,
-) -> Any:  # fmt: skip
-    there = part(problem, where, size)
-    return total + summed_product(kind, there, layout, point, vector, center).astype(total.dtype)
+def _product_step(
+    part: Problem, point: Any, vector: Any, center: Any, *, kind: str, layout: Layout
+) -> tuple[Any, None]:
+    return summed_product(kind, part, layout, point, vector, center), None
+
+
+def _gradient_step(part: Problem, point: Any, *, layout: Layout) -> tuple[Any, None]:
+    losses = losses_of(part, layout)
+    return jax.grad(lambda w: losses(w).sum())(point), None
+
+
+def _norms_step(part: Problem, point: Any, *, layout: Layout) -> tuple[Any, Any]:
+    norms = jax.vmap(norm_of(part, layout, point, 0.0))((part.x, part.y))
+    return jnp.zeros(()), norms
 
 
 @partial(jax.jit, static_argnames=("kind", "layout"))
@@ -144,15 +149,6 @@ def _finished(
     return product.astype(vector.dtype)
 
 
-@partial(jax.jit, static_argnames=("layout", "size"), donate_argnames="total")
-@tuned
-def _add_gradient(
-    problem: Problem, where: Any, total: Any, point: Any, *, layout: Layout, size: int
-) -> Any:
-    losses = losses_of(part(problem, where, size), layout)
-    return total + jax.grad(lambda w: losses(w).sum())(point).astype(total.dtype)
-
-
 def product(
     kind: str, problem: Problem, size: int, point: Any, vector: Any, center: Any = None
 ) -> Any:
@@ -160,13 +156,10 @@ def product(
     layout = problem.layout
     if size >= problem.n_samples:
         return _whole(problem, point, vector, center, kind=kind, layout=layout)
-
-    def add(where: Any, total: Any) -> Any:
-        return _add_product(
-            problem, where, total, point, vector, center, kind=kind, layout=layout, size=size
-        )
-
-    total = sum(over_samples(problem, size, add, lambda: jnp.zeros(point.shape)))
+    operands = point, vector, center
+    total, _ = over_samples(
+        problem, size, _product_step, point.shape, *operands, kind=kind, layout=layout
+    )
     return _finished(problem, total, point, vector, kind=kind, layout=layout)
 
 
@@ -207,11 +200,9 @@ def images(
 
 def mean_gradient(problem: Problem, size: int, point: Any) -> Any:
     """The mean of the pointwise risks' gradients (p,), without the penalty."""
-
-    def add(where: Any, total: Any) -> Any:
-        return _add_gradient(problem, where, total, point, layout=problem.layout, size=size)
-
-    total = sum(over_samples(problem, size, add, lambda: jnp.zeros(point.shape)))
+    total, _ = over_samples(
+        problem, size, _gradient_step, point.shape, point, layout=problem.layout
+    )
     return (total / count_of(problem, "covariance")).astype(point.dtype)
 
 
@@ -226,22 +217,11 @@ def norm_of(problem: Problem, layout: Layout, point: Any, center: Any) -> Callab
     return norm
 
 
-@partial(jax.jit, static_argnames=("layout", "size"))
-@tuned
-def _norms(problem: Problem, where: Any, point: Any, *, layout: Layout, size: int) -> Any:
-    there = part(problem, where, size)
-    return jax.vmap(norm_of(there, layout, point, 0.0))((there.x, there.y))
-
-
 def gradient_norms(problem: Problem, point: Any) -> np.ndarray:
     """The norm of each pointwise risk's gradient (n,)."""
     size = gradients_at_a_time(problem, ACTIVATIONS // programs.workers(problem))
-
-    def add(where: Any, rows: list[Any]) -> list[Any]:
-        return [*rows, _norms(problem, where, point, layout=problem.layout, size=size)]
-
-    shares = over_samples(problem, size, add, list)
-    return of_each_sample((row for rows in shares for row in rows), problem.n_samples)
+    _, norms = over_samples(problem, size, _norms_step, (), point, layout=problem.layout)
+    return of_each_sample(norms, problem.n_samples)
 
 
 def check_samples_alone(problem: Problem) -> None:
