@@ -77,6 +77,9 @@ def main(words: list[str]) -> int:
             for entry in CASES[name]():
                 rows += measure(entry, chosen.rounds)
                 keep([name, *waiting])
+        except KeyboardInterrupt:
+            print(keep([name, *waiting]))
+            return 130
         except Exception as error:  # one broken case must not cost the others' measurements
             traceback.print_exc()
             # other errors' texts may hold paths of this machine, which the page must not

@@ -34,7 +34,9 @@ class Contender:
     answer: Callable[[Any], Any] = lambda result: result  # of the result; not timed
     share: float = 1.0  # of the job that `run` does; its time is divided by it
     part: str = "all"  # that share in words
-    rounds: int | None = None  # fewer than the race's, where a round is long
+    rounds: int | None = (
+        None  # fewer than the race's, where one is long; 0: its first call is its time
+    )
     goal: float | None = None  # the least ratio of its time to ours
     within: tuple[float, str] | None = None  # at most so many times as long as another contender
     why: str = ""  # what is known of a goal that is missed
@@ -79,6 +81,7 @@ class Growth:
     sizes: Sequence[int]
     seconds: Sequence[float]
     mib: Sequence[float]  # beyond what there is at the least size
+    device_mib: Sequence[float] = ()  # of a GPU, likewise
     why: tuple[str, str] = ("", "")  # what is known of slopes that are not one
 
     def slope(self, values: Sequence[float]) -> float:
@@ -143,7 +146,7 @@ def _race(race: Race, rounds: int) -> list[Row]:
             raise DisagreementError(
                 f"{race.title}: {name} is off by {off:.1e}, more than {race.tolerance:.0e}"
             )
-    times: dict[str, list[float]] = {c.name: [] for c in running}
+    times = {c.name: [first[c.name] / c.share] if c.rounds == 0 else [] for c in running}
     for turn in range(rounds):
         for c in running:
             if c.rounds is None or turn < c.rounds:
@@ -209,6 +212,17 @@ def _growth(growth: Growth) -> list[Row]:
                 _verdict(f"slope {slope:.2f}, 0.9 to 1.1", 0.9 <= slope <= 1.1),
                 "",
                 why,
+            )
+        )
+    if growth.device_mib:  # which holds a part of the work at a time
+        rows.append(
+            Row(
+                title,
+                "the GPU's memory over that of the least size",
+                f"{growth.sizes[0]:,} … {growth.sizes[-1]:,}",
+                "",
+                f"{mebibytes(growth.device_mib[0])} … {mebibytes(growth.device_mib[-1])}",
+                *[""] * 3,
             )
         )
     return rows

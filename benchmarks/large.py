@@ -240,12 +240,7 @@ def large_landscape() -> Iterator[Race | Gauge]:
         [
             Contender("thalweg.landscape", ours, lambda s: float(s[middle, middle])),
             # at most 1.2 times PyTorch's: PyTorch's at least 1/1.2 of ours
-            Contender(
-                "PyTorch's forward passes alone",
-                theirs,
-                goal=1 / 1.2,
-                why="not profiled. Both do 36 passes of 128 images." if tools.on_gpu() else "",
-            ),
+            Contender("PyTorch's forward passes alone", theirs, goal=1 / 1.2),
             limits.arithmetic(POINTS**2 * _operations(x)),
         ],
         deviation=lambda answers: {
@@ -268,9 +263,6 @@ def large_landscape() -> Iterator[Race | Gauge]:
         lambda: tools.fresh("large", "memory_of_a_plane"),
         limit=2 * parameters + passes,
         rounds=3,
-        why="a GPU takes as many samples at once as make 256 MiB of activations, if none of them were let go."
-        if tools.on_gpu()
-        else "",
     )
 
 

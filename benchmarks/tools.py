@@ -169,13 +169,11 @@ def host(tensor: Any) -> Any:
 
 
 def peak_mib() -> float:
-    """The most memory this process has held, in MiB: the device's, on a GPU.
+    """The most memory this process has held, in MiB.
 
     Linux carries getrusage's number over from the process that started this one, so its own
     count of this program's memory is read instead, where there is one.
     """
-    if on_gpu():
-        return _device_memory("peak_bytes_in_use")
     status = Path("/proc/self/status")
     if status.exists():
         line = next(s for s in status.read_text().splitlines() if s.startswith("VmHWM"))
@@ -188,26 +186,15 @@ def peak_mib() -> float:
 
 def growth_mib(job: Callable[[], Any]) -> float:
     """The most memory that this process holds during a job over what it held before, in MiB: the
-    device's, on a GPU, whose peak may lie before the job."""
-    if on_gpu():
-        import torch
-
-        before = _device_memory("bytes_in_use") + torch.cuda.memory_allocated() / 2**20
-        torch.cuda.reset_peak_memory_stats()
-        job()
-        most = torch.cuda.max_memory_allocated() / 2**20
-        return _device_memory("peak_bytes_in_use") + most - before
-    import psutil
-
-    own = psutil.Process()
+    device's, on a GPU. It is looked at again and again: a GPU's own peak may be that of compiling."""
     gc.collect()
-    before = most = own.memory_info().rss
+    before = most = _held()
     done = threading.Event()
 
     def watch() -> None:
         nonlocal most
-        while not done.wait(0.001):
-            most = max(most, own.memory_info().rss)
+        while not done.wait(0.0002 if on_gpu() else 0.001):
+            most = max(most, _held())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -219,10 +206,26 @@ def growth_mib(job: Callable[[], Any]) -> float:
     return (most - before) / 2**20
 
 
-def _device_memory(what: str) -> float:
+def device_peak_mib() -> float:
+    """The most memory of the GPU that JAX's arrays and programs have held in this process, in MiB."""
+    return _of_device("peak_bytes_in_use") / 2**20
+
+
+def _held() -> int:
+    """Bytes that this process holds now, or a GPU for it."""
+    if on_gpu():
+        import torch
+
+        return _of_device("bytes_in_use") + torch.cuda.memory_allocated()
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def _of_device(what: str) -> int:
     import jax
 
-    return jax.local_devices()[0].memory_stats()[what] / 2**20
+    return jax.local_devices()[0].memory_stats()[what]
 
 
 def machine() -> list[str]:
