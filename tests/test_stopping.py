@@ -224,6 +224,42 @@ def test_a_converged_trajectory_goes_on_where_the_threshold_is_lower():
     np.testing.assert_allclose(rest.params, whole.params[end:], rtol=1e-13, atol=1e-15)
 
 
+def test_who_had_stopped_stays_where_the_rule_is_the_same():
+    """Also where the next batch's loss is above the threshold."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(20)
+    y = 2 * x + 0.5 * rng.standard_normal(20)
+    problem = tw.Problem(lambda w, x: w * x, "mse", x, y, params=0.0)
+    options = {"batch_size": 4, "shuffle": True}
+    rule = tw.SGD(lr=[0.2, 1e-6])
+
+    def parts(*steps, stop):
+        path = None
+        for count in steps:
+            path = tw.descend(problem, rule, steps=count, resume=path, stop=stop, **options)
+        return path
+
+    whole = parts(60, stop={"loss": 0.06})
+    assert 0 < whole.stopped_at[0] < 20
+    for found in (parts(20, 40, stop={"loss": 0.06}), parts(20, 20, 20, stop={"loss": 0.06})):
+        for name in ("stopped_at", "updates", "status", "final"):
+            np.testing.assert_array_equal(found[name], whole[name], err_msg=name)
+    # a function cannot be compared, and another threshold is another rule
+    first = parts(20, stop={"loss": 0.06})
+    for stop in (lambda at: at.loss <= 0.06, {"loss": 0.05}):
+        again = tw.descend(problem, rule, steps=40, resume=first, stop=stop, **options)
+        assert again.stopped_at[0] >= 20
+
+
+def test_nothing_is_left_to_do_where_all_had_stopped():
+    problem, rule, stop = bowl_problem(), tw.SGD(lr=[0.1, 0.2]), {"loss": 1e-3}
+    first = tw.descend(problem, rule, steps=200, stop=stop)
+    again = tw.descend(problem, rule, steps=50, stop=stop, resume=first)
+    assert list(again.step.values) == [int(first.step[-1])]
+    for name in ("stopped_at", "updates", "final", "status"):
+        np.testing.assert_array_equal(again[name], first[name], err_msg=name)
+
+
 def test_a_converged_descent_is_saved_and_done_again(tmp_path):
     problem = tw.Problem.from_catalogue("beale")
     optimizer = tw.SGD(lr=lambda t: 0.01 / (1 + 0.001 * t), momentum=[0.0, 0.9])

@@ -29,6 +29,7 @@ _NAMES = {
     "descend": "descent",
     "gradient_flow": "flows",
     "basins": "attraction",
+    "measure": "measuring",
     **dict.fromkeys(
         (
             "Observable", "empirical_risk", "expected_risk", "gradient_norm", "movement",

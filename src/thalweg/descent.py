@@ -64,7 +64,8 @@ def descend(
             dimension, `seed`.
         resume: a trajectory to go on from, with the optimizer's state, the step count and the seed.
             The optimizer and the batches' options are given again. States of observables begin anew,
-            and so do records of updates.
+            and so do records of updates. Members that had stopped go on, unless `stop` has the same
+            thresholds as before.
         record: what to record besides parameters and loss: a list of names (thalweg.observables),
             or a mapping from names to True, False, functions of `at`, pairs (init, measure), or
             problems (the risk on them). {"params": False} leaves the iterates out.
@@ -132,7 +133,8 @@ def descend(
     )
     _check_smaller_batch(problem, order, first, total)
     feeds = Feeds(order, schedules, first)
-    job = Job(plan, feeds, who, first, total, every, resume)
+    same_rule = resume is not None and stopping.is_again(stop, results.settings_of(resume))
+    job = Job(plan, feeds, who, first, total, every, resume, same_rule)
     settings = _settings(
         optimizer,
         problem,

@@ -54,6 +54,8 @@ def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any
 
     if not preconditioned:
         return leading(product, start)
+    if at.optimizer is None:
+        raise InputError("record: preconditioned_sharpness needs the optimizer of a descent.")
     diagonal = at.optimizer.preconditioner(at, at.params, at.state, at.updates)
     if diagonal is None:
         raise InputError(

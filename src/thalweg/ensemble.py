@@ -34,12 +34,12 @@ class Members:
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
-    coords: dict[str, np.ndarray]
-    hyper: dict[str, np.ndarray]
-    schedules: dict[str, Any]
-    starts: Params
-    seeds: tuple[int, ...]
-    lane: np.ndarray = field(repr=False)
+    coords: dict[str, np.ndarray] = field(default_factory=dict)
+    hyper: dict[str, np.ndarray] = field(default_factory=dict)
+    schedules: dict[str, Any] = field(default_factory=dict)
+    starts: Params = None
+    seeds: tuple[int, ...] = ()
+    lane: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(0, int))
 
     @property
     def batched(self) -> bool:

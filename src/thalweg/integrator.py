@@ -15,8 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from thalweg.inputs import written_in_jax
-from thalweg.observables import At
+from thalweg.observables import At, measured
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
 from thalweg.tuning import tuned
@@ -289,8 +288,7 @@ def _observe(flow: Flow, walk: Walk, row: Any) -> tuple[Walk, dict[str, Any]]:
     own = {"params": walk.params, "loss": loss, "grad": grad}
     values = {name: own[name] for name in flow.kept}
     for name, seen in flow.observed.items():
-        with written_in_jax(f"the observable {name!r}"):
-            values[name] = seen.measure(at, ())[0]
+        values[name] = measured(name, seen, at, ())[0]
     lost = (walk.fate == GOING) & ~jnp.isfinite(loss)
     return replace(
         walk,

@@ -117,11 +117,12 @@ class Job:
         total: int,
         every: int,
         resume: xr.Dataset | None,
+        same_rule: bool,
     ) -> None:
         self.plan, self.feeds, self.who = plan, feeds, who
         self.first, self.total, self.every = first, total, every
         self.layout = plan.problem.layout
-        self.started, *before = self._start(resume)
+        self.started, *before = self._start(resume, same_rule)
         samples = plan.problem.n_samples if feeds.order is None else feeds.order.size
         self.shares = list(_shares(plan, who.count, samples))
         feed = feeds.feed(first, 1, 1)
@@ -194,12 +195,16 @@ class Job:
             "run fewer at once, or an optimizer with less state",
         )
 
-    def _start(self, resume: xr.Dataset | None) -> tuple[Params, Any, np.ndarray, Any]:
-        """Where step 0 was, the optimizer's state to go on with, who has diverged already, and how many steps
-        each has sat out."""
+    def _start(
+        self, resume: xr.Dataset | None, same_rule: bool
+    ) -> tuple[Params, Any, np.ndarray, Any, Any]:
+        """Where step 0 was, the optimizer's state to go on with, who has diverged already and who stopped, by
+        the rule that is this descent's too, and how many steps each has sat out."""
         lead = (self.who.count,) if self.who.batched else ()
+        going_on = np.full(lead, -1, np.int32)
+        nobody = None if self.plan.stop is None else going_on
         if resume is None:
-            return self.who.starts, None, np.full(lead, -1, np.int32), None
+            return self.who.starts, None, going_on, nobody, None
         dims = self.who.dims
         started = self.layout.unflatten(
             member_vectors(resume["start"], "param", dims).reshape(*lead, -1)
@@ -212,12 +217,14 @@ class Job:
                 f"resume= holds the state of another optimizer ({flat.shape[-1]} numbers, and "
                 f"{self.plan.optimizer.name} has {layout.size}); give the one it was made with."
             )
-        diverged, updates = (
+        diverged, stopped, updates = (
             resume[name].transpose(*dims).values.reshape(lead).astype(np.int32)
-            for name in ("diverged_at", "updates")
+            for name in ("diverged_at", "stopped_at", "updates")
         )
-        missed = np.where(diverged < 0, np.int32(self.first) - updates, 0)
-        return started, layout.unflatten(flat), diverged, missed if missed.any() else None
+        stopped = stopped if same_rule else nobody
+        ends = np.int32(self.first) if stopped is None else np.where(stopped < 0, self.first, stopped)
+        missed = np.where(diverged < 0, ends, diverged).astype(np.int32) - updates
+        return started, layout.unflatten(flat), diverged, stopped, missed if missed.any() else None
 
     def run(self, progress: bool | None) -> bool:
         """Do the steps; whether Ctrl-C ended the descent."""
@@ -252,7 +259,7 @@ class Job:
         )
         if (stopped < 0).all() or not self._over(diverged, stopped):
             return self.total
-        return int(np.maximum(stopped, diverged).max()) - self.first
+        return max(int(np.maximum(stopped, diverged).max()) - self.first, 0)
 
     def _block_arguments(self, start: int, count: int) -> tuple[Feed, Span, dict[str, Any]]:
         """What `block` needs, besides the plan and the walk, for `count` steps from `start`."""

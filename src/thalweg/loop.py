@@ -19,8 +19,7 @@ import numpy as np
 
 from thalweg.blocks import rows_before
 from thalweg.errors import InputError
-from thalweg.inputs import written_in_jax
-from thalweg.observables import At
+from thalweg.observables import At, first_state, measured
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
@@ -133,9 +132,11 @@ def begin(
     start: Params,
     state: Any,
     diverged_at: Any,
+    stopped_at: Any = None,
     missed: Any = None,
 ) -> Walk:
-    """The members before their first step; `state` is None unless a descent goes on."""
+    """The members before their first step; `state` is None unless a descent goes on, and `stopped_at` where
+    it has no stopping rule."""
 
     def one(
         optimizer: Optimizer,
@@ -144,41 +145,25 @@ def begin(
         start: Params,
         state: Any,
         diverged_at: Any,
+        stopped_at: Any,
         missed: Any,
     ) -> Walk:
         optimizer = feed.scheduled(optimizer, feed.start)
         loss, grad = value_and_gradient(feed.batch(plan.problem, lane, feed.start), params)
         state = optimizer.init(params) if state is None else state
-        stopped_at = None if plan.stop is None else jnp.int32(-1)
         walk = Walk(params, state, loss, grad, {}, {}, diverged_at, stopped_at, missed)
         at = walk.at(plan, feed, optimizer, lane, start, feed.start)
         info = jax.eval_shape(optimizer.update, at, params, state, at.updates)[2]
         if plan.stop is not None:
             plan.stop.check(at, info)
-        memory = {name: _first_state(name, seen, at) for name, seen in plan.observed.items()}
+        memory = {name: first_state(name, seen, at) for name, seen in plan.observed.items()}
         return replace(walk, info=jax.tree_util.tree_map(_unknown, info), memory=memory)
 
     over = None if state is None else 0
-    each = plan.over_members(one, 0, 0, over, 0, 0)
-    walk = each(params, start, state, diverged_at, missed)
+    each = plan.over_members(one, 0, 0, over, 0, 0, 0)
+    walk = each(params, start, state, diverged_at, stopped_at, missed)
     # A block takes over the walk's memory: none of it may be that of what was given.
     return jax.tree_util.tree_map(jnp.copy, walk)
-
-
-def _first_state(name: str, seen: Any, at: At) -> Any:
-    """An observable's first state, in the dtypes that `measure` returns: `init` may give 0.0."""
-    with written_in_jax(f"the observable {name!r}"):
-        first = jax.tree_util.tree_map(jnp.asarray, seen.init(at))
-        after = jax.eval_shape(seen.measure, at, first)[1]
-    structure = jax.tree_util.tree_structure
-    if structure(first) != structure(after) or any(
-        a.shape != b.shape
-        for a, b in zip(*map(jax.tree_util.tree_leaves, (first, after)), strict=True)
-    ):
-        raise InputError(
-            f"the observable {name!r}: measure must return a state like the one that init gives."
-        )
-    return jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), first, after)
 
 
 def _unknown(shape: Any) -> Any:
@@ -391,12 +376,9 @@ def _observe(
             raise InputError(
                 f"record: {name!r} is what the optimizer records; choose another name."
             )
-        with written_in_jax(f"the observable {name!r}"):
-            values[name], after = seen.measure(at, walk.memory[name])
+        values[name], after = measured(name, seen, at, walk.memory[name])
         keep = counts & (not seen.every_step)
         memory[name] = jax.tree_util.tree_map(
-            lambda new, old, keep=keep: jnp.where(keep, new.astype(old.dtype), old),
-            jax.tree_util.tree_map(jnp.asarray, after),
-            walk.memory[name],
+            lambda new, old, keep=keep: jnp.where(keep, new, old), after, walk.memory[name]
         )
     return values, memory

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from thalweg.errors import InputError, unknown
+from thalweg.inputs import written_in_jax
 from thalweg.params import Params, difference, norm, path_name
 from thalweg.problem import Problem, check_is_problem, value_and_gradient
 
@@ -188,6 +189,34 @@ def names(built_in: dict[str, bool], observables: dict[str, Any]) -> list[str]:
     """What `chosen` found, as a result's settings hold it: the user's own functions in brackets."""
     own = [name if is_named(name, seen) else f"<{name}>" for name, seen in observables.items()]
     return [*(name for name, on in built_in.items() if on), *own]
+
+
+def first_state(name: str, seen: Observable, at: At) -> Any:
+    """An observable's first state, in the dtypes that `measure` returns: `init` may give 0.0.
+
+    For use inside a trace, as `measured`.
+    """
+    with written_in_jax(f"the observable {name!r}"):
+        first = jax.tree_util.tree_map(jnp.asarray, seen.init(at))
+        after = jax.eval_shape(seen.measure, at, first)[1]
+    structure = jax.tree_util.tree_structure
+    if structure(first) != structure(after) or any(
+        a.shape != b.shape
+        for a, b in zip(*map(jax.tree_util.tree_leaves, (first, after)), strict=True)
+    ):
+        raise InputError(
+            f"the observable {name!r}: measure must return a state like the one that init gives."
+        )
+    return jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), first, after)
+
+
+def measured(name: str, seen: Observable, at: At, state: Any) -> tuple[Any, Any]:
+    """An observable's value at an iterate, and its state after that, in the dtypes of the one before."""
+    with written_in_jax(f"the observable {name!r}"):
+        value, after = seen.measure(at, state)
+    return value, jax.tree_util.tree_map(
+        lambda new, old: jnp.asarray(new).astype(old.dtype), after, state
+    )
 
 
 def has_state(observable: Observable) -> bool:

@@ -106,3 +106,8 @@ def rule(stop: Any, first: int) -> Stop | None:
 def as_settings(stop: Any) -> Any:
     """What `stop=` was, as JSON can hold it; a function stands by its name."""
     return {k: float(v) for k, v in stop.items()} if isinstance(stop, Mapping) else stop
+
+
+def is_again(stop: Any, settings: Mapping[str, Any]) -> bool:
+    """Whether the thresholds are those of a descent of these settings. Functions cannot be compared."""
+    return isinstance(stop, Mapping) and settings.get("stop") == as_settings(stop)

@@ -151,8 +151,10 @@ def log_slope(x: Any, y: Any, window: tuple[float, float] | None = None) -> floa
     if window is not None:
         keep &= (x >= window[0]) & (x <= window[1])
     a, b = np.log(x[keep]), np.log(y[keep])
-    a, b = a - (a.mean() if a.size else 0), b - (b.mean() if b.size else 0)
-    return float(a @ b / (a @ a)) if a.any() else float("nan")
+    if not (a != a[:1]).any():  # which rounding hides from a mean taken off
+        return float("nan")
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b / (a @ a))
 
 
 # Reading -----------------------------------------------------------------------------------------
