@@ -123,6 +123,13 @@ def point(params: Any, layout: Layout) -> Params:
         if not names.same(params, layout.names):
             raise InputError("this iterate has other parameters than the problem.")
         params = params.values
+    if hasattr(params, "state_dict"):
+        raise InputError("a module is no point: give its state_dict().")
+    if is_tensor(params) and len(layout.leaf_names) > 1:
+        raise InputError(
+            "a vector of torch's has the parameters in their module's order, and here they are sorted by "
+            "name: give the module's state_dict()."
+        )
     if not layout.matches(params):
         params = _in_dicts(params)
         leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -143,6 +150,24 @@ def of_tensor(tensor: Any) -> np.ndarray:
     float32."""
     tensor = tensor.detach().cpu()
     return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
+
+
+def unwrapped(module: Any) -> Any:
+    """The module of the user's own that `torch.compile` or parallel training wraps."""
+    while True:
+        if hasattr(module, "_orig_mod"):
+            module = module._orig_mod
+        elif type(module).__name__ in ("DataParallel", "DistributedDataParallel"):
+            module = module.module
+        else:
+            return module
+
+
+def bare_name(name: str) -> str:
+    """What an entry of a wrapped module's `state_dict` is called in the module itself."""
+    while name.startswith(("_orig_mod.", "module.")):
+        name = name.split(".", 1)[1]
+    return name
 
 
 def is_real(dtype: Any) -> bool:

@@ -222,7 +222,9 @@ class Job:
             for name in ("diverged_at", "stopped_at", "updates")
         )
         stopped = stopped if same_rule else nobody
-        ends = np.int32(self.first) if stopped is None else np.where(stopped < 0, self.first, stopped)
+        ends = (
+            np.int32(self.first) if stopped is None else np.where(stopped < 0, self.first, stopped)
+        )
         missed = np.where(diverged < 0, ends, diverged).astype(np.int32) - updates
         return started, layout.unflatten(flat), diverged, stopped, missed if missed.any() else None
 

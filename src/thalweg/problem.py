@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -235,7 +235,7 @@ class Problem:
 
     def flatten(self, params: Params) -> Float[Array, " p"]:
         """`params` as one vector, in the order of `names`."""
-        return self.layout.flatten(inputs.point(params, self.layout))
+        return self.layout.flatten(self._point(params))
 
     def unflatten(self, vector: Any) -> Params:
         """The parameters of a vector (p,); the inverse of `flatten`."""
@@ -260,7 +260,7 @@ class Problem:
     def at(self, params: Params) -> Problem:
         """The same problem with another starting point: a pytree like the problem's, a `state_dict` with the
         same entries, a vector (p,), or a trajectory's iterate."""
-        own = inputs.own_params(inputs.point(params, self.layout), None, self.layout.dtype)
+        own = inputs.own_params(self._point(params), None, self.layout.dtype)
         return self.replace(params=self._checked(own))
 
     def replace(self, **changes: Any) -> Problem:
@@ -312,12 +312,20 @@ class Problem:
         new.reduction = reduction
         return new
 
+    def _point(self, params: Any) -> Params:
+        """A point in the problem's structure where it is given otherwise; a `state_dict` of a module's holds
+        more than parameters."""
+        module = getattr(self.predict, "func", None)
+        if isinstance(params, Mapping) and hasattr(module, "parameters_of"):
+            params = module.parameters_of(self.predict.args[0], params)
+        return inputs.point(params, self.layout)
+
     def _checked(self, params: Params) -> Params:
         """`params` in the problem's structure, which they must fit: other shapes might broadcast."""
         if self.params is None and self.init is None:
             return params  # a problem with init= alone has no layout inside a trace
         layout = self.layout
-        params = inputs.point(params, layout)
+        params = self._point(params)
         if not layout.matches(params):
             given = Layout.of(params)
             raise InputError(

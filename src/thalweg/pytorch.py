@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from thalweg import inputs
 from thalweg.agreement import agreed
 from thalweg.errors import InputError, first_line, optional, unknown
 from thalweg.inputs import of_tensor
@@ -74,7 +75,8 @@ def from_torch(
             if y is not None:
                 raise InputError("a DataLoader brings its own y; leave y= out.")
             x, y = _read(x)
-        forward = _Forward(module, batch_norm)
+        entries, module = module.state_dict(keep_vars=True), inputs.unwrapped(module)
+        forward = _Forward(module, batch_norm, entries)
         free, held = forward.split(module)
         named, function, own_reduction = _loss(loss)
         problem = Problem(
@@ -126,7 +128,8 @@ def _forward_of(problem: Any) -> _Forward:
 class _Forward:
     """A module as a pure function of arrays: held ones, parameters and inputs."""
 
-    def __init__(self, module: Any, batch_norm: str) -> None:
+    def __init__(self, module: Any, batch_norm: str, entries: Mapping[str, Any]) -> None:
+        """Of a module, and the `state_dict` of what it may be wrapped in."""
         import torch
 
         if any(map(torch.nn.parameter.is_lazy, module.parameters())):
@@ -134,6 +137,7 @@ class _Forward:
                 "the module has lazy parameters without a shape; call it once on a batch first."
             )
         every = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self.free = {n for n, p in module.named_parameters() if p.requires_grad}
         if any(tensor.is_meta for tensor in every.values()):
             raise InputError(
                 "the module is on the device 'meta', where it has no numbers; load its weights first."
@@ -168,9 +172,11 @@ class _Forward:
         # every entry of the state_dict: its name, that of the tensor it is tied to, its dtype
         self.state = [
             (name, first.get(id(tensor), name), tensor.dtype)
-            for name, tensor in module.state_dict(keep_vars=True).items()
+            for name, tensor in entries.items()
             if isinstance(tensor, torch.Tensor)
         ]
+        self.names = {inputs.bare_name(name): own for name, own, _ in self.state}
+        self.names |= {name: own for name, own, _ in self.state}
         self._inside: list[str] = []
         self._watch()
 
@@ -183,6 +189,44 @@ class _Forward:
         if not free:
             raise InputError("the module has no parameters that require a gradient.")
         return free, {name: jnp.array(array) for name, array in held.items()}
+
+    def parameters_of(self, held: dict[str, Any], entries: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters among a `state_dict`'s entries, where it is one of this module's.
+
+        Raises:
+            InputError: where other entries are not what the problem holds, as after further training.
+        """
+        if entries.keys() == self.free:
+            return entries
+        known = self._own(entries)
+        if not all(map(self._own_name, entries)) or not self.free <= known.keys():
+            return entries  # whose names an error tells
+        for name in held.keys() & known.keys():
+            # from the number of batches nothing is computed
+            if not name.endswith("num_batches_tracked") and not np.array_equal(
+                _array(known[name], held[name].dtype), held[name], equal_nan=True
+            ):
+                raise InputError(
+                    f"{name!r} is another than the module had when the problem was made of it: make it anew "
+                    f"with from_torch (for batch norm batch_norm='recomputed' helps, too)."
+                )
+        return {name: known[name] for name in self.free}
+
+    def held_of(self, held: dict[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+        """What the module holds beside its parameters, as in a `state_dict`, as far as that says."""
+        known = self._own(entries)
+        return {
+            name: jnp.asarray(_array(known[name], array.dtype)) if name in known else array
+            for name, array in held.items()
+        }
+
+    def _own(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a `state_dict`'s entries that are this module's, by its own names."""
+        return {own: value for name, value in entries.items() if (own := self._own_name(name))}
+
+    def _own_name(self, name: str) -> str | None:
+        """What an entry of a `state_dict` is called here: what is tied has one name."""
+        return self.names.get(name) or self.names.get(inputs.bare_name(name))
 
     def __call__(self, held: dict[str, Any], params: dict[str, Any], x: Any) -> Any:
         import torch
@@ -225,6 +269,10 @@ class _Forward:
             if name:
                 layer.register_forward_pre_hook(lambda *_, name=name: self._inside.append(name))
                 layer.register_forward_hook(lambda *_: self._inside.pop() and None)
+
+
+def _array(value: Any, dtype: Any) -> np.ndarray:
+    return np.asarray(of_tensor(value) if inputs.is_tensor(value) else value).astype(dtype)
 
 
 def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
