@@ -165,3 +165,21 @@ def test_a_landscape_takes_all_samples_at_once_where_they_are_compared(monkeypat
     scale = np.linspace(1, 0, 5) ** 2
     prediction = x / abs(x).max() @ params["weight"]
     np.testing.assert_allclose(found, scale * (prediction**2).mean(), rtol=1e-12, atol=1e-15)
+
+
+def gated(gate, w, x):
+    hidden = jnp.tanh(weight(w, x))
+    return (hidden + gate * hidden.max(axis=0)) @ w["weight"].T
+
+
+def test_what_is_learnt_is_of_the_models_own_numbers(rng):
+    """Two problems may be one program, and only one of them compare samples."""
+    x = rng.standard_normal((50, 3))
+
+    def problem(gate):
+        predict = jax.tree_util.Partial(gated, jnp.asarray(gate))
+        return tw.Problem(predict, "mse", x, x, params={"weight": np.eye(3)})
+
+    assert programs.splits(problem(0.0), 10)
+    assert not programs.splits(problem(1.0), 10)
+    assert programs.splits(problem(0.0), 10)

@@ -5,6 +5,7 @@ Tracing takes a millisecond or two, as long as a small landscape: what was learn
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -62,11 +63,11 @@ def _learnt(problem: Problem, what: Any, learn: Callable[[], Any]) -> Any:
     leaves, treedef = jax.tree_util.tree_flatten(problem)
     shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     key = (what, treedef, shapes, problem.layout)
-    if key not in _LEARNT:
-        if len(_LEARNT) > 512:
-            _LEARNT.clear()
-        _LEARNT[key] = learn()
-    return _LEARNT[key]
+    if key in _LEARNT:
+        return _LEARNT[key]
+    if len(_LEARNT) > 512:
+        _LEARNT.clear()
+    return _LEARNT.setdefault(key, learn())
 
 
 def model_of(problem: Problem) -> Model:
@@ -117,20 +118,31 @@ def splits(problem: Problem, size: int) -> bool:
         )
         return jax.make_jaxpr(pointwise)(problem.replace(x=x, y=y), problem.layout.like)
 
-    def learn() -> bool:
+    def learn() -> tuple[bool, bool]:
+        """Whether a part is the same program, and whether that has nothing to be tried."""
         try:
             part = trace(size)
         except (TypeError, ValueError):  # an array inside does not fit another number of samples
-            return False
+            return False, False
         if part.out_avals[0].shape != (size,):
-            return False
-        if _skeleton(part) != _skeleton(trace(problem.n_samples)):
-            return False
-        return traced or _is_entrywise(part.jaxpr) or _learnt(problem, "alone", stand_alone)
+            return False, False
+        same = _skeleton(part) == _skeleton(trace(problem.n_samples))
+        return same, same and _is_entrywise(part.jaxpr)
 
-    stand_alone = partial(_stand_alone, problem)
+    same, entrywise = _learnt(problem, size, learn)
     traced = any(isinstance(v, Tracer) for v in jax.tree_util.tree_leaves(problem))
-    return _learnt(problem, (size, traced), learn)
+    if not same or entrywise or traced:
+        return same
+    inside = _digest((problem.predict, problem.loss))
+    return _learnt(problem, ("alone", inside), partial(_stand_alone, problem))
+
+
+def _digest(functions: Any) -> bytes:
+    """The numbers inside a model, which decide with its program whether it compares samples."""
+    digest = hashlib.blake2b()
+    for leaf in jax.tree_util.tree_leaves(functions):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.digest()
 
 
 def _stand_alone(problem: Problem) -> bool:
