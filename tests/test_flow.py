@@ -389,6 +389,8 @@ def test_plots_draw_a_flow_against_time():
         ({"record": {"mean": (lambda at: 0.0, lambda at, s: (s, s))}}, "'mean'"),
         ({"record": ["expected"]}, "no expected risk"),
         ({"record": ["grad_nrm"]}, "grad_norm"),
+        ({"record": {"accepted": lambda at: at.loss}}, "'accepted' is taken"),
+        ({"record": {"time": lambda at: at.loss}}, "'time' is taken"),
         ({"starts": [[0.0, 0.0]], "runs": 2}, "give one of"),
         ({"starts": [[0.0, np.nan]]}, "not finite"),
         ({"runs": 3}, "no init="),

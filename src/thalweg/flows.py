@@ -30,6 +30,7 @@ from thalweg.problem import Problem, check_is_problem, described, in_double
 
 SOLVERS = ("auto", EXPLICIT, STIFF)
 
+_OWN = ("time", "accepted", "rejected", "solver", "lost_at")  # beside what every trajectory has
 _ROOM = 256  # rows of the record on the device
 _BLOCK_BYTES = 8 * 2**20
 _MOST_ATTEMPTS = 2**20  # of a step, in a block
@@ -193,7 +194,7 @@ class _Job:
         )
         self.walk = begin(flow, who.starts)
         shapes = observe.eval_shape(flow, self.walk, np.int32(0))[1]
-        self.record = Record(shapes, self.layout, who, 0, len(times) - 1, 1)
+        self.record = Record(shapes, self.layout, who, 0, len(times) - 1, 1, taken=_OWN)
         self.room = max(1, min(_ROOM, _BLOCK_BYTES // self.record.row_bytes))
         self.known = known_turns(backend.device().platform)
         self.solver = np.full(who.count, flow.solver)

@@ -45,6 +45,7 @@ class Record:
         shapes: by name, the shapes of what the device records in a row; with a leading axis over the
             members, if there is one.
         updates: those of them that the optimizer records.
+        taken: names of the trajectory's other variables and coordinates.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class Record:
         total: int,
         every: int,
         updates: Collection[str] = (),
+        taken: Collection[str] = (),
     ) -> None:
         self.who, self.every = who, every
         self.columns = list(_columns(shapes, layout, int(who.batched), updates))
-        self._check_names()
+        self._check_names(taken)
         rows = total // every + 2
         row_bytes = sum(c.size * c.dtype.itemsize for c in self.columns) * who.count
         self.row_bytes = max(row_bytes, 1)
@@ -74,8 +76,15 @@ class Record:
         for column in self.columns:
             column.values = np.empty((len(self.steps), column.size, who.count), column.dtype)
 
-    def _check_names(self) -> None:
-        taken = {*results.RESERVED_DIMS, *self.who.dims, "start", "final", "optimizer_state"}
+    def _check_names(self, others: Collection[str]) -> None:
+        taken = {
+            *results.RESERVED_DIMS,
+            *self.who.dims,
+            *others,
+            "start",
+            "final",
+            "optimizer_state",
+        }
         taken |= {"status", "diverged_at", "stopped_at", "updates"}
         for column in self.columns:
             mine = column.name.startswith("schedule_")
