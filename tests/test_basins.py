@@ -213,6 +213,7 @@ def test_the_picture_shows_what_was_found(himmelblau):
         (lambda p: tw.basins(p, tw.SGD(lr=0.0), square(p, 1, 3)), "with lr=0 no start moves"),
         (lambda p: tw.basins(p, tw.SGD(lr=0.1), "plane"), "a plane was expected"),
         (lambda p: tw.basins(p, 0.1, square(p, 1, 3)), "optimizer"),
+        (lambda p: tw.basins(p, tw.GaussNewton(), square(p, 1, 3)), "needs a sum of squares"),
         (lambda p: tw.basins(two_wells, tw.SGD(lr=0.1), square(p, 1, 3)), "Problem was expected"),
         (
             lambda p: tw.basins(

@@ -70,14 +70,15 @@ def basins(
         and a table of the minima, the most often reached first. See docs/results.md.
 
     Raises:
-        InputError: too many parameters, a plane of another problem, sweeps, impossible steps.
+        InputError: too many parameters, a plane of another problem, sweeps, impossible steps, an
+            optimizer that cannot descend this problem.
     """
     check_is_problem(problem)
     check_is_plane_of(problem, plane)
     taken = {*_VARIABLES, "minimum"} & set(plane.axes)
     if taken:
         raise InputError(f"the axis {taken.pop()!r} would clash with a variable of the result.")
-    check(optimizer)
+    check(optimizer).check_problem(problem)
     steps = inputs.whole_number("steps", steps, 0)
     if problem.size > _MOST_PARAMETERS:
         raise InputError(

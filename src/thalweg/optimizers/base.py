@@ -120,7 +120,7 @@ class Optimizer:
         """An InputError where values, each in its range, do not go together; `check` calls it."""
 
     def check_problem(self, problem: Problem) -> None:
-        """An InputError where the rule cannot descend this problem; `descend` calls it."""
+        """An InputError where the rule cannot descend this problem; `descend` and `basins` call it."""
 
     def hyperparameters(self) -> dict[str, Any]:
         """Every hyperparameter by the name it is swept under, pairs entry by entry."""
