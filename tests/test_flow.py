@@ -416,3 +416,16 @@ def test_the_stiff_solver_says_when_its_matrices_do_not_fit():
     )
     with pytest.raises(InputError, match=r"stiff solver.*solver='explicit'"):
         tw.gradient_flow(problem, 1.0, solver="stiff")
+
+
+def normal_start(key):
+    return {"x": jax.random.normal(key), "y": jnp.zeros(())}
+
+
+def test_drawn_starts_are_one_program(compilations):
+    problem = tw.Problem.from_function(bowl, init=normal_start)
+    tw.gradient_flow(problem, 0.1, points=2, runs=2)
+    assert compilations
+    seen = len(compilations)
+    tw.gradient_flow(problem, 0.2, points=2, runs=2, seed=1)
+    assert len(compilations) == seen

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,11 +22,12 @@ from thalweg.errors import InputError
 from thalweg.params import Layout, Params, path_name
 
 
+@dataclass(frozen=True)
 class InDtype:
-    """`init` with its floating-point arrays cast to one dtype."""
+    """`init` with its floating-point arrays cast to one dtype; equal where both are, to be one program."""
 
-    def __init__(self, init: Callable[[jax.Array], Params], dtype: np.dtype) -> None:
-        self.init, self.dtype = init, dtype
+    init: Callable[[jax.Array], Params]
+    dtype: np.dtype
 
     def __call__(self, key: jax.Array) -> Params:
         def cast(leaf: Any) -> Any:
