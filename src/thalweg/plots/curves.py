@@ -69,8 +69,8 @@ def record(
     members.check_trajectory(path)
     style.one_of("x", x, _SCALES)
     style.one_of("y", y, _SCALES)
-    if band is not None and not (len(band) == 2 and 0 <= band[0] < band[1] <= 1):
-        raise InputError(f"band must be two increasing quantiles from 0 to 1; {band!r} given.")
+    if band is not None:
+        style.check_quantiles(band)
     along = clock(path)
     steps, values = path[along].values, _read(path, name)
     ax = style.new_axes(ax)
@@ -267,7 +267,7 @@ class _Curves:
             what = "median of up to" if gone else "median of"
             text += f", {what} {runs} runs" if band is not None else f", {runs} runs each"
         text = style.joined(prefix, text, by=": ")
-        thin = {"lw": 0.8, "alpha": max(0.15, min(0.6, 20 / len(groups)))}
+        thin = {"lw": 0.8, "alpha": style.thin(len(groups))}
         for group in groups:
             kept = [m for m in group.members if not self.lost[m]]
             if band is not None and len(kept) > 1:
@@ -332,14 +332,7 @@ class _Curves:
         runs = self._of(kept, raw=True)
         low, middle, high = (_quantile(runs, q) for q in (band[0], 0.5, band[1]))
         self._plot(middle, look, gid, label=label, marker=look.marker)
-        if self.y == "log":
-            if (low <= 0).any():
-                style.note(self.ax, "no band where it reaches down to 0")
-            low = np.where(low > 0, low, np.nan)
-        filled = self.ax.fill_between(
-            self.steps, low, high, color=look.color, alpha=0.2, lw=0, gid=style.BAND
-        )
-        filled.set_label(f"_{label}")
+        style.fill(self.ax, self.steps, low, high, self.y, look.color, label)
 
     def _line(self, member: tuple[int, ...], look: style.Style, gid: str, **options: Any) -> None:
         self._plot(self.values[(slice(None), *member)], look, gid, **options)

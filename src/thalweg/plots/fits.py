@@ -86,7 +86,7 @@ def fit(
         whole = np.isfinite(column).all()
         alone = len(indices) <= MOST
         look = style.style(taken + (i if alone else 0))
-        name = _name(data, dims, index) or style.plain(label)
+        name = style.coordinates_text(data, dims, index) or style.plain(label)
         if not alone:
             name = style.count_of(len(indices), "fit") if i == 0 else "_fit"
         elif not whole:
@@ -101,7 +101,7 @@ def fit(
             marker=look.marker if alone and taken + len(indices) > 1 else None,
             markevery=((taken + i) % 5 * apart // 5, apart),
             ms=4.5,
-            alpha=1 if alone else max(0.15, min(0.6, 20 / len(indices))),
+            alpha=1 if alone else style.thin(len(indices)),
             zorder=3,
             label=name,
             gid=f"{style.SERIES}-{taken + (i if alone else 0)}",
@@ -287,16 +287,3 @@ def _say_missing(ax: Axes, *columns: np.ndarray) -> None:
     missing = np.isnan(np.stack(columns)).any(axis=0)
     if missing.any():
         style.note(ax, f"{missing.sum():,} of {style.count_of(missing.size, 'point')} not finite")
-
-
-def _name(data: xr.Dataset, dims: list[str], index: tuple[int, ...]) -> str:
-    """ "lr = 0.1", or a text coordinate as it stands."""
-    parts = []
-    for dim, i in zip(dims, index, strict=True):
-        value = data[dim].values[i]
-        parts.append(
-            style.plain(value)
-            if isinstance(value, str)
-            else f"{style.plain(dim)} = {style.value_text(value)}"
-        )
-    return style.joined(*parts)

@@ -209,15 +209,19 @@ def coordinates(
     leaving, total = int(outside.any(axis=0).sum()), int(np.prod(x.shape[1:]))
     own = label and style.plain(label)
     if leaving:
-        text = "the path leaves the window"
-        if total > 1:
-            leave = "leaves" if leaving == 1 else "leave"
-            text = f"{leaving:,} of {style.count_of(total, 'path')} {leave} the window"
-        style.note(ax, style.joined(own, text, by=": "))
+        style.note(ax, style.joined(own, leaving_text(leaving, total), by=": "))
     if off:
         text = f"iterates lie up to {style.number(off)} off the plane"
         style.note(ax, style.joined(own, text, by=": "))
     return x, y
+
+
+def leaving_text(leaving: int, total: int) -> str:
+    """ "2 of 5 paths leave the window"."""
+    if total == 1:
+        return "the path leaves the window"
+    verb = "leaves" if leaving == 1 else "leave"
+    return f"{leaving:,} of {style.count_of(total, 'path')} {verb} the window"
 
 
 def frame(ax: Axes, surface: xr.Dataset, x: tuple[float, float], y: tuple[float, float]) -> None:

@@ -94,7 +94,9 @@ def curve(
     for i, index in enumerate(indices):
         look = style.style(taken + (i if alone else 0))
         gid = f"{style.SERIES}-{taken + (i if alone else 0)}"
-        which = _named(values, rest, index) if alone else style.count_of(len(indices), "curve")
+        which = style.count_of(len(indices), "curve")
+        if alone:
+            which = style.coordinates_text(values, rest, index)
         who = style.joined(style.plain(label) if label else "", which, by=": ")
         name = style.joined(who, words, by=": ")
         column = numbers[(slice(None), *index)]
@@ -110,7 +112,7 @@ def curve(
             color=look.color,
             ls=look.dash if line else "",
             lw=1.6 if alone else 0.8,
-            alpha=1 if alone else max(0.15, min(0.6, 20 / len(indices))),
+            alpha=1 if alone else style.thin(len(indices)),
             marker=look.marker if marked else "",
             markevery=every,
             mfc=None if line else "none",
@@ -119,7 +121,8 @@ def curve(
             gid=gid,
         )
         if alone and band is not None and numbers.shape[-1] > 1:
-            _fill(ax, place, _spread(column, center, band), y, look)
+            low_end, high_end = _spread(column, center, band)
+            style.fill(ax, place, low_end, high_end, y, look.color, "band")
         if alone and slope is not False:
             _draw_slope(ax, place, center, None if slope is True else slope, look, who)
     if low:
@@ -211,18 +214,8 @@ def _check_band(band: Any, middle: str) -> None:
         style.one_of("band", band, ("error",))
         if middle != "mean":
             raise InputError("band='error' is of the mean: give middle='mean' with it.")
-    elif not (len(band) == 2 and 0 <= band[0] < band[1] <= 1):
-        raise InputError(f"band must be two increasing quantiles from 0 to 1; {band!r} given.")
-
-
-def _named(values: xr.DataArray, dims: list[str], index: tuple[int, ...]) -> str:
-    """ "lr = 0.1", or a text coordinate as it stands."""
-    parts = []
-    for dim, i in zip(dims, index, strict=True):
-        value = values[dim].values[i]
-        text = style.value_text(value)
-        parts.append(text if isinstance(value, str) else f"{style.plain(dim)} = {text}")
-    return style.joined(*parts)
+    else:
+        style.check_quantiles(band)
 
 
 def _pooled_words(pooled: list[str], count: int, middle: str, band: Any) -> str:
@@ -259,19 +252,6 @@ def _spread(column: np.ndarray, center: np.ndarray, band: Any) -> tuple[np.ndarr
         if there.any():
             low[there], high[there] = np.nanquantile(column[there], band, axis=1)
     return low, high
-
-
-def _fill(
-    ax: Axes, place: np.ndarray, ends: tuple[np.ndarray, np.ndarray], y: str, look: style.Style
-) -> None:
-    low, high = ends
-    if y == "log":
-        if (low <= 0).any():
-            style.note(ax, "no band where it reaches down to 0")
-        low = np.where(low > 0, low, np.nan)
-    ax.fill_between(
-        place, low, high, color=look.color, alpha=0.2, lw=0, gid=style.BAND, label="_band"
-    )
 
 
 def _draw_slope(

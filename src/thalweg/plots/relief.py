@@ -123,7 +123,7 @@ def draw_path(
     canvas.note(track.note)
     leaving = int((there & ~seen).any(axis=0).sum())
     if leaving:
-        canvas.note(_left(leaving, len(track.lost)))
+        canvas.note(paths.leaving_text(leaving, len(track.lost)))
     if off:
         canvas.note(f"iterates lie up to {style.number(off)} off the plane")
     _note_difference(canvas, ground, height, track.loss)
@@ -237,13 +237,6 @@ def _note_difference(canvas: Canvas, ground: Ground, height: np.ndarray, loss: n
             "the path is drawn at the surface's height; its recorded loss, in the hover, differs from "
             f"it by up to {style.number(largest)}"
         )
-
-
-def _left(leaving: int, total: int) -> str:
-    if total == 1:
-        return "the path leaves the window"
-    verb = "leaves" if leaving == 1 else "leave"
-    return f"{leaving:,} of {style.count_of(total, 'path')} {verb} the window"
 
 
 def _stepped(edges: np.ndarray, colors: np.ndarray) -> list[tuple[float, str]]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import LogLocator
 
-from thalweg.errors import unknown
+from thalweg.errors import InputError, unknown
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is lost on
 # white. The cycles have no common divisor: 7 × 5 series differ in colour or dash, and print in grey.
@@ -99,6 +99,11 @@ def new_figure(size: tuple[float, float]) -> Figure:
     return plt.figure(figsize=size, layout="constrained")
 
 
+def thin(count: int) -> float:
+    """How opaque each of so many lines is that are drawn alike: lighter the more there are."""
+    return max(0.15, min(0.6, 20 / count))
+
+
 def root_figure(ax: Axes) -> Figure | SubFigure:
     """The figure, or the part of one, that holds the axes."""
     return ax.get_figure()  # pyright: ignore[reportReturnType]
@@ -123,6 +128,18 @@ def value_text(value: Any) -> str:
     """A coordinate's value as a legend names it."""
     value = value.item() if isinstance(value, np.generic) else value
     return f"{value:g}" if isinstance(value, float) else plain(value)
+
+
+def coordinates_text(
+    data: xr.Dataset | xr.DataArray, dims: Sequence[str], index: Sequence[int]
+) -> str:
+    """ "lr = 0.1": where an index on these dimensions is; a text coordinate stands by itself."""
+    parts = []
+    for dim, i in zip(dims, index, strict=True):
+        value = data[dim].values[i]
+        text = value_text(value)
+        parts.append(text if isinstance(value, str) else f"{plain(dim)} = {text}")
+    return joined(*parts)
 
 
 def label_of(variable: xr.DataArray, default: str) -> str:
@@ -151,6 +168,12 @@ def one_of(option: str, given: object, known: Sequence[str]) -> None:
     """Raise an InputError unless an option is one of its known values."""
     if not isinstance(given, str) or given not in known:
         raise unknown(option, given, known)
+
+
+def check_quantiles(band: tuple[float, float]) -> None:
+    """Raise an InputError unless a band lies between two increasing quantiles."""
+    if not (len(band) == 2 and 0 <= band[0] < band[1] <= 1):
+        raise InputError(f"band must be two increasing quantiles from 0 to 1; {band!r} given.")
 
 
 # Legends and notes ---------------------------------------------------------------------------
@@ -206,6 +229,17 @@ def legend(ax: Axes) -> None:
         fontsize="small" if len(labels) <= 6 else "x-small",
         framealpha=0.9,
     )
+
+
+def fill(
+    ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, y: str, color: str, label: str
+) -> None:
+    """A band between two curves; on a "log" axis, where it does not reach down to 0."""
+    if y == "log":
+        if (low <= 0).any():
+            note(ax, "no band where it reaches down to 0")
+        low = np.where(low > 0, low, np.nan)
+    ax.fill_between(x, low, high, color=color, alpha=0.2, lw=0, gid=BAND, label=f"_{label}")
 
 
 class _Ticks(LogLocator):
