@@ -114,6 +114,14 @@ def test_a_name_that_every_result_has_is_refused_with_a_suggestion(name):
         tw.coordinate_plane(clashing(name), {name: (0, 1)})
 
 
+def test_a_name_that_a_landscape_gives_its_curvature_is_refused_before_it_is_computed():
+    problem = clashing("trace")
+    plane = tw.coordinate_plane(problem, {"trace": (0, 1)}, 3)
+    assert "empirical" in tw.landscape(problem, plane)
+    with pytest.raises(InputError, match="'trace' would clash with a variable"):
+        tw.landscape(problem, plane, curvature=True)
+
+
 def test_a_name_that_cannot_be_saved_is_refused_with_a_suggestion():
     problem = clashing("dense/kernel")
     with pytest.raises(InputError, match="call it 'dense_kernel'"):

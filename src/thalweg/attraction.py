@@ -74,10 +74,7 @@ def basins(
             optimizer that cannot descend this problem.
     """
     check_is_problem(problem)
-    check_is_plane_of(problem, plane)
-    taken = {*_VARIABLES, "minimum"} & set(plane.axes)
-    if taken:
-        raise InputError(f"the axis {taken.pop()!r} would clash with a variable of the result.")
+    check_is_plane_of(problem, plane, taken=(*_VARIABLES, "minimum"))
     check(optimizer).check_problem(problem)
     steps = inputs.whole_number("steps", steps, 0)
     if problem.size > _MOST_PARAMETERS:

@@ -30,6 +30,7 @@ from thalweg.programs import model_of
 from thalweg.tiling import Tiling, tiling_of
 from thalweg.tuning import tuned
 
+_CURVATURE = ("directional_curvature", "largest_eigenvalue", "smallest_eigenvalue", "trace")
 _HELD = 8 * 2**20  # bytes of results that a call returns: what the caches hold
 
 
@@ -66,7 +67,7 @@ def landscape(
             too large for memory.
     """
     check_is_problem(problem)
-    check_is_plane_of(problem, plane)
+    check_is_plane_of(problem, plane, taken=_CURVATURE if curvature else ())
     wanted = (risks,) if isinstance(risks, str) else tuple(risks)
     for risk in wanted:
         if risk not in results.RISKS:
@@ -197,12 +198,13 @@ def _curvature_at(problem: Problem, plane: Plane) -> dict[str, Any]:
     with np.errstate(invalid="ignore", divide="ignore"):
         along = np.array([d @ h for d, h in zip(plane.directions, images, strict=True)]) / squares
     trace = operator.trace()
-    return {
-        "directional_curvature": ("direction", along),
-        "largest_eigenvalue": ((), float(operator.top(1)[0][0])),
-        "smallest_eigenvalue": ((), float(operator.bottom(1)[0][0])),
-        "trace": ((), trace.value, {"standard_error": trace.error}),
-    }
+    found = (
+        ("direction", along),
+        ((), float(operator.top(1)[0][0])),
+        ((), float(operator.bottom(1)[0][0])),
+        ((), trace.value, {"standard_error": trace.error}),
+    )
+    return dict(zip(_CURVATURE, found, strict=True))
 
 
 def _point_by_point(

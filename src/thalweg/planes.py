@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import xarray as xr
 
 from thalweg import names, results
 from thalweg.errors import InputError, unknown
+from thalweg.inputs import whole_number
 from thalweg.params import Params
 from thalweg.problem import Problem, check_is_problem, vector_of
 
@@ -133,12 +134,16 @@ class Plane:
         return seen
 
 
-def check_is_plane_of(problem: Problem, value: Any) -> None:
-    """An InputError where something else than a plane of the problem's parameters was given."""
+def check_is_plane_of(problem: Problem, value: Any, taken: Iterable[str] = ()) -> None:
+    """An InputError where something else than a plane of the problem's parameters was given, or an axis has
+    the name of one of a result's variables, which are `taken`."""
     if not isinstance(value, Plane):
         raise InputError(f"a plane was expected, {type(value).__name__} given.")
     if value.names != problem.names:
         raise InputError("the plane belongs to another problem: its parameters have other names.")
+    for axis in value.axes:
+        if axis in taken:
+            raise InputError(f"the axis {axis!r} would clash with a variable of the result.")
 
 
 def coordinate_plane(
@@ -222,12 +227,7 @@ def counts_of(points: Points, axes: Sequence[str]) -> dict[str, int]:
         counts = dict(points)
     else:
         counts = dict.fromkeys(axes, points)
-    for name, value in counts.items():
-        if not isinstance(value, (int, np.integer)) or value < 1:
-            raise InputError(
-                f"points: {name!r} needs a whole number of at least 1; {value!r} given."
-            )
-    return {name: int(counts[name]) for name in axes}
+    return {name: whole_number(f"points of {name!r}", counts[name], 1) for name in axes}
 
 
 def grid_of(name: str, span: Any, count: int) -> np.ndarray:
