@@ -375,6 +375,7 @@ def test_plots_draw_a_flow_against_time():
         ({"time": -1.0}, "time must be a finite number of at least 0; -1.0"),
         ({"time": np.inf}, "time must be"),
         ({"time": "long"}, "time must be"),
+        ({"time": True}, "time must be"),
         ({"points": 1}, "points must be a whole number of at least 2"),
         ({"times": [0.0, 2.0, 1.0]}, "times must be increasing"),
         ({"times": [-1.0, 2.0]}, "times must be increasing"),

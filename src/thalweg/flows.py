@@ -153,13 +153,10 @@ def flow_again(path: xr.Dataset) -> xr.Dataset:
 
 def _saved_times(time: Any, times: Any, points: Any) -> np.ndarray:
     if times is None:
-        until = (
-            np.asarray(time, float) if isinstance(time, (int, float, np.number)) else np.empty(0)
-        )
-        if until.ndim or not np.isfinite(until) or until < 0:
+        if not inputs.is_number(time) or not np.isfinite(time) or time < 0:
             raise InputError(f"time must be a finite number of at least 0; {time!r} given.")
         points = inputs.whole_number("points", points, 2)
-        return np.linspace(0.0, float(until), points) if until > 0 else np.zeros(1)
+        return np.linspace(0.0, float(time), points) if time > 0 else np.zeros(1)
     try:
         given = np.asarray(times, float)
     except (TypeError, ValueError):
@@ -171,8 +168,7 @@ def _saved_times(time: Any, times: Any, points: Any) -> np.ndarray:
 
 
 def _tolerance(name: str, value: Any) -> np.float64:
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not number or not 0 < value < 1:
+    if not inputs.is_number(value) or not 0 < value < 1:
         raise InputError(f"{name} must be a number between 0 and 1; {value!r} given.")
     least = float(jnp.finfo(float).eps)
     if name == "rtol" and value < 10 * least:

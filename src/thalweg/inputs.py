@@ -219,9 +219,14 @@ def promoted_dtype(data: Any) -> np.dtype:
     return jnp.result_type(*floating) if floating else np.dtype(float)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a setting is one number, and not a truth value, which Python takes for one."""
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
 def whole_number(name: str, value: Any, least: int) -> int:
     """`value` as an int of at least `least`."""
-    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+    if is_number(value):
         number = float(value)
         if number.is_integer() and number >= least:
             return int(value)

@@ -13,7 +13,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from thalweg.errors import InputError, unknown
-from thalweg.inputs import written_in_jax
+from thalweg.inputs import is_number, written_in_jax
 from thalweg.observables import NAMED, At, Observable
 
 _FROM_ZERO = ("movement", "relative_movement")
@@ -96,8 +96,7 @@ def rule(stop: Any, first: int) -> Stop | None:
                 f"stop: {name!r} has a state of its own and cannot be asked for at any step; give a "
                 f"function of `at`, or one of {', '.join(_STATELESS)}."
             )
-        number = isinstance(limit, (int, float, np.number)) and not isinstance(limit, bool)
-        if not number or math.isnan(limit):
+        if not is_number(limit) or math.isnan(limit):
             raise InputError(f"stop: the threshold of {name!r} must be a number; {limit!r} given.")
         limits[str(name)] = np.float64(limit)
     return Stop(limits, None, start)
