@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from problems import bowl_problem, line_problem
 
 import thalweg as tw
-from thalweg import results
+from thalweg import results, show
 from thalweg.errors import InputError
 
 
@@ -305,3 +305,4 @@ def test_a_table_of_ones_own_is_saved_too(tmp_path):
     again = tw.load(tw.save(table, tmp_path / "table.nc"))
     xr.testing.assert_equal(again, table)
     assert not table.attrs  # what was given stays as it was
+    assert list(show.lines(again)) == ["result", "", "table: table, seed 2"]

@@ -99,8 +99,8 @@ def _plain(value: Any) -> Any:
 
 
 def settings_of(result: xr.Dataset | xr.DataTree) -> dict[str, Any]:
-    """The settings that produced a result."""
-    return json.loads(result.attrs["settings"])
+    """The settings that produced a result; none of a table of the user's own."""
+    return json.loads(result.attrs.get("settings", "{}"))
 
 
 def part(tree: xr.DataTree, path: str) -> xr.Dataset:

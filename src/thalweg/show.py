@@ -41,7 +41,7 @@ def lines(
 
 
 def _part(name: str, part: xr.Dataset, rows: int) -> Iterator[str]:
-    kind = part.attrs.get("kind")
+    kind = part.attrs.get("kind", "table")
     yield ""
     yield f"{name or kind}: {kind}, " + ", ".join(f"{d} {n}" for d, n in part.sizes.items())
     if kind == "landscape":

@@ -399,8 +399,7 @@ def _says(path: xr.Dataset, row: int, *more: str) -> str:
     if losses.size:
         low, high = style.number(losses.min()), style.number(losses.max())
         text = f"loss {low}" if low == high else f"losses {low} to {high}"
-        settings = results.settings_of(path) if "settings" in path.attrs else {}
-        if settings.get("batch_size") and not more:
+        if results.settings_of(path).get("batch_size") and not more:
             text = f"batch {text}"
     fate = None
     if gone:

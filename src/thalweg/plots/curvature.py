@@ -89,7 +89,7 @@ def sharpness(
         raise unknown("record", name, [str(v) for v in path if "step" in path[v].dims])
     before = {} if ax is None else _series(ax)
     ax = curves.record(path, name, ax=ax, x=x, y=y, title=title or "Sharpness", label=label)
-    optimizer = settings_of(path)["optimizer"]["name"]
+    optimizer = settings_of(path).get("optimizer", {}).get("name")  # of a flow there is none
     if preconditioned is (optimizer == "SGD") or optimizer not in KNOWN:
         return ax
     limits = stability_threshold(path)

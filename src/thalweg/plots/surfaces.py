@@ -199,7 +199,7 @@ def risk_values(surface: xr.Dataset, risk: str, sample: int | None) -> np.ndarra
 
 def risk_name(surface: xr.Dataset, risk: str, sample: int | None) -> str:
     """ "pointwise risk, sample 3", "empirical risk + penalty"; a plain function's is the risk."""
-    settings = results.settings_of(surface) if "settings" in surface.attrs else {}
+    settings = results.settings_of(surface)
     name = "risk" if risk == "empirical" and settings.get("n_samples") == 0 else f"{risk} risk"
     if settings.get("penalty") and risk != "pointwise":
         name += " + penalty"
