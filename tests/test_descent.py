@@ -648,6 +648,12 @@ def test_bad_optimizers_say_what_is_wrong_in_one_line(optimizer, message):
     assert "\n" not in str(caught.value)
 
 
+def test_an_error_of_a_schedules_own_is_kept():
+    with pytest.raises(tw.InputError) as caught:
+        tw.descend(line_problem(), tw.SGD(lr=lambda t: {}[t]), steps=3)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 def test_states_too_large_are_refused_before_they_are_made(monkeypatch):
     import psutil
 

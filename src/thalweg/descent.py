@@ -73,7 +73,8 @@ def descend(
         stop: when a member has arrived: a mapping from names to thresholds, such as {"loss": 1e-20,
             "grad_norm": 1e-10}, one of which must be reached from above; or a function of `at` that
             returns a boolean. Names are "loss" (of the step's batch), "grad_norm", "risk",
-            "expected", "movement", "relative_movement", and what the optimizer records of an update.
+            "expected", and what the optimizer records of an update. (Movements are 0 at the start, and
+            a change between steps is not known there: these want a function.)
             A member that has arrived stays where it is, with status "converged", while others go
             on; when none is left, the descent ends.
         progress: a progress bar: True, False, or None for one on a terminal after a second.
@@ -244,7 +245,7 @@ def _schedule_tables(
             raise InputError(
                 f"{optimizer.name}: the schedule of {name} must give a number for every step: "
                 f"{type(error).__name__}: {first_line(error)}."
-            ) from None
+            ) from error
         check_range(optimizer.name, f"{name} (its schedule)", table, *bounds[name])
         tables[name] = table
     return tables
