@@ -101,7 +101,6 @@ class _Search:
     ) -> None:
         self.product, self.size, self.tolerance, self.key = product, size, tolerance, key
         self.locked = 0 if found is None else len(found.values)
-        self.before = 0 if found is None else found.products
         self.free = size - self.locked
         self.found = found
         self.dtype = dtype
@@ -129,7 +128,7 @@ class _Search:
                 # cut on the host: JAX would compile a program for each length
                 projected[: j + 1, j] = np.asarray(coefficients)[locked : locked + j + 1]
                 if not np.isfinite(projected[: j + 1, j]).all():
-                    return _nothing(count, self.size, self.before + products)
+                    return _nothing(count, self.size, products)
             values, vectors = np.linalg.eigh(projected, UPLO="U")
             values, vectors = values[::-1], vectors[:, ::-1]
             residuals = abs(float(left) * vectors[-1])
