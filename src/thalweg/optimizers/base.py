@@ -32,11 +32,6 @@ class At(Protocol):
         ...
 
     @property
-    def start(self) -> Params:
-        """The iterate at step 0."""
-        ...
-
-    @property
     def loss(self) -> Any:
         """The risk of this step's batch."""
         ...
@@ -44,11 +39,6 @@ class At(Protocol):
     @property
     def grad(self) -> Params:
         """Its gradient."""
-        ...
-
-    @property
-    def step(self) -> Any:
-        """The index of the step, from 0."""
         ...
 
     def value_and_gradient(self, params: Params) -> tuple[Any, Params]:
