@@ -32,7 +32,7 @@ def _one_line(command: Callable[..., None]) -> Callable[..., None]:
             click.echo(f"Error: {' '.join(str(error).split())}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
-            click.echo("Interrupted; nothing was written.", err=True)
+            click.echo("Interrupted; what was under way is not written.", err=True)
             sys.exit(_INTERRUPTED)
 
     return wrapped
