@@ -370,6 +370,10 @@ def test_on_a_landscape_beside_sgd():
     surface = tw.landscape(problem, plane)
     ax = tw.plot.contour(surface, tw.descend(problem, tw.SGD(lr=0.1), steps=5))
     tw.plot.trace(surface, tw.descend(problem, tw.LevenbergMarquardt(), steps=5), ax=ax)
+    gids = {line.get_gid() for line in ax.lines}
+    assert {"thalweg-series-0", "thalweg-series-1"} <= gids
+    names = ax.get_legend_handles_labels()[1]
+    assert names.count("path") == 2
 
 
 def test_by_name_and_its_errors():
