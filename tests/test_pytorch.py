@@ -863,3 +863,74 @@ def test_where_new_tensors_are_made_does_not_matter():
         state = tw.to_torch(problem)
     assert float(problem.risk(problem.params)) == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(state, dict(module.state_dict()))
+
+
+# A module's state_dict as a point -------------------------------------------------------------
+
+
+class Shared(nn.Module):
+    """Two layers of one weight, and a bias that stays as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)
+        self.b.weight = self.a.weight
+        self.c.bias.requires_grad_(False)
+        self.register_buffer("scale", torch.tensor([2.0]))
+
+    def forward(self, x):
+        return self.scale * self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+
+def test_a_state_dict_is_a_point_with_all_its_entries():
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 3), torch.randn(20, 1)
+    module = Shared()
+    problem = tw.from_torch(module, nn.MSELoss(), x, y)
+    with torch.no_grad():
+        module.a.weight *= 1.5
+        module.c.weight += 0.5
+    expected = nn.functional.mse_loss(module(x), y).item()
+    for wrapped in (module, nn.DataParallel(module), torch.compile(module, backend="eager")):
+        state = wrapped.state_dict()
+        assert float(problem.risk(state)) == pytest.approx(expected, rel=1e-6)
+    state = module.state_dict()
+    moved = problem.at(state)
+    assert tw.sharpness(problem, state) == tw.sharpness(problem, moved.params)
+    np.testing.assert_array_equal(problem.flatten(state), moved.flatten(moved.params))
+    assert tw.sharpness(problem, tw.to_torch(moved)) == tw.sharpness(problem, state)
+    tw.interpolation(problem, problem.params, state)
+    state["scale"] = torch.tensor([3.0])
+    for function in (problem.at, problem.risk, lambda point: tw.hessian(problem, point)):
+        with pytest.raises(tw.InputError, match=r"'scale' is another than .* with from_torch"):
+            function(state)
+    state["more"] = torch.zeros(3)
+    with pytest.raises(tw.InputError, match="params have the entries"):
+        problem.risk(state)
+
+
+@pytest.mark.parametrize("policy", ["frozen", "recomputed"])
+def test_a_state_dict_with_batch_norms_statistics(policy):
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 3), torch.randn(20, 1)
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    problem = tw.from_torch(module, nn.MSELoss(), x, y, batch_norm=policy)
+    module.train()(x)  # which changes the statistics alone
+    if policy == "recomputed":
+        assert float(problem.risk(module.state_dict())) == float(problem.risk(problem.params))
+    else:
+        with pytest.raises(tw.InputError, match="batch_norm='recomputed' helps"):
+            problem.risk(module.state_dict())
+        anew = tw.from_torch(module, nn.MSELoss(), x, y)
+        assert float(anew.risk(module.state_dict())) == float(anew.risk(anew.params))
+
+
+def test_what_looks_like_a_point_of_torchs_is_told_what_is_one():
+    module, x = nn.Linear(2, 1), torch.randn(5, 2)
+    problem = tw.from_torch(module, nn.MSELoss(), x, x[:, :1])
+    vector = torch.nn.utils.parameters_to_vector(module.parameters())
+    for function in (problem.at, problem.risk, problem.flatten, lambda p: tw.hessian(problem, p)):
+        with pytest.raises(tw.InputError, match=r"give the module's state_dict\(\)"):
+            function(vector)
+        with pytest.raises(tw.InputError, match=r"give its state_dict\(\)"):
+            function(module)

@@ -1,6 +1,7 @@
 """PyTorch loops recorded as they run, and checkpoints read, against descents of the same steps."""
 
 import contextlib
+import copy
 import pickle
 import warnings
 
@@ -55,7 +56,9 @@ def test_a_loop_is_the_descent_of_the_same_problem(training, tmp_path):
     np.testing.assert_allclose(path["lr"].values, 0.1 * 0.1 ** (np.minimum(np.arange(13), 12) // 5))
     np.testing.assert_array_equal(path["final"], path["params"][-1])
     assert str(path["status"].values) == "completed"
-    assert float(tw.stability_threshold(path)) == pytest.approx(2 * 1.9 / 0.1)
+    limit = tw.stability_threshold(path)
+    assert limit.dims == ("step",)
+    np.testing.assert_allclose(limit, tw.stability_threshold(ours))
     # what a trajectory is good for
     again = tw.load(tw.save(path, tmp_path / "path.nc"))
     assert again.identical(path)
@@ -263,3 +266,133 @@ def test_bad_input_is_one_line(training, tmp_path):
         with pytest.raises(InputError, match=words) as raised:
             call()
         assert "\n" not in str(raised.value)
+
+
+# What else goes on beside the model -----------------------------------------------------------
+
+
+def test_another_models_loss_is_not_this_ones(training):
+    """Two models trained in one loop, each recorded, and a third on whose loss nobody steps."""
+    model, x, y = training
+    other, third = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter *= 1.5
+    first, second = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, other))
+    losses = []
+    with tw.record(first, model) as path, tw.record(second, other) as beside:
+        for _ in range(4):
+            (100 * nn.functional.mse_loss(third(x), y)).backward()
+            row = []
+            for one, optimizer in ((model, first), (other, second)):
+                optimizer.zero_grad()
+                loss = nn.functional.mse_loss(one(x), y)
+                row.append(loss.item())
+                loss.backward()
+                optimizer.step()
+            losses.append(row)
+    np.testing.assert_array_equal(np.stack([path.loss[:-1], beside.loss[:-1]], 1), losses)
+    hooks = [p._post_accumulate_grad_hooks for m in (model, other) for p in m.parameters()]
+    assert not any(hooks)  # all is as it was
+
+
+def test_an_optimizer_of_another_model_is_refused(training):
+    model, *_ = training
+    stale = torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1)
+    with (
+        pytest.raises(tw.InputError, match="none of this model's parameters"),
+        tw.record(stale, model),
+    ):
+        pass
+
+
+def test_a_compiled_models_parameters_have_their_own_names(training):
+    model, x, y = training
+    compiled = torch.compile(model, backend="eager")
+    problem = tw.from_torch(compiled, nn.MSELoss(), x, y)
+    assert problem.names == tw.from_torch(model, nn.MSELoss(), x, y).names
+    optimizer = torch.optim.SGD(compiled.parameters(), lr=0.1)
+    with tw.record(optimizer, compiled) as path:
+        loop(compiled, optimizer, x, y, 3)
+    assert tuple(path["param"].values) == problem.names
+    assert float(problem.risk(compiled.state_dict())) == pytest.approx(
+        float(problem.risk(path["final"].values))
+    )
+    compiled.load_state_dict(tw.to_torch(problem))
+
+
+# Thresholds of stability ----------------------------------------------------------------------
+
+
+def test_a_warm_up_has_the_threshold_of_each_step(training):
+    model, x, y = training
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: (t + 1) / 10)
+    with tw.record(optimizer, model, record=["params", "lr"], every=3) as path:
+        loop(model, optimizer, x, y, 8, scheduler)
+    expected = 2 * 1.5 / (0.1 * np.array([1, 4, 7, 9]) / 10)
+    np.testing.assert_allclose(tw.stability_threshold(path), expected)
+    with tw.record(optimizer, model) as path:
+        loop(model, optimizer, x, y, 2, scheduler)
+    with pytest.raises(tw.InputError, match=r"changed its lr as it ran: record it"):
+        tw.stability_threshold(path)
+
+
+def test_groups_with_rates_of_their_own_have_no_threshold(training):
+    model, x, y = training
+    weights, biases = ([p for p in model.parameters() if p.ndim == d] for d in (2, 1))
+    groups = [{"params": weights, "lr": 0.1}, {"params": biases, "lr": 0.01}]
+    optimizer = torch.optim.SGD(groups, momentum=0.5)
+    with tw.record(optimizer, model) as path:
+        loop(model, optimizer, x, y, 2)
+    with pytest.raises(tw.InputError, match="which lr SGD made it; where groups"):
+        tw.stability_threshold(path)
+    optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.01), betas=(0.8, 0.9))
+    with tw.record(optimizer, model) as path:
+        loop(model, optimizer, x, y, 2)
+    np.testing.assert_allclose(tw.stability_threshold(path), 2 * 1.8 / (0.2 * 0.01), rtol=1e-6)
+
+
+# Checkpoints and points -----------------------------------------------------------------------
+
+
+def test_a_checkpoints_own_statistics_are_its_own():
+    """Of batch norm, in a problem that was made before the training."""
+    torch.manual_seed(0)
+    x = torch.randn(32, 3)
+    y = torch.sin(x[:, :1])
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+    problem = tw.from_torch(model, nn.MSELoss(), x, y)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    saved, losses = [], []
+    for _ in range(3):
+        loop(model.train(), optimizer, x, y, 10)
+        saved.append({"model": {k: v.clone() for k, v in model.state_dict().items()}})
+        losses.append(nn.functional.mse_loss(model.eval()(x), y).item())
+    for checkpoints in (saved, [checkpoint["model"] for checkpoint in saved]):
+        found = tw.trajectory(checkpoints, problem)
+        np.testing.assert_allclose(found["loss"], losses, rtol=1e-5)
+        vector = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+        np.testing.assert_allclose(np.sort(found["final"]), np.sort(vector.numpy()))
+
+
+def test_a_trajectory_of_points():
+    """Of a loop of one's own: pytrees and vectors."""
+    rng = np.random.default_rng(0)
+    params = {"a": {"w": rng.standard_normal((2, 3)), "b": np.zeros(3)}, "c": 1.0}
+    problem = tw.Problem(
+        lambda p, x: p["c"] * (x @ p["a"]["w"] + p["a"]["b"]).sum(1),
+        "mse",
+        rng.standard_normal((9, 2)),
+        rng.standard_normal(9),
+        params=params,
+    )
+    vectors = rng.standard_normal((3, problem.size))
+    expected = [float(problem.risk(problem.unflatten(v))) for v in vectors]
+    for points in (vectors, [problem.unflatten(v) for v in vectors]):
+        path = tw.trajectory(points, problem, steps=[0, 5, 7])
+        np.testing.assert_array_equal(path["params"], vectors)
+        np.testing.assert_allclose(path["loss"], expected)
+        assert list(path["param"].values) == list(problem.names)
+    with pytest.raises(tw.InputError, match="checkpoint 0"):
+        tw.trajectory([{"w": vectors}], problem)

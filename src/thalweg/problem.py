@@ -315,7 +315,7 @@ class Problem:
     def _point(self, params: Any) -> Params:
         """A point in the problem's structure where it is given otherwise; a `state_dict` of a module's holds
         more than parameters."""
-        module = getattr(self.predict, "func", None)
+        module: Any = getattr(self.predict, "func", None)
         if isinstance(params, Mapping) and hasattr(module, "parameters_of"):
             params = module.parameters_of(self.predict.args[0], params)
         return inputs.point(params, self.layout)
@@ -434,6 +434,16 @@ def vector_of(problem: Problem, params: Params) -> Any:
     if isinstance(params, (np.ndarray, jax.Array)) and params.shape == (problem.size,):
         return params
     return problem.flatten(problem.at(params).params)
+
+
+def holding(problem: Problem, entries: Mapping[str, Any]) -> Problem:
+    """The problem of a PyTorch module, with what a `state_dict` holds beside the parameters (running
+    statistics, frozen weights) in place of its own; another problem as it is."""
+    module: Any = getattr(problem.predict, "func", None)
+    if not hasattr(module, "held_of"):
+        return problem
+    held = module.held_of(problem.predict.args[0], entries)
+    return problem.replace(predict=Partial(module, held))
 
 
 def described(problem: Problem) -> dict[str, Any]:

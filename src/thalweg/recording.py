@@ -16,7 +16,7 @@ from thalweg import blocks, inputs, results
 from thalweg.errors import InputError, first_line, optional, unknown
 from thalweg.names import coords
 from thalweg.params import Layout
-from thalweg.problem import Problem
+from thalweg.problem import Problem, holding
 
 _MEASURES = ("grad_norm", "movement", "relative_movement", "lr")
 _RECORDED = ("params", "loss", "grad", *_MEASURES)
@@ -40,8 +40,9 @@ def record(
 
     Any object with a `step` method is an optimizer here. The loss of a step is that on which `backward`
     was called since the step before, added up if it was called several times (accumulated gradients); of
-    a closure, that of its first call. Nothing of the loop's is changed; while it runs,
-    `torch.autograd.backward` and the optimizer's steps are watched.
+    a closure, that of its first call. A call that reaches none of the model's parameters, as of another
+    model's loss, does not count. Nothing of the loop's is changed; while it runs,
+    `torch.autograd.backward`, the parameters' gradients and the optimizer's steps are watched.
 
     Args:
         model: the `nn.Module` whose parameters that require a gradient are recorded, by their names in
@@ -57,7 +58,7 @@ def record(
         "interrupted".
 
     Raises:
-        InputError: objects without `step` or parameters, an unknown record.
+        InputError: objects without `step` or parameters, an optimizer of another model's, an unknown record.
     """
     torch = optional("torch", "recording a PyTorch loop needs", "torch")
     wanted = (record,) if isinstance(record, str) else tuple(dict.fromkeys(record))
@@ -68,9 +69,16 @@ def record(
         raise InputError(f"an optimizer with a step method was expected, {optimizer!r:.80} given.")
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"an nn.Module was expected, {type(model).__name__} given.")
-    tensors = {n: p for n, p in sorted(model.named_parameters()) if p.requires_grad}
+    own = sorted(inputs.unwrapped(model).named_parameters())
+    tensors = {n: p for n, p in own if p.requires_grad}
     if not tensors:
         raise InputError("the model has no parameters that require a gradient.")
+    moved = {id(p) for group in _groups(optimizer) for p in group.get("params", ())}
+    if moved and moved.isdisjoint(map(id, tensors.values())):
+        raise InputError(
+            "the optimizer moves none of this model's parameters: make it of model.parameters(), after the "
+            "model."
+        )
     tape = _Tape(tensors, optimizer, wanted, inputs.whole_number("every", every, 1))
     path = xr.Dataset()
     status = "interrupted"
@@ -94,9 +102,11 @@ def trajectory(
 
     Args:
         checkpoints: `state_dict`s, or files of them in order: PyTorch's (read with `weights_only=True`:
-            a file is never unpickled) or safetensors.
+            a file is never unpickled) or safetensors. With a problem also points as `Problem.at` takes
+            them: pytrees, vectors (p,), iterates.
         problem: whose parameters to take (`thalweg.from_torch`), and whose risk then is the trajectory's
-            loss; without it all entries of floating point are, and the loss is NaN.
+            loss; without it all entries of floating point are, and the loss is NaN. What a module holds
+            beside its parameters (running statistics) is each checkpoint's own.
         steps: the step of each checkpoint; 0, 1, … without it.
         key: where in a checkpoint the state_dict is, as in "ema"; by default it is looked for under
             the usual names.
@@ -106,26 +116,21 @@ def trajectory(
     """
     if isinstance(checkpoints, (str, os.PathLike, Mapping)):
         raise InputError("a series of checkpoints was expected, as in [first, second]; one given.")
-    rows, names, shapes = [], None, None
+    rows: list[np.ndarray] = []
+    losses: list[float] = []
     like = None if problem is None else problem.layout
     for number, checkpoint in enumerate(checkpoints):
+        at = problem and _at(problem, checkpoint, key, number)
+        if at:
+            rows.append(np.asarray(at.flatten(at.params)))
+            losses.append(float(at.risk(at.params)))
+            continue
         state = _state_dict(checkpoint, key, number)
-        if names is None:
-            names = sorted(_floating(state)) if like is None else list(like.leaf_names)
-        arrays = []
-        for name in names:
-            if name not in state:
-                raise InputError(f"checkpoint {number} has no entry {name!r}.")
-            arrays.append(_array(state[name]))
-        found = [a.shape for a in arrays]
-        shapes = shapes or (found if like is None else list(like.shapes))
-        for name, shape, expected in zip(names, found, shapes, strict=True):
-            if shape != expected:
-                raise InputError(
-                    f"checkpoint {number}: {name!r} has shape {shape}; expected {expected}."
-                )
-        rows.append(np.concatenate([a.ravel() for a in arrays]))
-    if not rows or names is None or shapes is None:
+        if like is None:  # as a problem with these tensors has them
+            like = Layout.of({name: _array(state[name]) for name in _floating(state)})
+        rows.append(_row(state, like, number))
+        losses.append(np.nan)
+    if not rows or like is None:
         raise InputError("no checkpoints were given.")
     at = np.arange(len(rows)) if steps is None else np.asarray(list(steps))
     if at.shape != (len(rows),) or at.dtype.kind not in "iu" or (np.diff(at) <= 0).any():
@@ -133,14 +138,37 @@ def trajectory(
             f"steps= must hold an increasing whole number for each of the {len(rows)} checkpoints."
         )
     params = np.stack(rows)
-    loss = np.full(len(rows), np.nan)
-    if problem is not None:
-        loss = np.array([float(problem.risk(problem.unflatten(row))) for row in params])
-    data = {"params": params, "loss": loss}
-    if like is None:  # as a problem with these tensors has them
-        like = Layout.of({n: np.empty(s) for n, s in zip(names, shapes, strict=True)})
+    data = {"params": params, "loss": np.array(losses)}
     ends = params[0], params[-1]
     return _trajectory(at, like.names, data, "completed", {"name": "checkpoints"}, ends)
+
+
+def _at(problem: Problem, checkpoint: Any, key: str | None, number: int) -> Problem:
+    """The problem at a checkpoint, with what the module held there."""
+    if key is None and not isinstance(checkpoint, (str, os.PathLike)):
+        with contextlib.suppress(InputError):
+            return problem.at(checkpoint)
+    state = _state_dict(checkpoint, key, number)
+    there = holding(problem, state)
+    with contextlib.suppress(InputError):
+        return there.at(state)
+    # of a checkpoint that holds other things too, or not all, which is said then
+    return there.at(problem.unflatten(_row(state, problem.layout, number)))
+
+
+def _row(state: Mapping[str, Any], layout: Layout, number: int) -> np.ndarray:
+    """The entries of a state_dict as a vector (p,)."""
+    parts = []
+    for name, shape in zip(layout.leaf_names, layout.shapes, strict=True):
+        if name not in state:
+            raise InputError(f"checkpoint {number} has no entry {name!r}.")
+        array = _array(state[name])
+        if array.shape != shape:
+            raise InputError(
+                f"checkpoint {number}: {name!r} has shape {array.shape}; expected {shape}."
+            )
+        parts.append(array.ravel())
+    return np.concatenate(parts)
 
 
 # A loop as it runs ---------------------------------------------------------------------------
@@ -155,9 +183,11 @@ class _Tape:
         self.tensors, self.optimizer, self.wanted, self.every = tensors, optimizer, wanted, every
         self.names = Layout.of({n: _array(p) for n, p in tensors.items()}).names
         self.hyperparameters = _hyperparameters(optimizer)
+        self.changed: set[str] = set()  # hyperparameters that the loop has changed
         self.start = self._now()
         self.step = 0
         self.inside = self.closed = False  # in a step; in one whose closure was called
+        self.reached = False  # whether a backward pass has come to the model's parameters
         self.loss: float | None = None
         self.steps: list[int] = []
         self.rows: dict[str, list[Any]] = {name: [] for name in wanted}
@@ -165,19 +195,19 @@ class _Tape:
     def _now(self) -> np.ndarray:
         return np.concatenate([_array(p).ravel() for p in self.tensors.values()])
 
-    def backward(self, tensors: Any) -> None:
+    def before_backward(self) -> None:
+        self.reached = False
+
+    def after_backward(self, tensors: Any) -> None:
         """A loss was differentiated: before a step, or within one that was given a closure. Of the
         several evaluations of a closure the first is at the iterate."""
-        if self.inside and self.loss is not None:
+        if not self.reached or self.closed:
             return
         for tensor in tensors if isinstance(tensors, (list, tuple)) else [tensors]:
             scalar = hasattr(tensor, "numel") and tensor.numel() == 1
             if scalar and not tensor.is_complex():
                 self.loss = (self.loss or 0.0) + float(tensor.detach())
-
-    def after_backward(self) -> None:
-        """The gradient of a closure's first call is there, at the iterate of the row just written."""
-        if self.inside and not self.closed:
+        if self.inside:
             self.closed = True
             if self.steps and self.steps[-1] == self.step:
                 for name in {"grad", "grad_norm"} & self.rows.keys():
@@ -185,6 +215,9 @@ class _Tape:
 
     def before_step(self) -> None:
         self.inside = True
+        now = _hyperparameters(self.optimizer)
+        before = self.hyperparameters
+        self.changed |= {name for name in before if now.get(name) != before[name]}
         if self.step % self.every == 0:
             self._write(with_gradient=True)
 
@@ -221,7 +254,7 @@ class _Tape:
         if name == "loss":
             return np.nan if self.loss is None else self.loss
         if name == "lr":
-            groups = getattr(self.optimizer, "param_groups", None)
+            groups = _groups(self.optimizer)
             return float(groups[0]["lr"]) if groups and "lr" in groups[0] else np.nan
         if name in ("grad", "grad_norm"):
             return self._gradient(name, known=with_gradient)
@@ -243,6 +276,8 @@ class _Tape:
     def trajectory(self, status: str) -> xr.Dataset:
         data = {name: np.array(rows) for name, rows in self.rows.items()}
         rule = {"name": type(self.optimizer).__name__, **self.hyperparameters}
+        if self.changed:
+            rule["changed"] = sorted(self.changed)
         ends = self.start, self._now()
         return _trajectory(np.array(self.steps), self.names, data, status, rule, ends)
 
@@ -253,11 +288,16 @@ def _watched(torch: Any, optimizer: Any, tape: _Tape) -> Iterator[None]:
     backward = torch.autograd.backward
 
     def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-        tape.backward(tensors)
+        tape.before_backward()
         backward(tensors, *args, **kwargs)
-        tape.after_backward()
+        tape.after_backward(tensors)
+
+    def reached(_: Any) -> None:
+        tape.reached = True
 
     with contextlib.ExitStack() as stack:
+        for parameter in tape.tensors.values():
+            stack.callback(parameter.register_post_accumulate_grad_hook(reached).remove)
         torch.autograd.backward = watched_backward
         stack.callback(setattr, torch.autograd, "backward", backward)
         if isinstance(optimizer, torch.optim.Optimizer):
@@ -291,12 +331,26 @@ def _wrapped(optimizer: Any, tape: _Tape) -> Iterator[None]:
             del optimizer.step
 
 
+def _groups(optimizer: Any) -> list[dict[str, Any]]:
+    return getattr(optimizer, "param_groups", None) or []
+
+
 def _hyperparameters(optimizer: Any) -> dict[str, Any]:
-    """Those of the first parameter group, as it was at the start."""
-    groups = getattr(optimizer, "param_groups", None) or [{}]
-    found = {k: v for k, v in groups[0].items() if isinstance(v, (bool, int, float))}
-    betas = groups[0].get("betas")
-    return found | ({"beta1": betas[0], "beta2": betas[1]} if betas else {})
+    """Those that all parameter groups have in common, as they are now."""
+
+    def of_group(group: dict[str, Any]) -> dict[str, Any]:
+        numbers = {k: v.item() if _is_one(v) else v for k, v in group.items() if k != "params"}
+        betas = numbers.pop("betas", None)
+        numbers |= {"beta1": float(betas[0]), "beta2": float(betas[1])} if betas else {}
+        return {k: v for k, v in numbers.items() if isinstance(v, (bool, int, float))}
+
+    first, *others = map(of_group, _groups(optimizer)) if _groups(optimizer) else [{}]
+    return {k: v for k, v in first.items() if all(other.get(k) == v for other in others)}
+
+
+def _is_one(value: Any) -> bool:
+    """Whether this is a tensor of one number, as learning rates may be."""
+    return inputs.is_tensor(value) and value.numel() == 1
 
 
 def _become(dataset: xr.Dataset, other: xr.Dataset) -> None:

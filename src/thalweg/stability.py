@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,16 +27,15 @@ def stability_threshold(path: xr.Dataset) -> xr.DataArray:
       any other is a part of the matrix that is preconditioned: of H + ωI, not of H. RMSprop with
       momentum μ: λ < 2 (1 + μ) / η. Adagrad: 2/η.
 
-    Where a hyperparameter followed a schedule the threshold has a dimension `step` too.
+    Where a hyperparameter followed a schedule the threshold has a dimension `step` too; of a PyTorch loop
+    where `record=` had "lr".
 
     Raises:
-        InputError: a trajectory of another optimizer.
+        InputError: a trajectory of another optimizer; a loop whose hyperparameters changed unrecorded, or
+            differ between groups of parameters.
     """
     settings = results.settings_of(path).get("optimizer", {})
     name = settings.get("name")
-
-    if name in KNOWN and "lr" not in settings:
-        raise InputError(f"this trajectory does not say with which hyperparameters {name} made it.")
 
     def value(key: str) -> Any:
         if key in path.coords:  # swept, or one of a sweep
@@ -43,34 +43,51 @@ def stability_threshold(path: xr.Dataset) -> xr.DataArray:
         if f"schedule_{key}" in path:
             # a table has an entry an update; the last iterate has that of the last update
             table = path[f"schedule_{key}"].values
+            table = table if len(table) else np.full(1, np.nan)
             first = int(results.settings_of(path)["first_step"])
             at = np.clip(path["step"].values - first, 0, len(table) - 1)
             return xr.DataArray(table[at], dims="step", coords={"step": path["step"]})
-        return settings[key]
+        if key in settings.get("changed", ()):  # by a PyTorch loop, as it ran
+            if key in path:
+                return path[key]
+            remedy = "record it, with record=['lr', …]" if key == "lr" else "and it is not recorded"
+            raise InputError(f"the loop changed its {key} as it ran: {remedy}.")
+        if key not in settings:
+            raise InputError(
+                f"this trajectory does not say with which {key} {name} made it; where groups of parameters "
+                f"have their own, there is no one threshold."
+            )
+        return np.float64(settings[key])
 
-    if name == "SGD":
-        momentum = value("momentum")
-        if settings["nesterov"]:
-            limit = 2 * (1 + momentum) / (value("lr") * (1 + 2 * momentum))
-        else:
-            # torch leaves dampening aside where there is no momentum
-            kept = 1 - value("dampening") * (momentum != 0)
-            limit = 2 * (1 + momentum) / (value("lr") * kept)
-        limit = limit - value("weight_decay")
-    elif name in ("Adam", "AdamW"):
-        beta1, lr = value("beta1"), value("lr")
-        decoupled = name == "AdamW" or settings.get("decoupled_weight_decay", False)
-        room = 2 - lr * value("weight_decay") if decoupled else 2
-        limit = room * (1 + beta1) / ((1 - beta1) * lr)
-    elif name == "RMSprop":
-        limit = 2 * (1 + value("momentum")) / value("lr")
-    elif name == "Adagrad":
-        limit = 2 / value("lr")
-    else:
+    if name not in KNOWN:
         raise InputError(
             f"the threshold of stability is known for {', '.join(KNOWN)}; this trajectory was made by "
             f"{name or 'none of them'}."
         )
+    with np.errstate(divide="ignore"):  # a learning rate of 0 is stable on everything
+        limit = _limit(name, value, settings)
     found = xr.DataArray(limit, name="threshold").reset_coords(drop=True)
     order = [d for d in ("step", *results.member_dims(path)) if d in found.dims]
     return found.transpose(*order)
+
+
+def _limit(name: str, value: Callable[[str], Any], settings: dict[str, Any]) -> Any:
+    """The threshold of an optimizer whose hyperparameters `value` gives."""
+    lr = value("lr")
+    if name == "SGD":
+        momentum = value("momentum")
+        if settings.get("nesterov"):
+            limit = 2 * (1 + momentum) / (lr * (1 + 2 * momentum))
+        else:
+            # torch leaves dampening aside where there is no momentum
+            kept = 1 - value("dampening") * (momentum != 0)
+            limit = 2 * (1 + momentum) / (lr * kept)
+        return limit - value("weight_decay")
+    if name in ("Adam", "AdamW"):
+        beta1 = value("beta1")
+        decoupled = name == "AdamW" or settings.get("decoupled_weight_decay", False)
+        room = 2 - lr * value("weight_decay") if decoupled else 2
+        return room * (1 + beta1) / ((1 - beta1) * lr)
+    if name == "RMSprop":
+        return 2 * (1 + value("momentum")) / lr
+    return 2 / lr
