@@ -27,6 +27,7 @@ SIBLINGS = {
     "losses": {"backend"},
     "params": {"backend"},
     "ensemble": {"optimizers"},
+    "names": {"errors"},
     "tangents": {"observables"},
 }
 

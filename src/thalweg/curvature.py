@@ -58,12 +58,23 @@ class Curvature:
     def dtype(self) -> np.dtype:
         return np.dtype(self.point.dtype)
 
+    @property
+    def _wide(self) -> np.dtype:
+        """Of vectors and eigenvalues: single precision at least, which linear algebra needs."""
+        return np.dtype(jnp.promote_types(self.dtype, jnp.float32))
+
+    def _product(self, vector: Any) -> Any:
+        """A v for Lanczos' method, in its precision."""
+        return self.matvec(vector).astype(self._wide)
+
     @cached_property
     def _samples(self) -> int:
         return passes.samples_at_a_time(self.problem)
 
     def matvec(self, vector: Any) -> Float[Array, " p"]:
-        """A v, for a vector (p,)."""
+        """A v, for a vector (p,), or a pytree like the parameters, such as a gradient."""
+        if self.problem.layout.matches(vector):
+            vector = self.problem.flatten(vector)
         vector = jnp.asarray(vector).reshape(-1)
         if vector.shape != (self.problem.size,):
             raise InputError(
@@ -136,7 +147,7 @@ class Curvature:
         if not np.isfinite(matrix).all():
             p = self.problem.size
             return np.full(p, np.nan), np.full((p, p), np.nan)
-        values, vectors = np.linalg.eigh(matrix)
+        values, vectors = np.linalg.eigh(matrix.astype(self._wide))
         return values, vectors.T
 
     # The ends of the spectrum -----------------------------------------------------------------
@@ -183,7 +194,7 @@ class Curvature:
         self, k: int, sign: int, tolerance: float | None, seed: int, progress: bool | None
     ) -> tuple[np.ndarray, np.ndarray]:
         p = self.problem.size
-        k = inputs.whole_number("k", k, 1)
+        k, seed = inputs.whole_number("k", k, 1), inputs.whole_number("seed", seed, 0)
         if k > p:
             raise InputError(f"k must be at most the number of parameters, {p}; {k} given.")
         if p <= _SMALL:
@@ -197,10 +208,10 @@ class Curvature:
             "lower k",
         )
         if tolerance is None:
-            tolerance = float(np.sqrt(np.finfo(self.dtype).eps))
+            tolerance = float(np.sqrt(jnp.finfo(self.dtype).eps))
         with blocks.bar(0, "eigenvalues", "product", progress) as bar:
-            product = _counted(lambda v: sign * self.matvec(v), bar)
-            found = lanczos.extreme(product, p, k, self.dtype, tolerance, seed)
+            product = _counted(lambda v: sign * self._product(v), bar)
+            found = lanczos.extreme(product, p, k, self._wide, tolerance, seed)
         self._check_finite(found.values)
         if not found.converged:
             NotConverged.warn(
@@ -233,6 +244,7 @@ class Curvature:
         if method not in _METHODS:
             raise unknown("trace method", method, _METHODS)
         samples = inputs.whole_number("samples", samples, 6)
+        seed = inputs.whole_number("seed", seed, 0)
         p = self.problem.size
         if p <= samples:
             exact = float(np.trace(self.dense(), dtype=float))
@@ -296,7 +308,10 @@ class Curvature:
             inputs.whole_number("probes", probes, 1),
             inputs.whole_number("steps", steps, 2),
         )
-        points = inputs.whole_number("points", points, 2)
+        points, seed = (
+            inputs.whole_number("points", points, 2),
+            inputs.whole_number("seed", seed, 0),
+        )
         if width is not None and not width > 0:
             raise InputError(f"width must be above 0; {width!r} given.")
         if self.problem.size <= _SMALL:
@@ -349,10 +364,10 @@ class Curvature:
         nodes, weights = np.empty((probes, steps)), np.empty((probes, steps))
         key = jax.random.key(seed)
         with blocks.bar(probes * steps, "spectral density", "product", progress) as bar:
-            product = _counted(self.matvec, bar)
+            product = _counted(self._product, bar)
             for probe in range(probes):
                 key, own = jax.random.split(key)
-                start = jax.random.rademacher(own, (p,), self.dtype)
+                start = jax.random.rademacher(own, (p,), self._wide)
                 projected = lanczos.projected(product, start, steps, own)
                 if not np.isfinite(projected).all():
                     return np.full(nodes.shape, np.nan), weights

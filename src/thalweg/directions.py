@@ -26,6 +26,7 @@ Span = tuple[float, float]
 _NORMALIZATIONS = ("filter", "layer", "none")
 _MOST_ROWS = 5000  # iterates (or parameters) whose Gram matrix is decomposed
 _COLUMNS = 2**16  # parameters at a time, as they are brought to double precision
+_STREAM = 0x7A19  # of the directions, among those of a seed
 _WALK_NUMBERS = 2**24  # of a random walk that is drawn; a longer one is taken in the limit
 
 
@@ -63,8 +64,12 @@ def random_plane(
     if normalize not in _NORMALIZATIONS:
         raise unknown("normalisation", normalize, _NORMALIZATIONS)
     count = inputs.whole_number("directions", directions, 1)
+    if not isinstance(filter_axis, (int, np.integer)):
+        raise InputError(f"filter_axis must be a whole number; {filter_axis!r} given.")
     origin = point_of(problem, params)
-    rng = np.random.default_rng(inputs.whole_number("seed", seed, 0))
+    # Not the stream of default_rng(seed) alone: whoever draws data with the same small seed would find their
+    # own samples among the directions, along which a first layer's curvature is many times the usual
+    rng = np.random.default_rng([inputs.whole_number("seed", seed, 0), _STREAM])
     rows = rng.standard_normal((count, problem.size))
     left_out, at = [], 0
     layout = problem.layout
@@ -86,6 +91,10 @@ def random_plane(
         raise InputError(
             "every parameter of this problem is one-dimensional, and random_plane leaves those out; ask "
             "for them with vectors=True."
+        )
+    if not rows.any(axis=1).all():
+        raise InputError(
+            "a direction would have length 0, since all filters of the model do; ask for normalize='none'."
         )
     return _plane(
         problem,
@@ -192,13 +201,13 @@ def _iterates(problem: Problem, path: Any) -> np.ndarray:
                 "this trajectory has no recorded params, so it has no principal components; descend with "
                 "record={'params': True}."
             )
-        lost = path["status"] == "diverged"
+        lost = path["status"] == "diverged" if "status" in path else xr.DataArray(False)
         path = path["params"] if lost.all() else path["params"].where(~lost)
     if isinstance(path, xr.DataArray):
         last = [d for d in ("step", "param") if d in path.dims]
         others = [d for d in path.dims if d not in last]
         path = path.transpose(*others, *last).values
-    rows = np.asarray(path)
+    rows = np.asarray(names.in_order("path", path, problem.names))
     if rows.ndim < 2 or rows.shape[-1] != problem.size:
         raise InputError(
             f"a path of points (n, {problem.size}) was expected; shape {rows.shape} given."
@@ -300,11 +309,12 @@ def hessian_plane(
         InputError: eigenvectors that are not different whole numbers.
     """
     check_is_problem(problem)
-    given = np.atleast_1d(eigenvectors)
-    chosen = [int(i) for i in given]
+    given = np.atleast_1d(np.asarray(eigenvectors))
+    whole = given.dtype.kind in "iu" and given.ndim == 1
+    chosen = [int(i) for i in given] if whole else []
     p = problem.size
     if (
-        given.dtype.kind not in "iu"
+        not whole
         or len({i % p for i in chosen}) < len(chosen)
         or not all(-p <= i < p for i in chosen)
         or not chosen

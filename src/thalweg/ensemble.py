@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -140,10 +141,18 @@ def member_vectors(variable: xr.DataArray, along: str, dims: tuple[str, ...]) ->
 
 
 def _seeds(seed: Any) -> tuple[tuple[int, ...], bool]:
-    swept = np.ndim(seed) == 1
-    numbers = np.atleast_1d(np.asarray(seed))
+    is_key = isinstance(seed, jax.Array) and (
+        jnp.issubdtype(seed.dtype, jax.dtypes.prng_key) or (seed.dtype == np.uint32 and seed.ndim)
+    )
+    if is_key:
+        raise InputError("seed= is a whole number, or a list of them, and no key of JAX's.")
+    try:
+        numbers = np.atleast_1d(np.asarray(seed))
+    except (TypeError, ValueError):
+        numbers = np.empty((0, 0))
+    swept = numbers.ndim == 1 and np.ndim(seed) == 1
     if (
-        np.ndim(seed) > 1
+        numbers.ndim > 1
         or numbers.dtype.kind not in "iu"
         or numbers.size == 0
         or numbers.min() < 0
@@ -201,8 +210,17 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
         if "final" not in starts:
             raise InputError("starts= was given a dataset that is not a trajectory.")
         check_same_parameters("starts=", starts, problem)
-        rest = tuple(str(d) for d in starts["final"].dims if d != "param")
-        return layout.unflatten(member_vectors(starts["final"], "param", rest))
+        starts = _last_iterates(starts)
+    if isinstance(starts, xr.DataArray):
+        if "param" not in starts.dims or starts.sizes["param"] != layout.size:
+            raise InputError(
+                f"starts= needs a dimension 'param' of {layout.size}; {dict(starts.sizes)} given."
+            )
+        if not names.same(starts, problem.names):
+            raise InputError("starts= has other parameters than the problem.")
+        rest = tuple(str(d) for d in starts.dims if d != "param")
+        return layout.unflatten(member_vectors(starts, "param", rest))
+    starts = names.in_order("starts=", starts, problem.names)
     try:
         # up to the problem's own leaves: a list in place of an array is one array
         leaves = [np.asarray(leaf) for leaf in layout.treedef.flatten_up_to(starts)]
@@ -231,6 +249,17 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
     return layout.unflatten(vectors)
 
 
+def _last_iterates(path: xr.Dataset) -> xr.DataArray:
+    """The last iterates that a trajectory, or a part of one, holds."""
+    if path["step"].ndim and path["step"].values[-1] == path.attrs.get("last_step"):
+        return path["final"]
+    if "params" not in path:
+        raise InputError(
+            "starts= was given a part of a trajectory, whose iterates are not recorded; give all of it."
+        )
+    return path["params"].isel(step=-1) if "step" in path["params"].dims else path["params"]
+
+
 def _check_resumed(resume: xr.Dataset, dims: dict[str, np.ndarray]) -> None:
     before = {str(d): resume.sizes[d] for d in resume["final"].dims if d != "param"}
     now = {name: len(values) for name, values in dims.items()}
@@ -239,3 +268,10 @@ def _check_resumed(resume: xr.Dataset, dims: dict[str, np.ndarray]) -> None:
             f"resume= goes on with the members of the trajectory, {before or 'one run'}; the optimizer "
             f"and seeds given here span {now or 'one run'}."
         )
+    for name, values in dims.items():
+        there = resume[name].values
+        same_but_order = sorted(there) == sorted(values) and not np.array_equal(there, values)
+        if same_but_order or (name == "seed" and not np.array_equal(there, values)):
+            raise InputError(
+                f"resume= goes on with {name} {there.tolist()}, in this order; {values.tolist()} given."
+            )

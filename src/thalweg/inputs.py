@@ -136,6 +136,8 @@ def point(params: Any, layout: Layout) -> Params:
         params = _in_dicts(params)
         leaves = jax.tree_util.tree_leaves_with_path(params)
         if isinstance(params, (np.ndarray, jax.Array)) and params.shape == (layout.size,):
+            if not is_real(params.dtype):
+                raise InputError(f"a point must hold real numbers; dtype {params.dtype} given.")
             params = layout.unflatten(params)
         elif tuple(path_name(path) for path, _ in leaves) == layout.leaf_names:
             params = layout.treedef.unflatten([leaf for _, leaf in leaves])
@@ -233,6 +235,24 @@ def whole_number(name: str, value: Any, least: int) -> int:
     raise InputError(f"{name} must be a whole number of at least {least}; {value!r} given.")
 
 
+def places(name: str, given: Any, count: int) -> np.ndarray:
+    """Which of `count` samples are meant: by their numbers (b,), or by a truth value for each."""
+    index = np.arange(count)[given] if isinstance(given, slice) else np.asarray(given)
+    if index.dtype == bool and index.shape == (count,):
+        return np.flatnonzero(index)
+    whole = index.dtype.kind in "iu" or not index.size
+    if (
+        index.ndim != 1
+        or not whole
+        or (index.size and not -count <= index.min() <= index.max() < count)
+    ):
+        raise InputError(
+            f"{name} must be a list of whole numbers below {count}, the number of samples; "
+            f"{given!r:.60} given."
+        )
+    return index.astype(np.int64)
+
+
 @contextmanager
 def written_in_jax(name: str) -> Iterator[None]:
     """Turn JAX's errors about functions that cannot be traced into one line about `name`."""
@@ -251,6 +271,15 @@ def is_loose(leaf: Any) -> bool:
     if isinstance(leaf, jax.Array):
         return jnp.issubdtype(leaf.dtype, jnp.integer)
     return not isinstance(leaf, np.generic | np.ndarray) or leaf.dtype.kind in "iub"
+
+
+def _check_real(what: str, value: Any) -> None:
+    for leaf in jax.tree_util.tree_leaves(value):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise InputError(
+                f"{what} returns complex numbers, which have no minimum: take their absolute values, as in "
+                f"jnp.abs(...) ** 2."
+            )
 
 
 def _is_array(value: Any) -> bool:
@@ -362,12 +391,16 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
         if term is None:
             continue
         with written_in_jax(name):
-            given = _shape(jax.eval_shape(term, like))
-        if given != ():
-            raise InputError(f"{name}(params) must return a scalar; it returns shape {given}.")
+            value = jax.eval_shape(term, like)
+        if _shape(value) != ():
+            raise InputError(
+                f"{name}(params) must return a scalar; it returns shape {_shape(value)}."
+            )
+        _check_real(f"{name}(params)", value)
     with written_in_jax("the function" if problem.is_without_data else "predict"):
         yhat = jax.eval_shape(problem.predict, like, problem.x)
     if problem.x is None:
+        _check_real("the function", yhat)
         wanted = () if problem.is_function else (None,)
         if len(getattr(yhat, "shape", (0, 0))) != len(wanted):
             raise InputError(
@@ -403,9 +436,10 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
                 f"bce_with_logits: targets lie between 0 and 1; y holds {low:g} to {high:g}."
             )
     with written_in_jax("loss"):
-        losses_shape = _shape(jax.eval_shape(pointwise, problem, like))
-    if losses_shape != (n,):
+        risks = jax.eval_shape(pointwise, problem, like)
+    if _shape(risks) != (n,):
         raise InputError(
             f"loss(yhat, y) must return one value a sample, shape ({n},); "
-            f"it returns {losses_shape}. Do not average inside it: reduction= does."
+            f"it returns {_shape(risks)}. Do not average inside it: reduction= does."
         )
+    _check_real("the loss", risks)

@@ -68,7 +68,7 @@ def landscape(
     """
     check_is_problem(problem)
     check_is_plane_of(problem, plane, taken=_CURVATURE if curvature else ())
-    wanted = (risks,) if isinstance(risks, str) else tuple(risks)
+    wanted = (risks,) if isinstance(risks, str) else tuple(risks or ())
     for risk in wanted:
         if risk not in results.RISKS:
             raise unknown("risk", risk, results.RISKS)

@@ -153,7 +153,7 @@ def least_squares(problem: Problem) -> Params:
     probe = layout.unflatten(np.random.default_rng(0).standard_normal(layout.size))
     solution, deviation = _solve(problem, probe)
     # In float32, rounding in sums over a model's inputs is what remains of a linear one.
-    allowed = 1e3 * np.finfo(layout.dtype).eps
+    allowed = 1e3 * float(jnp.finfo(layout.dtype).eps)
     if not float(deviation) <= allowed:
         raise InputError(
             f"least_squares needs a model that is linear in its parameters; this one's residuals leave "

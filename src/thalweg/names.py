@@ -14,6 +14,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from thalweg.errors import InputError
+
 FEW = 2**16  # parameters; above, names are made when they are asked for
 
 Tensor = tuple[str, tuple[int, ...]]
@@ -110,3 +112,20 @@ def within(names: Sequence[str], tensor: str) -> np.ndarray:
         return np.array([name == tensor or name.startswith(f"{tensor}[") for name in names])
     own = [np.full(math.prod(shape), name == tensor) for name, shape in names.tensors]
     return np.concatenate(own)
+
+
+def in_order(what: str, table: Any, names: Sequence[str]) -> Any:
+    """A table of points with a column for each parameter, of pandas' say, as an array (n, p) in the order of
+    `names`; columns without names stay in theirs, and what is no table stays as it is."""
+    columns = getattr(table, "columns", None)
+    if columns is None or not hasattr(table, "to_numpy"):
+        return table
+    given = list(columns)
+    if given == list(range(len(names))):
+        return table.to_numpy()
+    if sorted(map(str, given)) != sorted(names):
+        raise InputError(
+            f"{what} has the columns {given[:8]}; one for each of the parameters {tuple(names[:8])} is "
+            f"expected."
+        )
+    return table[list(names)].to_numpy()

@@ -118,6 +118,9 @@ class Plane:
         With the problem also `risk`, the empirical risk at each point itself, and `risk_in_plane`, that
         at its projection, which is what a picture of the plane shows there.
         """
+        if problem is not None:
+            check_is_problem(problem)
+            check_is_plane_of(problem, self)
         seen = results.project(self.dataset(), path)
         if problem is None:
             return seen

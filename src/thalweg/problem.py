@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 from thalweg import inputs, losses
@@ -242,7 +243,13 @@ class Problem:
         return self.layout.unflatten(vector)
 
     def take(self, index: Any, valid: Any = None) -> Problem:
-        """The same problem on the samples `index` (b,), those that `valid` (b,) excludes left out."""
+        """The same problem on the samples `index` (b,), those that `valid` (b,) excludes left out.
+
+        Raises:
+            InputError: numbers of samples that there are not.
+        """
+        if not isinstance(index, Tracer):
+            index = inputs.places("index", index, self.n_samples)
         x, y, mask = jax.tree_util.tree_map(lambda leaf: leaf[index], (self.x, self.y, self.mask))
         if mask is not None:
             valid = mask if valid is None else mask & valid
@@ -431,7 +438,8 @@ def vector_of(problem: Problem, params: Params) -> Any:
         InputError: something else than a problem, or a point that is not one of its.
     """
     check_is_problem(problem)
-    if isinstance(params, (np.ndarray, jax.Array)) and params.shape == (problem.size,):
+    is_vector = isinstance(params, (np.ndarray, jax.Array)) and params.shape == (problem.size,)
+    if is_vector and inputs.is_real(params.dtype):
         return params
     return problem.flatten(problem.at(params).params)
 

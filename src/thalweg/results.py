@@ -132,7 +132,7 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
             result = result.assign_attrs(schema_version=SCHEMA_VERSION)
         try:
             result.to_netcdf(scratch, engine="h5netcdf")
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, NotImplementedError) as error:
             raise InputError(
                 f"this result cannot be stored as netCDF: {first_line(error)}."
             ) from error
@@ -151,7 +151,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"cannot save to {path}: the folder {path.parent} does not exist.")
     if path.is_dir():
         raise InputError(f"cannot save to {path}: it is a folder; give a file in it.")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise InputError(f"cannot save to {path}: {error.strerror}.") from error
     os.close(handle)
     scratch = Path(name)
     try:
@@ -248,14 +251,14 @@ def plane_axes(surface: xr.Dataset) -> tuple[str, ...]:
     return tuple(str(name) for name in surface["direction"].values)
 
 
-def project(plane: xr.Dataset, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Dataset:
+def project(plane: Any, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Dataset:
     """Coordinates on a plane of points in parameter space, and their distance from it.
 
     The coordinates are those of the nearest point origin + Σ c_i d_i: least squares, so that the
     directions need not be orthogonal nor of unit length.
 
     Args:
-        plane: a landscape or a plane's dataset, with `origin` (param) and `directions`
+        plane: a plane, a landscape, or any dataset with `origin` (param) and `directions`
             (direction, param).
         path: a trajectory, or points with a dimension `param`, or an array (..., p).
 
@@ -263,6 +266,9 @@ def project(plane: xr.Dataset, path: xr.Dataset | xr.DataArray | np.ndarray) -> 
         A dataset with one variable for each axis, bearing its name, and `residual`, the Euclidean
         distance from the plane; on the dimensions of `path` without `param`.
     """
+    plane = plane.dataset() if hasattr(plane, "dataset") else plane
+    if not isinstance(plane, xr.Dataset) or not {"origin", "directions"} <= set(plane.variables):
+        raise InputError(f"a plane or a landscape was expected, {type(plane).__name__} given.")
     points = points_of(plane, path)
     clash = set(plane_axes(plane)) & set(map(str, points.dims))
     if clash:
@@ -276,6 +282,10 @@ def project(plane: xr.Dataset, path: xr.Dataset | xr.DataArray | np.ndarray) -> 
     offset = points.transpose(*dims, "param").values.astype(float) - origin
     # A thin QR of the directions, not their Gram matrix: its condition number is not squared.
     q, r = np.linalg.qr(directions.T)
+    if not np.abs(np.diagonal(r)).all():
+        raise InputError(
+            "the plane has a direction of length 0, or one twice, so that points have no coordinates on it."
+        )
     # A diverging run passes through huge numbers. They are data, not a cause for warnings, and the
     # residual is not a root of a sum of squares, which would overflow for them.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -300,7 +310,14 @@ def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
             )
         path = path["params"]
     if not isinstance(path, xr.DataArray):
-        array = np.asarray(path, float)
+        path = path if own is None else names.in_order("path", path, own)
+        try:
+            array = np.asarray(path, float)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"a trajectory, or points as an array (…, {plane.sizes['param']}), was expected; "
+                f"{type(path).__name__} given."
+            ) from None
         path = xr.DataArray(array, dims=[*(f"axis_{i}" for i in range(array.ndim - 1)), "param"])
     if "param" not in path.dims or path.sizes["param"] != plane.sizes["param"]:
         raise InputError(

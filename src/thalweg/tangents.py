@@ -124,7 +124,10 @@ def _on(problem: Problem, x: Any) -> Problem:
     """The problem on other inputs; predictions need no targets."""
     if x is None:
         return problem
-    return problem.replace(x=inputs.own_data(x, "x", None), y=None, mask=None)
+    x = inputs.own_data(x, "x", None)
+    if any(not leaf.ndim for leaf in jax.tree_util.tree_leaves(x)):
+        raise InputError("x needs a first axis over samples; a scalar was given.")
+    return problem.replace(x=x, y=None, mask=None)
 
 
 # The functions behind, for use inside a trace ------------------------------------------------

@@ -50,6 +50,10 @@ def convergence(
     Raises:
         InputError: no trajectory, no record, and what `record` raises.
     """
+    if not isinstance(paths, Mapping):
+        raise InputError(
+            f"paths must be a mapping from names to trajectories; {type(paths).__name__} given."
+        )
     if not paths or not records:
         raise InputError("convergence needs a trajectory and a record at least.")
     drawn = {name: members.check_trajectory(path) for name, path in paths.items()}

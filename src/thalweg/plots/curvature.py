@@ -67,7 +67,7 @@ def sharpness(
     path: xr.Dataset,
     name: str = "sharpness",
     *,
-    preconditioned: bool = False,
+    preconditioned: bool | None = None,
     x: str = "linear",
     y: str = "linear",
     ax: Axes | None = None,
@@ -80,7 +80,8 @@ def sharpness(
         path: a trajectory that recorded it: record={"sharpness": thalweg.sharpness}.
         name: the record's name.
         preconditioned: whether it is of the preconditioned Hessian (thalweg.preconditioned_sharpness): the
-            limit of Adam and its like is of that one, and SGD's is of the Hessian itself.
+            limit of Adam and its like is of that one, and SGD's is of the Hessian itself. Without it, of
+            records whose name begins so.
         x, y: "linear" or "log".
         ax, title, label: as for every plot.
     """
@@ -89,10 +90,15 @@ def sharpness(
         raise unknown("record", name, [str(v) for v in path if "step" in path[v].dims])
     before = {} if ax is None else _series(ax)
     ax = curves.record(path, name, ax=ax, x=x, y=y, title=title or "Sharpness", label=label)
-    optimizer = settings_of(path).get("optimizer", {}).get("name")  # of a flow there is none
+    settings = settings_of(path)
+    optimizer = settings.get("optimizer", {}).get("name")  # of a flow there is none
+    if preconditioned is None:
+        preconditioned = name.startswith("preconditioned")
     if preconditioned is (optimizer == "SGD") or optimizer not in KNOWN:
         return ax
     limits = stability_threshold(path)
+    if settings.get("batch_size") is not None:
+        style.note(ax, "the limit is that of full batches")
     steps = path["step"].values
     swept = [str(d) for d in limits.dims if d != "step"]
     places = np.ndindex(*(limits.sizes[d] for d in swept))

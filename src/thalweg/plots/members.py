@@ -24,7 +24,9 @@ class Series:
 
 def check_trajectory(path: object) -> xr.Dataset:
     """The trajectory, or an InputError where it is something else."""
-    if not isinstance(path, xr.Dataset) or "status" not in path or "step" not in path.dims:
+    if isinstance(path, xr.Dataset) and "status" in path and "step" not in path.dims:
+        raise InputError("this is one step of a trajectory; select several, as in isel(step=[-1]).")
+    if not isinstance(path, xr.Dataset) or "status" not in path:
         kind = path.attrs.get("kind", "dataset") if isinstance(path, xr.Dataset) else None
         raise InputError(
             f"a trajectory was expected, as descend returns it; {kind or type(path).__name__} given."

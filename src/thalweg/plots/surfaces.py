@@ -163,7 +163,7 @@ def _axes(surface: xr.Dataset, count: int) -> tuple[str, ...]:
         raise InputError(
             f"a landscape was expected, as landscape returns it; {type(surface).__name__} given."
         )
-    axes = results.plane_axes(surface)
+    axes = tuple(axis for axis in results.plane_axes(surface) if axis in surface.dims)
     if len(axes) != count:
         hint = {1: "draw it with profile", 2: "draw it with contour or heatmap"}.get(
             len(axes), "choose a plane of one or two"

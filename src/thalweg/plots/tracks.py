@@ -75,10 +75,12 @@ class Track:
         chosen = path.isel(step=rows)
         n, p = len(rows), path.sizes["param"]
         lost = members.diverged(path).reshape(count)
+        unknown = xr.full_like(chosen["params"].isel(param=0), np.nan)
+        loss = chosen.get("loss", unknown).transpose("step", *dims)
         return cls(
             step=chosen["step"].values,
             params=chosen["params"].transpose("step", *dims, "param").values.reshape(n, count, p),
-            loss=chosen["loss"].transpose("step", *dims).values.reshape(n, count),
+            loss=loss.values.reshape(n, count),
             lost=lost,
             series=_series(path, label, lost),
             names=names.found(path) or range(p),

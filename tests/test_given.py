@@ -1,0 +1,241 @@
+"""What people give that is nearly what is asked for: taken as it is meant, or refused in one line."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import thalweg as tw
+from thalweg.errors import InputError
+
+RULE = tw.SGD(lr=0.1)
+
+
+def line(p, x):
+    return p["w"] * x + p["b"]
+
+
+def made(**options):
+    x = np.random.default_rng(0).uniform(-1, 1, 30)
+    return tw.Problem(line, "mse", x, 2 * x + 0.5, params={"w": 6.0, "b": -3.0}, **options)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return made()
+
+
+@pytest.fixture(scope="module")
+def path(problem):
+    return tw.descend(problem, RULE, steps=3, starts=[[1.0, 2.0], [3.0, 4.0]])
+
+
+def starts_of(problem, starts):
+    return tw.descend(problem, RULE, steps=0, starts=starts)["start"].transpose("run", "param")
+
+
+# Starts and points ----------------------------------------------------------------------------
+
+
+def test_starts_go_by_their_dimensions(problem, path):
+    """As many runs as parameters: the shape does not tell them apart."""
+    for starts in (path["final"], path["final"].transpose("run", "param"), path):
+        np.testing.assert_array_equal(starts_of(problem, starts), path["final"].T)
+
+
+def test_of_a_part_of_a_trajectory_the_last_iterate_is_the_start(problem, path):
+    for part in (path.isel(step=slice(0, 2)), path.isel(step=1), path["params"].isel(step=1)):
+        np.testing.assert_array_equal(
+            starts_of(problem, part), path["params"].isel(step=1).transpose("run", "param")
+        )
+    with pytest.raises(InputError, match="a part of a trajectory, whose iterates"):
+        starts_of(problem, path.drop_vars("params").isel(step=1))
+
+
+def test_tables_go_by_their_columns(problem):
+    table = pd.DataFrame({"w": [6.0, 1.0, 2.0], "b": [-3.0, 0.0, 0.5]})
+    expected = table[["b", "w"]].to_numpy()
+    plane = tw.coordinate_plane(problem, {"b": (-1, 1), "w": (-1, 1)})
+    np.testing.assert_array_equal(starts_of(problem, table), expected)
+    np.testing.assert_array_equal(plane.project(table)["w"], table["w"])
+    np.testing.assert_allclose(tw.pca_plane(problem, table).origin, expected[-1])
+    np.testing.assert_array_equal(starts_of(problem, pd.DataFrame(expected)), expected)
+    other = table.rename(columns={"w": "weight"})
+    for function in (
+        lambda: starts_of(problem, other),
+        lambda: plane.project(other),
+        lambda: tw.pca_plane(problem, other),
+    ):
+        with pytest.raises(InputError, match=r"has the columns \['weight', 'b'\]"):
+            function()
+
+
+@pytest.mark.parametrize("point", [np.array([1 + 5j, 2]), np.array(["1", "2"])])
+def test_points_are_real(problem, point):
+    for function in (problem.risk, problem.at, lambda p: tw.hessian(problem, p)):
+        with pytest.raises(InputError, match="must hold real numbers"):
+            function(point)
+
+
+def test_a_gradient_is_a_vector_of_an_operator(problem):
+    operator = tw.hessian(problem, problem.params)
+    gradient = problem.gradient(problem.params)
+    np.testing.assert_array_equal(operator @ gradient, operator @ problem.flatten(gradient))
+
+
+@pytest.mark.parametrize("index", [3, [1000], [-31], [0.5], "all", [[1]]])
+def test_samples_that_there_are_not(problem, index):
+    with pytest.raises(InputError, match="index must be a list of whole numbers below 30"):
+        problem.take(index)
+
+
+def test_samples_by_list_slice_and_mask(problem):
+    for index in ([0, 1, 2], slice(0, 3), np.arange(30) < 3, jnp.arange(3)):
+        np.testing.assert_array_equal(problem.take(index).x, problem.x[:3])
+    np.testing.assert_array_equal(problem.take([-1]).x, problem.x[-1:])
+
+
+def test_other_inputs_have_an_axis_of_samples(problem):
+    with pytest.raises(InputError, match="first axis over samples"):
+        tw.ntk(problem, problem.params, 0.5)
+
+
+# Seeds and members ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [jax.random.PRNGKey(0), jax.random.key(5)])
+def test_a_key_is_no_seed(problem, seed):
+    with pytest.raises(InputError, match="no key of JAX's"):
+        tw.descend(problem, RULE, steps=1, seed=seed)
+
+
+def test_members_are_resumed_in_their_order(problem):
+    swept = tw.descend(problem, tw.SGD(lr=[0.01, 0.3]), steps=5)
+    with pytest.raises(InputError, match=r"lr \[0.01, 0.3\], in this order"):
+        tw.descend(problem, tw.SGD(lr=[0.3, 0.01]), steps=1, resume=swept)
+    slower = tw.descend(problem, tw.SGD(lr=[0.001, 0.03]), steps=0, resume=swept)
+    np.testing.assert_array_equal(slower["final"].values, swept["final"].values)
+    options = {"batch_size": 5, "shuffle": True}
+    seeds = tw.descend(problem, RULE, steps=5, seed=[1, 2], **options)
+    for other in ([2, 1], [1, 3]):
+        with pytest.raises(InputError, match=r"goes on with seed \[1, 2\]"):
+            tw.descend(problem, RULE, steps=1, seed=other, resume=seeds, **options)
+
+
+# Planes ---------------------------------------------------------------------------------------
+
+
+def test_a_plane_is_projected_on_as_it_is(problem, path):
+    plane = tw.coordinate_plane(problem, {"b": (-1, 1), "w": (-1, 1)})
+    assert tw.project(plane, path).identical(plane.project(path))
+    other = tw.Problem(
+        lambda q, x: q["z"] * x + q["b"], "mse", np.ones(2), np.ones(2), params={"z": 1.0, "b": 0.0}
+    )
+    with pytest.raises(InputError, match="belongs to another problem"):
+        plane.project(path, other)
+    with pytest.raises(InputError, match=r"thalweg.Problem was expected"):
+        plane.project(path, 3)
+    with pytest.raises(InputError, match="a plane or a landscape was expected"):
+        tw.project(path, path)
+    with pytest.raises(InputError, match="points as an array"):
+        plane.project(problem.params)
+
+
+def test_directions_of_no_length(problem):
+    zero = {"w": 0.0, "b": 0.0}
+    with pytest.raises(InputError, match="length 0, since all filters"):
+        tw.random_plane(problem, zero, vectors=True)
+    plane = tw.random_plane(problem, zero, vectors=True, normalize="none")
+    flat = tw.Plane(("u", "v"), plane.coordinates, plane.origin, plane.directions * [[1], [0]],
+                    plane.names)  # fmt: skip
+    with pytest.raises(InputError, match="direction of length 0"):
+        flat.project(np.ones((3, 2)))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_directions_are_not_the_users_own_samples(seed):
+    """Who draws data by default_rng(seed) has the same stream."""
+    x = np.random.default_rng(seed).standard_normal((50, 1000))
+    problem = tw.Problem(
+        lambda p, x: (x @ p["w"].T)[:, 0], "mse", x, x[:, 0], params={"w": np.ones((1, 1000))}
+    )
+    directions = tw.random_plane(problem, problem.params, points=3, seed=seed).directions
+    cosines = directions @ x.T / np.linalg.norm(directions, axis=1)[:, None]
+    assert np.abs(cosines / np.linalg.norm(x, axis=1)).max() < 5 / np.sqrt(1000)
+
+
+# Half precision and complex numbers -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("size", [3, 300])
+def test_curvature_in_half_precision(dtype, size):
+    x = np.random.default_rng(0).standard_normal((10, size))
+    problem = tw.Problem(
+        lambda p, x: x @ p["w"], "mse", x, np.ones(10), params={"w": np.ones(size)}, dtype=dtype
+    )
+    kept = np.asarray(problem.x, float)
+    values = np.linalg.eigvalsh(2 / 10 * kept.T @ kept)
+    operator = tw.hessian(problem, problem.params)
+    # a product of half precision is off by its rounding, a few thousandths
+    np.testing.assert_allclose(operator.top(1)[0], values[-1:], rtol=0.01)
+    np.testing.assert_allclose(tw.sharpness(problem, problem.params), values[-1], rtol=0.01)
+    found = operator.density(2, 10)
+    np.testing.assert_allclose(found["ritz_value"].max(), values[-1], rtol=0.01)
+    tw.hessian_plane(problem, problem.params)
+
+
+def test_least_squares_in_half_precision():
+    solution = tw.least_squares(made(dtype="bfloat16"))
+    np.testing.assert_allclose([float(solution["w"]), float(solution["b"])], [2, 0.5], rtol=0.01)
+
+
+def test_complex_risks_are_refused():
+    x = np.linspace(-1, 1, 8)
+
+    def spectrum(p, x):
+        return jnp.fft.fft(p["w"] * x)
+
+    for build in (
+        lambda: tw.Problem(spectrum, "mse", x, x, params={"w": 1.0}),
+        lambda: tw.Problem.from_function(lambda w: jnp.exp(1j * w), 1.0),
+        lambda: made(penalty=lambda p: 1j * p["w"]),
+    ):
+        with pytest.raises(InputError, match="returns complex numbers"):
+            build()
+    tw.Problem(lambda p, x: jnp.abs(spectrum(p, x)), "mse", x, x, params={"w": 1.0})
+
+
+# Pictures and thresholds ----------------------------------------------------------------------
+
+
+def test_a_slice_of_a_landscape_is_a_profile(problem, path):
+    plane = tw.coordinate_plane(problem, {"b": (-4, 1), "w": (0, 7)}, points=6)
+    surface = tw.landscape(problem, plane)
+    (drawn,) = tw.plot.profile(surface.isel(b=2)).lines
+    np.testing.assert_array_equal(drawn.get_ydata(), surface["empirical"].isel(b=2))
+    for draw in (tw.plot.contour, tw.plot.heatmap, tw.plotly.surface):
+        with pytest.raises(InputError, match=r"this one has 1 \(w\): draw it with profile"):
+            draw(surface.isel(b=2))
+    with pytest.raises(InputError, match=r"isel\(step=\[-1\]\)"):
+        tw.plot.contour(surface, path.isel(step=-1))
+    without = tw.descend(problem, RULE, steps=3, record={"loss": False})
+    assert tw.plotly.surface(surface, without)["data"]
+
+
+def test_a_rate_of_zero_is_stable_on_everything(problem):
+    for rule in (tw.SGD(lr=0.0), tw.Adam(lr=0.0), tw.RMSprop(lr=0.0), tw.Adagrad(lr=0.0)):
+        assert tw.stability_threshold(tw.descend(problem, rule, steps=1)) == np.inf
+    scheduled = tw.descend(problem, tw.SGD(lr=lambda t: 0.1), steps=0)
+    assert np.isnan(tw.stability_threshold(scheduled)).all()
+
+
+def test_a_preconditioned_record_has_the_preconditioned_limit(problem):
+    path = tw.descend(
+        problem, tw.Adam(lr=0.01), steps=3, batch_size=10,
+        record={"preconditioned_sharpness": tw.preconditioned_sharpness},
+    )  # fmt: skip
+    ax = tw.plot.sharpness(path, "preconditioned_sharpness")
+    assert any("stable below" in text.get_text() for text in ax.get_legend().get_texts())
+    assert any("limit is that of full batches" in text.get_text() for text in ax.texts)
