@@ -55,12 +55,13 @@ def test_the_numbers_of_the_page(whole):
     lines = results.part(whole, "lines")
     counts = lines["minima"].mean(("run", "line"))
     plain, skip = (counts.sel(kind=kind).values for kind in study.KINDS)
-    np.testing.assert_allclose(plain[:2], [0.80, 1.64], rtol=0.05)
-    np.testing.assert_allclose(skip, [0.64, 1.40, 1.68], rtol=0.05)
+    # as the page's table has them; a minimum more or less on one of 25 lines is 0.04
+    np.testing.assert_allclose(plain[:2], [0.56, 2.12], atol=0.09)
+    np.testing.assert_allclose(skip, [0.44, 1.12, 2.20], atol=0.09)
     # Training it amplifies rounding: compiled in other ways it came out between 5.4 and 8.5.
     assert plain[2] > 2 * skip[2]
     ends = lines["loss"].isel(distance=[0, -1]).median(("run", "line", "distance"))
-    # and so did its risk there: between 1,500 and 9,000, where the other one's is 36
+    # and so did its risk there: between 1,500 and 9,000, where the other one's is 38
     assert ends.sel(kind="plain", depth=33) > 20 * ends.sel(kind="skip", depth=33)
     radius = lines["radius"].mean(("run", "line"))
     # of 33 layers it came out below and above that of 9
