@@ -239,3 +239,38 @@ def test_a_preconditioned_record_has_the_preconditioned_limit(problem):
     ax = tw.plot.sharpness(path, "preconditioned_sharpness")
     assert any("stable below" in text.get_text() for text in ax.get_legend().get_texts())
     assert any("limit is that of full batches" in text.get_text() for text in ax.texts)
+
+
+# Masks, batches and what is compiled ----------------------------------------------------------
+
+
+def test_a_batch_of_samples_that_do_not_count_moves_nothing(problem):
+    masked = problem.take(np.arange(30), np.arange(30) >= 10)
+    path = tw.descend(masked, RULE, steps=6, batch_size=5)  # of which the first two do not count
+    assert path.status == "completed"
+    np.testing.assert_array_equal(path["params"][2], path["params"][0])
+    kept = tw.descend(problem.take(np.arange(10, 30)), RULE, steps=4, batch_size=5)
+    np.testing.assert_allclose(path["params"][2:], kept["params"], rtol=1e-14)
+
+
+@pytest.mark.parametrize("every", [1, 3, 50])
+@pytest.mark.parametrize(
+    "options", [{}, {"shuffle": True, "seed": [3, 4]}, {"replacement": True}, {"drop_last": True}]
+)
+def test_the_recorded_batches_are_those_of_single_steps(problem, options, every):
+    path = tw.descend(
+        problem, RULE, steps=20, batch_size=7, record=["batch"], every=every, **options
+    )
+    whole = tw.descend(problem, RULE, steps=20, batch_size=7, record=["batch"], **options)
+    expected = whole["batch"].sel(step=path["step"])
+    np.testing.assert_array_equal(path["batch"], expected)
+
+
+def test_an_operator_is_not_made_in_a_compiled_function(problem):
+    with pytest.raises(InputError, match="not inside a compiled function"):
+        tw.descend(
+            problem, RULE, steps=1,
+            record={"top": lambda at: tw.hessian(at.problem, at.params).top(1)[0]},
+        )  # fmt: skip
+    with pytest.raises(InputError, match="needs a descent's optimizer"):
+        tw.preconditioned_sharpness(problem, problem.params)

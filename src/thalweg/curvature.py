@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jax.core import Tracer
 
 from thalweg import backend, blocks, inputs, lanczos, losses, passes, products, results
 from thalweg.errors import InputError, NotConverged, unknown
@@ -475,6 +476,11 @@ def _counted(product: Callable[[Any], Any], bar: Any) -> Callable[[Any], Any]:
 
 
 def _at(problem: Problem, params: Params, kind: str) -> Curvature:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree_util.tree_leaves(params)):
+        raise InputError(
+            "an operator of curvature is made at numbers, and not inside a compiled function: along a "
+            "descent record thalweg.sharpness, or take the operator at its iterates."
+        )
     vector = jnp.asarray(vector_of(problem, params)).astype(problem.layout.dtype)
     if not bool(jnp.isfinite(vector).all()):
         raise InputError("the point is not finite, so there is no curvature at it.")

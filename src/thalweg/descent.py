@@ -165,7 +165,7 @@ def _check_smaller_batch(
     x, y = jax.tree_util.tree_map(
         lambda leaf: np.asarray(leaf)[: order.size], (problem.x, problem.y)
     )
-    if not splits(problem.replace(x=x, y=y), smaller):
+    if not splits(problem.replace(x=x, y=y, mask=None), smaller):
         raise InputError(
             f"the model's predictions depend on the whole batch (as with batch norm), and an epoch's last "
             f"one would have {smaller} samples instead of {order.size}: leave it out with drop_last=True, "

@@ -89,5 +89,16 @@ sharpness = Sharpness(*_of(False))
 ten Hessian products, and up to 400 where many eigenvalues lie close to the largest, so that a long descent
 wants `every=`. `tw.sharpness(problem, params)` is the same number at one point."""
 
-preconditioned_sharpness = Observable(*_of(True))
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Preconditioned(Observable):
+    def __call__(self, *_: Any) -> float:
+        raise InputError(
+            "preconditioned_sharpness needs a descent's optimizer: record it. At a point, "
+            "hessian(problem, params).preconditioned(diagonal).top(1) has it for a diagonal of yours."
+        )
+
+
+preconditioned_sharpness = _Preconditioned(*_of(True))
 """λ_max of P⁻¹H as an observable, P being what Adam, AdamW, RMSprop or Adagrad divides its step by."""

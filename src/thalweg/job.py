@@ -385,8 +385,7 @@ class Job:
         """The sample indices of the recorded steps' batches; −1 where a batch is smaller."""
         order = self.feeds.order
         assert order is not None
-        rows = [order.rows(int(step), 1) for step in self.record.steps]
-        index, used = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+        index, used = order.at(self.record.steps)
         index = np.where(np.arange(order.size) < used[:, None, None], index, -1)
         index = index.swapaxes(1, 2)
         if order.lanes > 1 and "seed" in self.who.dims:

@@ -372,7 +372,8 @@ def _risk_now(problem: Problem, params: Params, penalty: bool) -> Any:
     if problem.mask is None:
         total, count = values.sum(), values.shape[0]
     else:
-        total, count = jnp.where(problem.mask, values, 0).sum(), problem.mask.sum()
+        # of a batch none of whose samples counts the risk is 0: it moves nothing
+        total, count = jnp.where(problem.mask, values, 0).sum(), jnp.maximum(problem.mask.sum(), 1)
     risk = total / count if problem.reduction == "mean" else total
     return penalised(problem, params, risk, penalty)
 
@@ -394,7 +395,7 @@ def _residuals_now(problem: Problem, params: Params) -> Any:
         shape = (-1,) + (1,) * (residuals.ndim - 1)
         residuals = jnp.where(problem.mask.reshape(shape), residuals, 0)
     if problem.reduction == "mean":
-        rows = residuals.shape[0] if problem.mask is None else problem.mask.sum()
+        rows = residuals.shape[0] if problem.mask is None else jnp.maximum(problem.mask.sum(), 1)
         outputs = residuals.size // residuals.shape[0]
         residuals = residuals / jnp.sqrt(jnp.asarray(rows * outputs, residuals.dtype))
     return residuals.reshape(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,17 @@ class Batches:
         place = (np.arange(start, start + count) % self.per_epoch) * self.size
         used = self.size if self.replacement else np.minimum(self.size, self.n_samples - place)
         return epochs[offset : offset + count], np.broadcast_to(used, count).astype(np.int32)
+
+    def at(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What `rows` gives, of ascending steps; each epoch's order is drawn once."""
+        parts = []
+        for _, several in itertools.groupby(steps.tolist(), lambda step: step // self.per_epoch):
+            first, *_ = own = list(several)
+            parts.append(
+                [found[np.subtract(own, first)] for found in self.rows(first, own[-1] - first + 1)]
+            )
+        index, used = map(np.concatenate, zip(*parts, strict=True))
+        return index, used
 
     def _epoch(self, epoch: int) -> np.ndarray:
         """All of an epoch's batches: (per_epoch, lanes, size)."""
