@@ -336,6 +336,9 @@ def test_a_warm_up_has_the_threshold_of_each_step(training):
         loop(model, optimizer, x, y, 2, scheduler)
     with pytest.raises(tw.InputError, match=r"changed its lr as it ran: record it"):
         tw.stability_threshold(path)
+    problem = tw.from_torch(model, nn.MSELoss(), x, y)
+    ax = tw.plot.sharpness(tw.measure(problem, path, {"sharpness": tw.sharpness}))
+    assert any("limit of stability is not known" in text.get_text() for text in ax.texts)
 
 
 def test_groups_with_rates_of_their_own_have_no_threshold(training):
@@ -396,3 +399,15 @@ def test_a_trajectory_of_points():
         assert list(path["param"].values) == list(problem.names)
     with pytest.raises(tw.InputError, match="checkpoint 0"):
         tw.trajectory([{"w": vectors}], problem)
+
+
+def test_a_checkpoint_that_is_not_finite_has_diverged(training):
+    model, x, y = training
+    problem = tw.from_torch(model, nn.MSELoss(), x, y)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    lost = {k: torch.full_like(v, torch.nan) for k, v in state.items()}
+    path = tw.trajectory([state, lost], problem)
+    assert path["status"] == "diverged"
+    assert path["diverged_at"] == 1
+    assert np.isfinite(path["loss"][0])
+    assert np.isnan(path["loss"][1])

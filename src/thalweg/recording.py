@@ -120,10 +120,10 @@ def trajectory(
     losses: list[float] = []
     like = None if problem is None else problem.layout
     for number, checkpoint in enumerate(checkpoints):
-        at = problem and _at(problem, checkpoint, key, number)
-        if at:
-            rows.append(np.asarray(at.flatten(at.params)))
-            losses.append(float(at.risk(at.params)))
+        if problem is not None:
+            row, loss = _at(problem, checkpoint, key, number)
+            rows.append(row)
+            losses.append(loss)
             continue
         state = _state_dict(checkpoint, key, number)
         if like is None:  # as a problem with these tensors has them
@@ -137,23 +137,30 @@ def trajectory(
         raise InputError(
             f"steps= must hold an increasing whole number for each of the {len(rows)} checkpoints."
         )
-    params = np.stack(rows)
-    data = {"params": params, "loss": np.array(losses)}
-    ends = params[0], params[-1]
-    return _trajectory(at, like.names, data, "completed", {"name": "checkpoints"}, ends)
+    data = {"params": np.stack(rows), "loss": np.array(losses)}
+    return _trajectory(
+        at, like.names, data, "completed", {"name": "checkpoints"}, (rows[0], rows[-1])
+    )
 
 
-def _at(problem: Problem, checkpoint: Any, key: str | None, number: int) -> Problem:
-    """The problem at a checkpoint, with what the module held there."""
+def _at(
+    problem: Problem, checkpoint: Any, key: str | None, number: int
+) -> tuple[np.ndarray, float]:
+    """A checkpoint as a vector (p,), and the risk there, with what the module held there."""
+
+    def found(problem: Problem, point: Any) -> tuple[np.ndarray, float]:
+        loss = float(problem.risk(point))  # which says whether it is a point of the problem's
+        return np.asarray(problem.flatten(point)), loss
+
     if key is None and not isinstance(checkpoint, (str, os.PathLike)):
         with contextlib.suppress(InputError):
-            return problem.at(checkpoint)
+            return found(problem, checkpoint)
     state = _state_dict(checkpoint, key, number)
     there = holding(problem, state)
     with contextlib.suppress(InputError):
-        return there.at(state)
+        return found(there, state)
     # of a checkpoint that holds other things too, or not all, which is said then
-    return there.at(problem.unflatten(_row(state, problem.layout, number)))
+    return found(there, problem.unflatten(_row(state, problem.layout, number)))
 
 
 def _row(state: Mapping[str, Any], layout: Layout, number: int) -> np.ndarray:

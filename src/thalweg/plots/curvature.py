@@ -96,7 +96,11 @@ def sharpness(
         preconditioned = name.startswith("preconditioned")
     if preconditioned is (optimizer == "SGD") or optimizer not in KNOWN:
         return ax
-    limits = stability_threshold(path)
+    try:
+        limits = stability_threshold(path)
+    except InputError:  # of a loop whose rates are not known
+        style.note(ax, "its limit of stability is not known")
+        return ax
     if settings.get("batch_size") is not None:
         style.note(ax, "the limit is that of full batches")
     steps = path["step"].values
