@@ -220,6 +220,8 @@ def test_a_slice_of_a_landscape_is_a_profile(problem, path):
             draw(surface.isel(b=2))
     with pytest.raises(InputError, match=r"isel\(step=\[-1\]\)"):
         tw.plot.contour(surface, path.isel(step=-1))
+    with pytest.raises(InputError, match="a part of one, without its status, given"):
+        tw.plot.loss(path[["loss"]])
     without = tw.descend(problem, RULE, steps=3, record={"loss": False})
     assert tw.plotly.surface(surface, without)["data"]
 

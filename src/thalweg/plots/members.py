@@ -28,6 +28,7 @@ def check_trajectory(path: object) -> xr.Dataset:
         raise InputError("this is one step of a trajectory; select several, as in isel(step=[-1]).")
     if not isinstance(path, xr.Dataset) or "status" not in path:
         kind = path.attrs.get("kind", "dataset") if isinstance(path, xr.Dataset) else None
+        kind = "a part of one, without its status," if kind == "trajectory" else kind
         raise InputError(
             f"a trajectory was expected, as descend returns it; {kind or type(path).__name__} given."
         )
