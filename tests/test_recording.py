@@ -350,6 +350,12 @@ def test_groups_with_rates_of_their_own_have_no_threshold(training):
         loop(model, optimizer, x, y, 2)
     with pytest.raises(tw.InputError, match="which lr SGD made it; where groups"):
         tw.stability_threshold(path)
+    groups = [{"params": weights, "nesterov": True}, {"params": biases}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.5)
+    with tw.record(optimizer, model) as path:
+        loop(model, optimizer, x, y, 2)
+    with pytest.raises(tw.InputError, match="which nesterov SGD made it"):
+        tw.stability_threshold(path)
     optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(0.01), betas=(0.8, 0.9))
     with tw.record(optimizer, model) as path:
         loop(model, optimizer, x, y, 2)

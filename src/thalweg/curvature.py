@@ -204,7 +204,7 @@ class Curvature:
             self._check_finite(values)
             return values[order], vectors[order]
         blocks.check_memory(
-            3 * lanczos.room_for(k, p) * p * self.dtype.itemsize,
+            3 * lanczos.room_for(k, p) * p * self._wide.itemsize,
             f"the vectors from which {k} eigenvectors of {p} numbers are found",
             "lower k",
         )
@@ -358,7 +358,7 @@ class Curvature:
         """Nodes and weights (probes, steps) of Gauss quadrature in the spectrum's measure."""
         p = self.problem.size
         blocks.check_memory(
-            3 * (steps + 1) * p * self.dtype.itemsize,
+            3 * (steps + 1) * p * self._wide.itemsize,
             f"{steps} Lanczos vectors of {p} numbers",
             "lower steps=",
         )

@@ -76,7 +76,7 @@ def _limit(name: str, value: Callable[[str], Any], settings: dict[str, Any]) -> 
     lr = value("lr")
     if name == "SGD":
         momentum = value("momentum")
-        if settings.get("nesterov"):
+        if value("nesterov"):
             limit = 2 * (1 + momentum) / (lr * (1 + 2 * momentum))
         else:
             # torch leaves dampening aside where there is no momentum
