@@ -96,10 +96,11 @@ def growth() -> Iterator[Growth]:
     process does them all."""
     found = []
     for what, (else_, most, _) in JOBS.items():
-        if (
-            what == "steps" and tools.on_gpu()
-        ):  # one takes as long for a few numbers as for thousands
-            most //= 10
+        of_time, of_memory = WHY.get(what, ("", ""))
+        if tools.on_gpu():
+            of_time = ""  # what is known of times is known of a CPU
+            # a step takes as long for a few numbers as for thousands
+            most = most // 10 if what == "steps" else most
         sizes = [round(most * share) for share in SHARES]
         groups = [sizes] if tools.on_gpu() else [[size] for size in sizes]
         measured = [
@@ -108,7 +109,7 @@ def growth() -> Iterator[Growth]:
         taken, *peaks = zip(*measured, strict=True)
         # What a process of the least size holds is there anyway: Python, JAX, the compiled program
         held = [[peak - of[0] for peak in of] for of in peaks]
-        found.append(Growth(what, else_, sizes, list(taken), *held, why=WHY.get(what, ("", ""))))
+        found.append(Growth(what, else_, sizes, list(taken), *held, why=(of_time, of_memory)))
         yield found[-1]
     _draw(found)
 

@@ -35,7 +35,7 @@ class Contender:
     share: float = 1.0  # of the job that `run` does; its time is divided by it
     part: str = "all"  # that share in words
     rounds: int | None = (
-        None  # fewer than the race's, where one is long; 0: its first call is its time
+        None  # fewer than the race's, where one is long; of 0 the first call counts
     )
     goal: float | None = None  # the least ratio of its time to ours
     within: tuple[float, str] | None = None  # at most so many times as long as another contender

@@ -109,9 +109,7 @@ def over_samples(
     return sum(totals[1:], totals[0]), itertools.chain.from_iterable(parts)
 
 
-@partial(jax.jit, static_argnames=("step", "size", "static"), donate_argnames="total")
-@tuned
-def _one_pass(
+def _pass(
     problem: Problem, where: Any, total: Any, operands: Any,
     *, step: Step, size: int, static: tuple[tuple[str, Any], ...],
 ) -> tuple[Any, Any]:  # fmt: skip
@@ -119,28 +117,28 @@ def _one_pass(
     return total + more.astype(total.dtype), rows
 
 
+_one_pass = jax.jit(
+    tuned(_pass), static_argnames=("step", "size", "static"), donate_argnames="total"
+)
+
+
 def _all_passes(
-    problem: Problem, operands: Any,
-    *, shape: tuple[int, ...], step: Step, size: int, static: tuple[tuple[str, Any], ...],
-) -> tuple[Any, Any]:  # fmt: skip
+    problem: Problem, operands: Any, *, shape: tuple[int, ...], size: int, **how: Any
+) -> tuple[Any, Any]:
     n = problem.n_samples
 
     def one(total: Any, begin: Any) -> tuple[Any, Any]:
-        there = part(problem, (jnp.minimum(begin, n - size), begin), size)
-        more, rows = step(there, *operands, **dict(static))
-        return total + more.astype(total.dtype), rows
+        where = jnp.minimum(begin, n - size), begin
+        return _pass(problem, where, total, operands, size=size, **how)
 
     return jax.lax.scan(one, jnp.zeros(shape), jnp.arange(0, max(n, 1), max(size, 1)))
 
 
-_at_once = jax.jit(_all_passes, static_argnames=("shape", "step", "size", "static"))
+_compiled = partial(jax.jit, _all_passes, static_argnames=("shape", "step", "size", "static"))
+_at_once = _compiled()
 # XLA lays convolutions out as tensor cores take them, which have no part in full precision: there cuDNN turns
 # every array about and back, for a quarter of the time and half of the memory.
-_at_once_in_full = jax.jit(
-    _all_passes,
-    static_argnames=("shape", "step", "size", "static"),
-    compiler_options={"xla_gpu_force_conv_nchw": True},
-)
+_at_once_in_full = _compiled(compiler_options={"xla_gpu_force_conv_nchw": True})
 
 
 def part(problem: Problem, where: Any, size: int) -> Problem:
