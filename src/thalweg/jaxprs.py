@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from jax.extend import core
 
 Rewrite = Callable[[Sequence[Any]], list[Any]]
@@ -22,10 +23,26 @@ def jaxprs_in(equation: Any) -> list[Any]:
     return [getattr(program, "jaxpr", program) for program in programs_in(equation)]
 
 
-def names(jaxpr: Any) -> set[str]:
+def equations(program: Any) -> Iterator[Any]:
+    """A program's equations, and those of the programs inside them."""
+    for equation in program.eqns:
+        yield equation
+        for inner in jaxprs_in(equation):
+            yield from equations(inner)
+
+
+def names(program: Any) -> set[str]:
     """The names of a program's operations."""
-    inner = (name for e in jaxpr.eqns for part in jaxprs_in(e) for name in names(part))
-    return {*(equation.primitive.name for equation in jaxpr.eqns), *inner}
+    return {equation.primitive.name for equation in equations(program)}
+
+
+def array_constants(program: Any) -> Iterator[Any]:
+    """The arrays inside a program, of which its text has the shapes alone."""
+    yield from getattr(program, "consts", ())
+    for equation in program.eqns:
+        yield from (v.val for v in equation.invars if np.ndim(getattr(v, "val", 0)))
+        for inner in programs_in(equation):
+            yield from array_constants(inner)
 
 
 def is_program(parameter: Any) -> bool:

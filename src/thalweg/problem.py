@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from thalweg import inputs, losses
+from thalweg import identity, inputs, losses
 from thalweg.errors import InputError, unknown
 from thalweg.params import Layout, Params
 
@@ -104,6 +104,7 @@ class Problem:
         self.mask = None
         self.reduction = reduction
         inputs.check(self, pointwise)
+        self._know_functions()
 
     @classmethod
     def from_function(
@@ -319,10 +320,24 @@ class Problem:
         new.reduction = reduction
         return new
 
+    def _know_functions(self) -> None:
+        """The user's functions by their programs, so that the same ones written anew compile nothing."""
+        like = self.layout.like
+        if self.is_without_data:
+            f = identity.by_program(self.predict.args[0], like)
+            self.predict = Partial(self.predict.func, f)
+        else:
+            self.predict = identity.by_program(self.predict, like, self.x)
+        if not (self.is_function or losses.is_entrywise(self.loss)):
+            yhat = jax.eval_shape(self.predict, like, self.x)
+            self.loss = identity.by_program(self.loss, yhat, self.y)
+        self.expected_risk = identity.by_program(self.expected_risk, like)
+        self.penalty = identity.by_program(self.penalty, like)
+
     def _point(self, params: Any) -> Params:
         """A point in the problem's structure where it is given otherwise; a `state_dict` of a module's holds
         more than parameters."""
-        module: Any = getattr(self.predict, "func", None)
+        module = identity.written(self.predict)
         if isinstance(params, Mapping) and hasattr(module, "parameters_of"):
             params = module.parameters_of(self.predict.args[0], params)
         return inputs.point(params, self.layout)
@@ -448,11 +463,11 @@ def vector_of(problem: Problem, params: Params) -> Any:
 def holding(problem: Problem, entries: Mapping[str, Any]) -> Problem:
     """The problem of a PyTorch module, with what a `state_dict` holds beside the parameters (running
     statistics, frozen weights) in place of its own; another problem as it is."""
-    module: Any = getattr(problem.predict, "func", None)
+    module = identity.written(problem.predict)
     if not hasattr(module, "held_of"):
         return problem
     held = module.held_of(problem.predict.args[0], entries)
-    return problem.replace(predict=Partial(module, held))
+    return problem.replace(predict=Partial(problem.predict.func, held))
 
 
 def described(problem: Problem) -> dict[str, Any]:

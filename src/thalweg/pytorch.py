@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from thalweg import inputs
+from thalweg import identity, inputs
 from thalweg.agreement import agreed
 from thalweg.errors import InputError, first_line, optional, unknown
 from thalweg.inputs import of_tensor
@@ -119,7 +119,7 @@ def to_torch(problem: Problem, params: Params = None) -> dict[str, Any]:
 
 
 def _forward_of(problem: Any) -> _Forward:
-    forward = getattr(getattr(problem, "predict", None), "func", None)
+    forward = identity.written(getattr(problem, "predict", None))
     if not isinstance(forward, _Forward):
         raise InputError("this problem did not come from PyTorch (thalweg.from_torch).")
     return forward
