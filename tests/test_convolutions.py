@@ -1,0 +1,141 @@
+"""Convolutions against PyTorch's, and which of them are put in order."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax import lax
+
+import thalweg as tw
+from thalweg import convolutions
+from thalweg.tuning import tuned
+
+# of each number of dimensions: JAX's layout, and PyTorch's functions
+LAYOUTS = {
+    1: ("NCH", "OIH", torch.nn.functional.conv1d),
+    2: ("NCHW", "OIHW", torch.nn.functional.conv2d),
+    3: ("NCDHW", "OIDHW", torch.nn.functional.conv3d),
+}
+
+
+def convolved(x, w, stride=1, padding=0, dilation=1, groups=1):
+    n = x.ndim - 2
+    layout, kernel, _ = LAYOUTS[n]
+    return lax.conv_general_dilated(
+        x, w, (stride,) * n, [(padding, padding)] * n, rhs_dilation=(dilation,) * n,
+        dimension_numbers=(layout, kernel, layout), feature_group_count=groups,
+    )  # fmt: skip
+
+
+def arranged(function, *arguments):
+    """How many of a function's convolutions are put in order."""
+    return str(jax.make_jaxpr(tuned(function))(*arguments)).count("name=arranged_convolution")
+
+
+def looped(function):
+    """A function inside a loop, where XLA would not put its convolutions in order."""
+    return lambda *arguments: lax.fori_loop(
+        0, 1, lambda _, found: jax.tree_util.tree_map(jnp.add, found, function(*arguments)),
+        jax.tree_util.tree_map(jnp.zeros_like, jax.eval_shape(function, *arguments)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "options"),
+    [
+        ((5, 3, 9), (6, 3, 3), {}),
+        ((5, 3, 8, 7), (6, 3, 3, 2), {"stride": 2, "padding": 1}),
+        ((5, 3, 8, 9), (6, 3, 3, 3), {"dilation": 2}),
+        ((5, 6, 8, 7), (12, 3, 3, 3), {"groups": 2, "padding": 1}),
+        ((3, 3, 5, 6, 4), (6, 3, 2, 3, 2), {"stride": 2, "padding": 1}),
+    ],
+)
+@pytest.mark.parametrize("members", [0, 3])
+def test_values_and_gradients_are_pytorchs(x, w, options, members, rng):
+    """In double precision, alone and of several models' kernels, inside a loop."""
+    lead = (members,) if members else ()
+    x, w = rng.standard_normal(x), rng.standard_normal((*lead, *w))
+
+    def risk(x, w):
+        return jnp.sum(jnp.tanh(convolved(x, w, **options)))
+
+    value = jax.value_and_grad(risk, (0, 1))
+    many = jax.vmap(value, (None, 0)) if members else value
+    assert arranged(looped(many), x, w) == 3
+    total, (by_x, by_w) = jax.jit(tuned(looped(many)))(x, w)
+    for k in range(members or 1):
+        tensors = [torch.tensor(a, requires_grad=True) for a in (x, w[k] if members else w)]
+        told = LAYOUTS[x.ndim - 2][2](*tensors, **options).tanh().sum()
+        told.backward()
+        found = [a[k] if members else a for a in (total, by_x, by_w)]
+        for mine, theirs in zip(found, (told, *(t.grad for t in tensors)), strict=True):
+            np.testing.assert_allclose(mine, theirs.detach().numpy(), rtol=1e-11, atol=1e-11)
+
+
+def test_transposed_convolutions_too(rng):
+    x, w = rng.standard_normal((2, 3, 5, 4)), rng.standard_normal((3, 6, 3, 3))
+
+    def transposed(x, w):
+        return lax.conv_transpose(
+            x, w, (2, 2), [(2, 2), (2, 2)], dimension_numbers=("NCHW", "IOHW", "NCHW")
+        )
+
+    flipped = torch.tensor(w[:, :, ::-1, ::-1].copy())
+    told = torch.nn.functional.conv_transpose2d(torch.tensor(x), flipped, stride=2)
+    assert arranged(transposed, x, w) == 1
+    found = jax.jit(tuned(looped(transposed)))(x, w)
+    np.testing.assert_allclose(found, told.numpy(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "dtype"),
+    [
+        ((5, 1, 8, 8), (2, 1, 3, 3), "float32"),  # thin
+        ((5, 3, 8, 8), (6, 3, 3, 3), "bfloat16"),  # for which there is no kernel
+        ((5, 3, 4, 4, 4, 4), (6, 3, 2, 2, 2, 2), "float32"),
+    ],
+)
+def test_others_stay_as_they_are(x, w, dtype):
+    def own(x, w):
+        return lax.conv(x, w, (1,) * (x.ndim - 2), "VALID")
+
+    assert arranged(own, jnp.ones(x, dtype), jnp.ones(w, dtype)) == 0
+
+
+def test_what_lies_in_order_stays_as_it_is():
+    def own(x, w):
+        return lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    assert arranged(own, jnp.ones((5, 8, 8, 3)), jnp.ones((3, 3, 3, 6))) == 0
+
+
+def test_a_descent_of_a_convolutional_network(rng):
+    """All of its convolutions are in order: the step's, with those that go back."""
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3), torch.nn.Tanh(), torch.nn.Conv2d(6, 4, 3), torch.nn.Flatten(),
+        torch.nn.LazyLinear(1),
+    ).double()  # fmt: skip
+    x = torch.tensor(rng.standard_normal((6, 3, 7, 7)))
+    y = torch.tensor(rng.standard_normal((6, 1)))
+    module(x)
+    problem = tw.from_torch(module, torch.nn.MSELoss(), x, y)
+    path = tw.descend(problem, tw.SGD(lr=[0.01, 0.02]), steps=5)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.02)
+    for step in range(6):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(module(x), y)
+        assert float(path["loss"][step, 1]) == pytest.approx(loss.item(), rel=1e-10)
+        loss.backward()
+        optimizer.step()
+
+
+def test_the_same_convolution_is_compiled_once():
+    def twice(x, w):
+        return convolved(convolved(x, w, padding=1), w, padding=1)
+
+    convolutions._equation.cache_clear()
+    assert arranged(twice, jnp.ones((5, 4, 8, 8)), jnp.ones((4, 4, 3, 3))) == 2
+    assert convolutions._equation.cache_info().currsize == 1
