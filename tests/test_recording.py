@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import pickle
+import threading
 import warnings
 
 import numpy as np
@@ -123,6 +124,78 @@ class OwnSGD:
         with torch.no_grad():
             for p in self.parameters:
                 p -= self.lr * p.grad
+
+
+@pytest.mark.parametrize("hooks", [True, False])
+def test_what_a_closure_makes_of_its_gradient_is_what_the_optimizer_sees(training, hooks):
+    """Clipped, and of two parts of the data in two backward passes, as a loop without a closure has it."""
+    model, x, y = training
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    class Wrapped:
+        """An optimizer without hooks, as accelerators hand them out."""
+
+        param_groups = sgd.param_groups
+
+        def step(self, closure):
+            return sgd.step(closure)
+
+    optimizer = sgd if hooks else Wrapped()
+    sizes, losses = [], []
+
+    def closure():
+        sgd.zero_grad()
+        total = 0.0
+        for part in (slice(0, 5), slice(5, 20)):
+            loss = nn.functional.mse_loss(model(x[part]), y[part])
+            loss.backward()
+            total += loss.item()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.2)
+        sizes.append(float(sum((p.grad**2).sum() for p in model.parameters())) ** 0.5)
+        losses.append(total)
+        return total
+
+    with tw.record(optimizer, model, record=["loss", "grad_norm"]) as path:
+        for _ in range(4):
+            optimizer.step(closure)
+    assert sizes[0] == pytest.approx(0.2)
+    np.testing.assert_allclose(path["grad_norm"][:-1], sizes, rtol=1e-12)
+    np.testing.assert_allclose(path["loss"][:-1], losses, rtol=1e-12)
+
+
+def test_recordings_end_in_any_order_and_hear_their_own_thread_alone():
+    """Two loops at once, of which the first to begin is the first to end."""
+    own = torch.autograd.backward
+    begun, ended = threading.Event(), threading.Event()
+    found = {}
+
+    def train(name, first):
+        torch.manual_seed(first)
+        model = nn.Linear(2, 1).double()
+        x, y = torch.ones(3, 2).double(), torch.full((3, 1), float(first)).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        if not first:
+            begun.wait(60)
+        with tw.record(optimizer, model) as path:
+            if not first:
+                ended.set()
+            else:
+                begun.set()
+                ended.wait(60)
+            loop(model, optimizer, x, y, 5 if first else 50)
+        problem = tw.from_torch(nn.Linear(2, 1).double(), "mse", x, y)
+        told = [float(problem.risk(point)) for point in path["params"].values[:-1]]
+        found[name] = path["loss"].values[:-1], told
+
+    threads = [threading.Thread(target=train, args=(k, k)) for k in (1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for recorded, told in found.values():
+        np.testing.assert_allclose(recorded, told, rtol=1e-9)
+    assert len(found) == 2
+    assert torch.autograd.backward is own
 
 
 def test_any_object_with_a_step_is_an_optimizer(training):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,7 +194,8 @@ class _Tape:
         self.changed: set[str] = set()  # hyperparameters that the loop has changed
         self.start = self._now()
         self.step = 0
-        self.inside = self.closed = False  # in a step; in one whose closure was called
+        self.inside = self.closed = False  # in a step; in one whose closure has returned
+        self.with_closure = False  # in a step that was given one
         self.reached = False  # whether a backward pass has come to the model's parameters
         self.loss: float | None = None
         self.steps: list[int] = []
@@ -206,19 +208,39 @@ class _Tape:
         self.reached = False
 
     def after_backward(self, tensors: Any) -> None:
-        """A loss was differentiated: before a step, or within one that was given a closure. Of the
-        several evaluations of a closure the first is at the iterate."""
+        """A loss was differentiated: before a step, or within one. Of the several evaluations of a closure
+        the first is at the iterate."""
         if not self.reached or self.closed:
             return
         for tensor in tensors if isinstance(tensors, (list, tuple)) else [tensors]:
             scalar = hasattr(tensor, "numel") and tensor.numel() == 1
             if scalar and not tensor.is_complex():
                 self.loss = (self.loss or 0.0) + float(tensor.detach())
-        if self.inside:
-            self.closed = True
-            if self.steps and self.steps[-1] == self.step:
-                for name in {"grad", "grad_norm"} & self.rows.keys():
-                    self.rows[name][-1] = self._gradient(name)
+        if self.inside and not self.with_closure:
+            self.after_closure()
+
+    def after_closure(self) -> None:
+        """A step has its gradient, of all backward passes of its closure, and clipped as that does."""
+        if not self.closed and self.steps and self.steps[-1] == self.step:
+            for name in {"grad", "grad_norm"} & self.rows.keys():
+                self.rows[name][-1] = self._gradient(name)
+        self.closed = True
+
+    def watching(self, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The arguments of a step with their closure, if there is one, as argument `place`, watched."""
+        closure = args[place] if len(args) > place else kwargs.get("closure")
+        self.with_closure = callable(closure)
+        if not self.with_closure:
+            return args, kwargs
+
+        def watched() -> Any:
+            value = closure()
+            self.after_closure()
+            return value
+
+        if len(args) > place:
+            return (*args[:place], watched, *args[place + 1 :]), kwargs
+        return args, {**kwargs, "closure": watched}
 
     def before_step(self) -> None:
         self.inside = True
@@ -281,7 +303,8 @@ class _Tape:
         return gradient if name == "grad" else float(np.linalg.norm(gradient.astype(float)))
 
     def trajectory(self, status: str) -> xr.Dataset:
-        data = {name: np.array(rows) for name, rows in self.rows.items()}
+        # one after the other, or all would be there twice
+        data = {name: np.array(self.rows.pop(name)) for name in list(self.rows)}
         rule = {"name": type(self.optimizer).__name__, **self.hyperparameters}
         if self.changed:
             rule["changed"] = sorted(self.changed)
@@ -289,15 +312,42 @@ class _Tape:
         return _trajectory(np.array(self.steps), self.names, data, status, rule, ends)
 
 
+_tapes: list[tuple[int, _Tape]] = []  # those that run, each with the thread of its loop
+_changing = threading.Lock()
+_own_backward: Any = None
+
+
+@contextmanager
+def _hearing(torch: Any, tape: _Tape) -> Iterator[None]:
+    """Tell the tape of every backward pass of this thread. One function stands in for PyTorch's as long as
+    there is a tape, so that recordings may end in any order."""
+    global _own_backward
+    entry = threading.get_ident(), tape
+    with _changing:
+        if not _tapes:
+            _own_backward, torch.autograd.backward = torch.autograd.backward, _watched_backward
+        _tapes.append(entry)
+    try:
+        yield
+    finally:
+        with _changing:
+            _tapes.remove(entry)
+            if not _tapes:
+                torch.autograd.backward = _own_backward
+
+
+def _watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+    here = [tape for thread, tape in list(_tapes) if thread == threading.get_ident()]
+    for tape in here:
+        tape.before_backward()
+    _own_backward(tensors, *args, **kwargs)
+    for tape in here:
+        tape.after_backward(tensors)
+
+
 @contextmanager
 def _watched(torch: Any, optimizer: Any, tape: _Tape) -> Iterator[None]:
     """Tell the tape of every backward pass and every step; all is as before afterwards."""
-    backward = torch.autograd.backward
-
-    def watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-        tape.before_backward()
-        backward(tensors, *args, **kwargs)
-        tape.after_backward(tensors)
 
     def reached(_: Any) -> None:
         tape.reached = True
@@ -305,10 +355,14 @@ def _watched(torch: Any, optimizer: Any, tape: _Tape) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for parameter in tape.tensors.values():
             stack.callback(parameter.register_post_accumulate_grad_hook(reached).remove)
-        torch.autograd.backward = watched_backward
-        stack.callback(setattr, torch.autograd, "backward", backward)
+        stack.enter_context(_hearing(torch, tape))
         if isinstance(optimizer, torch.optim.Optimizer):
-            before = optimizer.register_step_pre_hook(lambda *_: tape.before_step())
+
+            def begins(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                tape.before_step()
+                return tape.watching(1, args, kwargs)  # after the optimizer itself
+
+            before = optimizer.register_step_pre_hook(begins)
             after = optimizer.register_step_post_hook(lambda *_: tape.after_step())
             stack.callback(before.remove)
             stack.callback(after.remove)
@@ -324,6 +378,7 @@ def _wrapped(optimizer: Any, tape: _Tape) -> Iterator[None]:
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         tape.before_step()
+        args, kwargs = tape.watching(0, args, kwargs)
         returned = step(*args, **kwargs)
         tape.after_step()
         return returned
@@ -432,7 +487,7 @@ def _trajectory(
     optimizer: dict[str, Any],
     ends: tuple[np.ndarray, np.ndarray],
 ) -> xr.Dataset:
-    """A trajectory in the schema of `descend`, without an optimizer's state."""
+    """A trajectory in the schema of `descend`, without an optimizer's state; `data` become its own."""
     start, final = ends
     bad = np.zeros(len(steps), bool)
     bad[-1] = not np.isfinite(final).all()
@@ -443,7 +498,6 @@ def _trajectory(
     diverged_at = int(steps[np.argmax(bad)]) if bad.any() else -1
     variables: dict[str, Any] = {}
     for name, values in data.items():
-        values = values.copy()
         if diverged_at >= 0:
             values[steps >= diverged_at] = np.nan
         variables[name] = (("step", "param") if values.ndim == 2 else ("step",), values)
