@@ -832,6 +832,31 @@ def test_other_data_and_hyperparameters_compile_nothing(compilations):
     assert jax.tree_util.tree_leaves(path["final"].values)
 
 
+def test_class_weights_are_no_mean_where_all_samples_have_the_same_loss():
+    """At a head of zeros Σ w l / Σ w is the mean of l, and nowhere else."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 4)
+    y = (x[:, 0] > 1).long()
+    module = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    for parameter in module[2].parameters():
+        nn.init.zeros_(parameter)
+    with pytest.raises(InputError, match="use reduction='sum'"):
+        tw.from_torch(module, nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0])), x, y)
+
+
+def test_a_loss_need_not_be_finite_elsewhere():
+    class Log(nn.Module):
+        def forward(self, yhat, y):
+            return -(yhat.log() * y).mean()
+
+    module = nn.Linear(1, 1)
+    nn.init.constant_(module.weight, 0.0)
+    nn.init.constant_(module.bias, 0.01)
+    x = torch.linspace(-30, 30, 9)[:, None]
+    problem = tw.from_torch(module, Log(), x, torch.ones(9, 1))
+    assert float(problem.risk(problem.params)) == pytest.approx(-np.log(0.01), rel=1e-6)
+
+
 def test_threads_may_trace_one_module():
     """Programs of several shapes, compiled from several threads at once."""
     torch.manual_seed(0)

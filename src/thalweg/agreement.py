@@ -19,6 +19,9 @@ _SEARCHED = 2**20  # entries of y in which classes are looked for
 # How far float32 results of the same arithmetic in another order may differ, relative to their size;
 # a wrong translation is off by more than that.
 _AGREES = 1e-3
+# It is compared at so many other points too, so far away relative to a tensor's size: a layer that starts at
+# zero tells nothing where it starts, and a loss may seem to be a mean there.
+_OTHERS, _AWAY = 2, 0.1
 
 
 class Forward(Protocol):
@@ -39,62 +42,82 @@ def agreed(
     Predictions are compared, and then, at PyTorch's own, the losses: near a minimum a loss is a small
     difference of large numbers.
     """
-    import torch
-
     loss = _on_the_cpu(loss)
     some = problem.take(_telling(problem))
-    yhat, y = _torchs_predictions(forward, module, some, some.params)
-    ours = jax.tree_util.tree_leaves(some.predict(some.params, some.x))
-    for mine, theirs in zip(ours, jax.tree_util.tree_leaves(yhat), strict=True):
-        _compare("predictions", mine, theirs)
-    _compare_nearby(forward, module, some)
+    told = [_torchs_predictions(forward, module, some, some.params)]
+    _compare_predictions("predictions", some, some.params, told[0][0])
+    for seed in range(_OTHERS):
+        params = _moved(some.params, seed)
+        try:
+            yhat, y = _torchs_predictions(forward, module, some, params)
+        except InputError:  # not all parameters are possible (a matrix to be factorised)
+            continue
+        if all(bool(t.isfinite().all()) for t in jax.tree_util.tree_leaves(yhat)):
+            _compare_predictions("predictions at other parameters", some, params, yhat)
+            told.append((yhat, y))
     if isinstance(loss, str):
         return problem
-    whole = float(loss(yhat, y).double().mean())  # of one that leaves the samples apart
-    each = [loss(*(_row(v, i) for v in (yhat, y))) for i in range(some.n_samples)]
-    values = np.array([float(v.double().mean()) for v in each])
-    if np.isfinite(whole) and not np.isfinite(values).all():
-        raise InputError(
-            "some samples have no loss of their own (ignore_index, a mask): leave them out of the data."
-        )
-    sums = {"mean": values.mean(), "sum": values.sum()}
-    for name in sorted(sums, key=lambda name: name != problem.reduction):
-        if abs(sums[name] - whole) <= _AGREES * max(abs(whole), np.abs(values).max()):
-            found = name
-            break
-    else:
-        raise InputError(
-            f"on {len(values)} of the samples the loss is {whole:.6g}, and that of the samples one by "
-            f"one has the mean {values.mean():.6g} and the sum {values.sum():.6g}: a loss must be one or "
-            f"the other (class weights under reduction='mean' are neither; use reduction='sum')."
-        )
+    told = [told[0], *(pair for pair in told[1:] if _is_finite(loss, *pair))]
+    found = _reduction(loss, told, problem.reduction)
     problem = problem if reduction else problem.replace(reduction=found)
     if problem.reduction == found:
-        given = jax.tree_util.tree_map(lambda t: jnp.array(of_tensor(t)), yhat)
-        at_theirs = predicting(some, given).replace(reduction=found)
-        _compare("losses", at_theirs.pointwise(some.params), torch.tensor(values))
+        for yhat, y in told:
+            given = jax.tree_util.tree_map(lambda t: jnp.array(of_tensor(t)), yhat)
+            at_theirs = predicting(some, given).replace(reduction=found)
+            _compare("losses", at_theirs.pointwise(some.params), _each(loss, yhat, y))
     return problem
 
 
-def _compare_nearby(forward: Forward, module: Any, some: Problem) -> None:
-    """The predictions at other parameters: a layer that starts at zero tells nothing where it starts."""
-    rng = np.random.default_rng(0)
+def _moved(params: Params, seed: int) -> Params:
+    """Parameters near these."""
+    rng = np.random.default_rng(seed)
 
     def moved(leaf: Any) -> Any:
-        size = np.sqrt(np.mean(np.square(leaf, dtype=float))) if leaf.size else 0
-        noise = rng.standard_normal(leaf.shape) * (0.1 * size or 0.1)
+        own = np.sqrt(np.mean(np.square(leaf, dtype=float))) if leaf.size else 0
+        noise = rng.standard_normal(leaf.shape) * _AWAY * (own or 1)
         return jnp.asarray(leaf + noise.astype(leaf.dtype))
 
-    params = jax.tree_util.tree_map(moved, some.params)
+    return jax.tree_util.tree_map(moved, params)
+
+
+def _reduction(loss: Any, told: list[tuple[Any, Any]], preferred: str) -> str:
+    """Whether a loss is the mean or the sum of what it gives for the samples one by one, at all of some
+    predictions: where all samples have the same loss, or by chance, it may seem to be what it is not."""
+    names = {"mean", "sum"}
+    for yhat, y in told:
+        whole = float(loss(yhat, y).double().mean())  # of one that leaves the samples apart
+        values = _each(loss, yhat, y).numpy()
+        if np.isfinite(whole) and not np.isfinite(values).all():
+            raise InputError(
+                "some samples have no loss of their own (ignore_index, a mask): leave them out of the data."
+            )
+        sums = {"mean": values.mean(), "sum": values.sum()}
+        off = _AGREES * max(abs(whole), np.abs(values).max())
+        names = {name for name in names if abs(sums[name] - whole) <= off}
+        if not names:
+            raise InputError(
+                f"on {len(values)} of the samples the loss is {whole:.6g}, and that of the samples one by "
+                f"one has the mean {values.mean():.6g} and the sum {values.sum():.6g}: a loss must be one or "
+                f"the other (class weights under reduction='mean' are neither; use reduction='sum')."
+            )
+    return preferred if preferred in names else names.pop()
+
+
+def _is_finite(loss: Any, yhat: Any, y: Any) -> bool:
+    """Whether predictions have a loss, which those of other parameters need not (a logarithm)."""
     try:
-        yhat = _torchs_predictions(forward, module, some, params)[0]
-    except InputError:  # not all parameters are possible (a matrix to be factorised)
-        return
-    theirs = jax.tree_util.tree_leaves(yhat)
-    if all(bool(t.isfinite().all()) for t in theirs):
-        ours = jax.tree_util.tree_leaves(some.predict(params, some.x))
-        for mine, their in zip(ours, theirs, strict=True):
-            _compare("predictions at other parameters", mine, their)
+        return bool(loss(yhat, y).isfinite().all())
+    except Exception:  # a user's loss may fail in any way
+        return False
+
+
+def _each(loss: Any, yhat: Any, y: Any) -> Any:
+    """The loss of each sample alone (n,)."""
+    import torch
+
+    count = len(jax.tree_util.tree_leaves(yhat)[0])
+    values = [loss(*(_row(v, i) for v in (yhat, y))).double().mean() for i in range(count)]
+    return torch.stack([value.detach().cpu() for value in values])
 
 
 def _telling(problem: Problem) -> np.ndarray:
@@ -129,6 +152,12 @@ def _on_the_cpu(loss: Any) -> Any:
 
 def _row(tree: Any, i: int) -> Any:
     return jax.tree_util.tree_map(lambda tensor: tensor[i : i + 1], tree)
+
+
+def _compare_predictions(what: str, some: Problem, params: Params, theirs: Any) -> None:
+    ours = jax.tree_util.tree_leaves(some.predict(params, some.x))
+    for mine, their in zip(ours, jax.tree_util.tree_leaves(theirs), strict=True):
+        _compare(what, mine, their)
 
 
 def _compare(what: str, ours: Any, theirs: Any) -> None:
