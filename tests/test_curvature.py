@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -530,3 +531,27 @@ def test_a_longer_search_compiles_no_more_programs(compilations):
         lanczos.projected(times, jnp.ones(60), steps, jax.random.key(0))
         counts.append(len(compilations))
     assert counts[1] <= counts[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sums_over_many_samples_do_not_leave_half_precision(dtype):
+    """The mean over samples is within it; a sum of as many is not (65,504 is the largest of float16)."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((20_000, 2)) * 3
+    half = jnp.asarray(x, dtype)
+    problem = tw.Problem(
+        lambda w, x: x @ w, "mse", half, half @ jnp.ones(2, dtype), params=jnp.zeros(2, dtype)
+    )
+    exact = np.asarray(half, float)
+    hessian = 2 * exact.T @ exact / len(exact)
+    each = 2 * exact * (exact @ np.ones(2))[:, None]
+    # targets are rounded to three or two digits
+    close = partial(np.testing.assert_allclose, rtol=5e-3)
+    close(problem.risk(problem.params), np.mean((exact @ np.ones(2)) ** 2))
+    close(tw.hessian(problem, problem.params).dense(), hessian, atol=0.01)
+    close(tw.gradient_covariance(problem, problem.params).trace().value, each.var(axis=0).sum())
+    close(tw.hessian(problem, problem.params).top(1)[0], np.linalg.eigvalsh(hessian)[-1:])
+    record = {"sharpness": tw.sharpness, "noise": tw.gradient_noise}
+    path = tw.descend(problem, tw.SGD(lr=0.0), steps=0, record=record)
+    close(path["sharpness"][0], np.linalg.eigvalsh(hessian)[-1])
+    close(path["noise"][0], each.var(axis=0).sum())

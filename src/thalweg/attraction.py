@@ -18,7 +18,7 @@ from thalweg.loop import Feed, Plan, Span, begin, block, known_turns
 from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
 from thalweg.planes import Plane, check_is_plane_of
-from thalweg.problem import Problem, check_is_problem, described, in_double
+from thalweg.problem import Problem, check_is_problem, described, in_precision
 from thalweg.programs import runs_alone
 
 NOT_YET, DIVERGED = -1, -2
@@ -146,7 +146,7 @@ class _Crowd:
             for name in ("momentum", "weight_decay", "nesterov", "maximize")
         )
         bound = 2 / float(who.hyper["lr"]) if self.contracts else np.inf
-        self.minima = Minima(in_double(problem), scale, bound)
+        self.minima = Minima(in_precision(problem, np.float64), scale, bound)
         most = _CHUNK if backend.device().platform == "cpu" else _CHUNK_ACCELERATED
         self.chunk = max(1, min(most, _VALUES // max(problem.n_samples, 1), len(starts)))
         hyper = {name: who.hyper.get(name, np.float64(0)) for name in optimizer.hyperparameters()}

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from thalweg import backend, blocks, inputs, lanczos, losses, passes, products, results
 from thalweg.errors import InputError, NotConverged, unknown
 from thalweg.params import Params
-from thalweg.problem import Problem, check_is_problem, described, vector_of
+from thalweg.problem import Problem, check_is_problem, described, in_precision, vector_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -58,15 +58,6 @@ class Curvature:
     @property
     def dtype(self) -> np.dtype:
         return np.dtype(self.point.dtype)
-
-    @property
-    def _wide(self) -> np.dtype:
-        """Of vectors and eigenvalues: single precision at least, which linear algebra needs."""
-        return np.dtype(jnp.promote_types(self.dtype, jnp.float32))
-
-    def _product(self, vector: Any) -> Any:
-        """A v for Lanczos' method, in its precision."""
-        return self.matvec(vector).astype(self._wide)
 
     @cached_property
     def _samples(self) -> int:
@@ -148,7 +139,7 @@ class Curvature:
         if not np.isfinite(matrix).all():
             p = self.problem.size
             return np.full(p, np.nan), np.full((p, p), np.nan)
-        values, vectors = np.linalg.eigh(matrix.astype(self._wide))
+        values, vectors = np.linalg.eigh(matrix)
         return values, vectors.T
 
     # The ends of the spectrum -----------------------------------------------------------------
@@ -204,15 +195,15 @@ class Curvature:
             self._check_finite(values)
             return values[order], vectors[order]
         blocks.check_memory(
-            3 * lanczos.room_for(k, p) * p * self._wide.itemsize,
+            3 * lanczos.room_for(k, p) * p * self.dtype.itemsize,
             f"the vectors from which {k} eigenvectors of {p} numbers are found",
             "lower k",
         )
         if tolerance is None:
             tolerance = float(np.sqrt(jnp.finfo(self.dtype).eps))
         with blocks.bar(0, "eigenvalues", "product", progress) as bar:
-            product = _counted(lambda v: sign * self._product(v), bar)
-            found = lanczos.extreme(product, p, k, self._wide, tolerance, seed)
+            product = _counted(lambda v: sign * self.matvec(v), bar)
+            found = lanczos.extreme(product, p, k, self.dtype, tolerance, seed)
         self._check_finite(found.values)
         if not found.converged:
             NotConverged.warn(
@@ -358,17 +349,17 @@ class Curvature:
         """Nodes and weights (probes, steps) of Gauss quadrature in the spectrum's measure."""
         p = self.problem.size
         blocks.check_memory(
-            3 * (steps + 1) * p * self._wide.itemsize,
+            3 * (steps + 1) * p * self.dtype.itemsize,
             f"{steps} Lanczos vectors of {p} numbers",
             "lower steps=",
         )
         nodes, weights = np.empty((probes, steps)), np.empty((probes, steps))
         key = jax.random.key(seed)
         with blocks.bar(probes * steps, "spectral density", "product", progress) as bar:
-            product = _counted(self._product, bar)
+            product = _counted(self.matvec, bar)
             for probe in range(probes):
                 key, own = jax.random.split(key)
-                start = jax.random.rademacher(own, (p,), self._wide)
+                start = jax.random.rademacher(own, (p,), self.dtype)
                 projected = lanczos.projected(product, start, steps, own)
                 if not np.isfinite(projected).all():
                     return np.full(nodes.shape, np.nan), weights
@@ -481,7 +472,10 @@ def _at(problem: Problem, params: Params, kind: str) -> Curvature:
             "an operator of curvature is made at numbers, and not inside a compiled function: along a "
             "descent record thalweg.sharpness, or take the operator at its iterates."
         )
-    vector = jnp.asarray(vector_of(problem, params)).astype(problem.layout.dtype)
+    vector = jnp.asarray(vector_of(problem, params))
+    # sums over samples leave half precision, and linear algebra has none
+    problem = in_precision(problem, jnp.float32)
+    vector = vector.astype(problem.layout.dtype)
     if not bool(jnp.isfinite(vector).all()):
         raise InputError("the point is not finite, so there is no curvature at it.")
     return Curvature(problem, kind, vector)

@@ -19,8 +19,8 @@ from jax.tree_util import Partial
 from thalweg import curvature, lanczos, products
 from thalweg.errors import InputError
 from thalweg.observables import At, Observable
-from thalweg.params import Layout, Params
-from thalweg.problem import Problem
+from thalweg.params import Layout, Params, promoted
+from thalweg.problem import Problem, in_precision
 
 # Lanczos vectors of the first measurement, and of one that starts from the last one's eigenvector; more of
 # them are taken until the residual, of whose square the value is off, is this small a part of it
@@ -41,14 +41,13 @@ class Sharpness(Observable):
 
 def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any]:
     """The largest eigenvalue of the (preconditioned) Hessian of all data at the iterate, and its vector."""
-    layout = Layout.of(at.params)
-    point = layout.flatten(at.params)
+    # sums over samples leave half precision
+    problem, params = in_precision(at.problem, jnp.float32), promoted(at.params, jnp.float32)
+    layout = Layout.of(params)
+    point = layout.flatten(params)
 
     def product(vector: Any) -> Any:
-        # in the parameters' precision, which may be half of the vectors'
-        along = vector.astype(point.dtype)
-        image = products.whole_product("hessian", at.problem, layout, point, along)
-        return image.astype(vector.dtype)
+        return products.whole_product("hessian", problem, layout, point, vector)
 
     leading = partial(lanczos.leading, steps=steps, tolerance=_TOLERANCE, most=_MOST // steps)
 
@@ -62,14 +61,13 @@ def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any
             f"record: preconditioned_sharpness is for optimizers that divide their step entry by entry "
             f"(Adam, AdamW, RMSprop, Adagrad); {at.optimizer.name} given. Ask for sharpness."
         )
-    scale = layout.flatten(diagonal) ** -0.5
+    scale = layout.flatten(promoted(diagonal, jnp.float32)) ** -0.5
     return leading(lambda v: scale * product(scale * v), start)
 
 
 def _first(preconditioned: bool, at: At) -> Any:
-    layout = Layout.of(at.params)
-    dtype = jnp.promote_types(layout.dtype, jnp.float32)
-    start = jax.random.normal(jax.random.key(0), (layout.size,), dtype)
+    layout = Layout.of(promoted(at.params, jnp.float32))
+    start = jax.random.normal(jax.random.key(0), (layout.size,), layout.dtype)
     return _top(_COLD, preconditioned, at, start)[1]
 
 

@@ -26,7 +26,7 @@ from thalweg.integrator import (
     observe,
 )
 from thalweg.logbook import Record, source_of
-from thalweg.problem import Problem, check_is_problem, described, in_double
+from thalweg.problem import Problem, check_is_problem, described, in_precision
 
 SOLVERS = ("auto", EXPLICIT, STIFF)
 
@@ -100,7 +100,7 @@ def gradient_flow(
             )
     if built_in["batch"]:
         raise InputError("record: a flow sees all the data; there is no 'batch' to record.")
-    double = in_double(problem)
+    double = in_precision(problem, np.float64)
     who = members(double, None, starts=starts, runs=runs, seed=seed)
     flow = Flow(
         problem=double,

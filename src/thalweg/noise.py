@@ -18,15 +18,16 @@ import jax.numpy as jnp
 
 from thalweg import passes, products
 from thalweg.observables import At
-from thalweg.problem import Problem
+from thalweg.params import promoted
+from thalweg.problem import Problem, in_precision
 
 _ROOM = 4 * 2**20  # bytes of gradients at a time; every member of an ensemble has as many
 
 
 def gradient_noise(at: At) -> Any:
     """The trace of the covariance of a single sample's gradient, 1/n Σ ‖g_k − ḡ‖², over all the data."""
-    problem = _alone(at)
-    layout, point = problem.layout, problem.flatten(at.params)
+    problem, point = _alone(at)
+    layout = problem.layout
     count = products.count_of(problem, "covariance")
     losses = products.losses_of(problem, layout)
     mean = jax.grad(lambda w: losses(w).sum())(point) / count
@@ -38,14 +39,15 @@ def gradient_noise(at: At) -> Any:
 
 def sample_gradient_norms(at: At) -> Any:
     """‖g_k‖ (n,): the norm of the gradient of every sample's own risk, without the penalty."""
-    problem = _alone(at)
-    return _norms(problem, problem.flatten(at.params), 0.0)
+    return _norms(*_alone(at), 0.0)
 
 
-def _alone(at: At) -> Problem:
-    """All the data's problem, of which each sample must have a gradient."""
+def _alone(at: At) -> tuple[Problem, Any]:
+    """All the data's problem, of which each sample must have a gradient, and the iterate (p,); not in half
+    precision, which sums over samples leave."""
     products.check_samples_alone(at.problem)
-    return at.problem
+    problem, params = in_precision(at.problem, jnp.float32), promoted(at.params, jnp.float32)
+    return problem, problem.flatten(params)
 
 
 def _norms(problem: Problem, point: Any, center: Any) -> Any:

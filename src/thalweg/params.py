@@ -31,6 +31,17 @@ def _key(entry: Any) -> Any:
     return entry
 
 
+def promoted(tree: Any, dtype: Any) -> Any:
+    """A pytree with its floating-point arrays in this precision at least, as far as JAX is set to it."""
+
+    def widened(leaf: Any) -> Any:
+        own = jnp.result_type(leaf)
+        wide = jnp.zeros((), jnp.promote_types(own, dtype)).dtype
+        return leaf.astype(wide) if jnp.issubdtype(own, jnp.floating) else leaf
+
+    return jax.tree_util.tree_map(widened, tree)
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a pytree of parameters is laid out as one vector, in the order of JAX's leaves.

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from thalweg import identity, inputs, losses
 from thalweg.errors import InputError, unknown
-from thalweg.params import Layout, Params
+from thalweg.params import Layout, Params, promoted
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -384,12 +384,18 @@ def pointwise(problem: Problem, params: Params) -> Any:
 
 def _risk_now(problem: Problem, params: Params, penalty: bool) -> Any:
     values = pointwise(problem, params)
+    dtype = values.dtype
+    if jnp.issubdtype(
+        dtype, jnp.floating
+    ):  # a sum may leave half precision where the mean does not
+        values = values.astype(jnp.promote_types(dtype, jnp.float32))
     if problem.mask is None:
         total, count = values.sum(), values.shape[0]
     else:
         # of a batch none of whose samples counts the risk is 0: it moves nothing
         total, count = jnp.where(problem.mask, values, 0).sum(), jnp.maximum(problem.mask.sum(), 1)
     risk = total / count if problem.reduction == "mean" else total
+    risk = risk.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else risk
     return penalised(problem, params, risk, penalty)
 
 
@@ -481,16 +487,10 @@ def described(problem: Problem) -> dict[str, Any]:
     }
 
 
-def in_double(problem: Problem) -> Problem:
-    """The problem with its parameters and data in double precision, as far as JAX is set to it."""
-    dtype = jnp.zeros(()).dtype
-
-    def cast(tree: Any) -> Any:
-        return jax.tree_util.tree_map(
-            lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
-            tree,
-        )
-
-    init = None if problem.init is None else inputs.InDtype(problem.init, dtype)
-    x, y, params = map(cast, (problem.x, problem.y, problem.params))
+def in_precision(problem: Problem, dtype: Any) -> Problem:
+    """The problem with its parameters and data in this precision at least, as far as JAX is set to it."""
+    init = problem.init and inputs.InDtype(
+        problem.init, jnp.promote_types(problem.layout.dtype, dtype)
+    )
+    x, y, params = promoted((problem.x, problem.y, problem.params), dtype)
     return problem.replace(x=x, y=y, params=params, init=init)
