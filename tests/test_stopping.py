@@ -251,6 +251,32 @@ def test_who_had_stopped_stays_where_the_rule_is_the_same():
         assert again.stopped_at[0] >= 20
 
 
+def test_who_had_stopped_keeps_the_loss_of_its_own_batch():
+    """A descent in three parts is the whole one, whose members stop on batches of one sample each."""
+    x = np.array([0.0, 1.0, -1.0, 2.0])
+    y = np.array([1.0, 3.0, -1.0, 40.0])  # the last is not near the line of the others
+    problem = tw.Problem(line, "mse", x, y, params={"weight": 2.0, "bias": 1.0})
+    starts = np.array([[1.0, 2.0], [1.4, 2.2], [0.5, 1.5]])  # bias, weight
+
+    def descended(steps, **more):
+        return tw.descend(
+            problem, tw.SGD(lr=0.05), steps=steps, batch_size=1, shuffle="after_first",
+            stop={"loss": 0.02}, record=["grad"], **more,
+        )  # fmt: skip
+
+    whole = descended(12, starts=starts)
+    parts = [descended(5, starts=starts)]
+    for steps in (4, 3):
+        parts.append(descended(steps, resume=parts[-1]))
+    stopped = whole["stopped_at"].values
+    assert ((stopped >= 0) & (stopped < 5)).any()
+    for part in parts:
+        here = whole.sel(step=part["step"])
+        for name in ("params", "loss", "grad"):
+            np.testing.assert_allclose(part[name], here[name], rtol=1e-12)
+    np.testing.assert_array_equal(parts[-1]["stopped_at"], stopped)
+
+
 def test_nothing_is_left_to_do_where_all_had_stopped():
     problem, rule, stop = bowl_problem(), tw.SGD(lr=[0.1, 0.2]), {"loss": 1e-3}
     first = tw.descend(problem, rule, steps=200, stop=stop)

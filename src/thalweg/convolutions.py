@@ -18,8 +18,8 @@ from jax import lax
 
 from thalweg.jaxprs import in_place_of
 
-# Measured on two cores, kernels of 3 × 3 with 1 to 16 features: with fewer pairs of features the plain loop takes
-# less time than the kernels' threads.
+# Measured on two cores, kernels of 3 × 3 with 1 to 16 features: with fewer pairs of features the plain loop
+# takes less time than the kernels' threads.
 _THIN = 16
 
 

@@ -18,7 +18,7 @@ from thalweg import backend, blocks, names, observables, results, sampling
 from thalweg.ensemble import Members, member_vectors
 from thalweg.errors import InputError
 from thalweg.logbook import Record, storable
-from thalweg.loop import Feed, Plan, Span, Walk, begin, block, known_turns, row_of
+from thalweg.loop import Feed, Plan, Span, Walk, at_rest, begin, block, known_turns, row_of
 from thalweg.params import Layout, Params
 from thalweg.programs import runs_alone
 
@@ -46,6 +46,11 @@ class Feeds:
         """Bytes of table that a step needs."""
         order = 0 if self.order is None else 4 * self.order.size * self.order.lanes
         return max(1, order + 8 * len(self.schedules))
+
+    @property
+    def knows_the_past(self) -> bool:
+        """Whether there were other batches before, and which: of given ones the first is the first step's."""
+        return self.order is not None and self.order.given is None
 
     def feed(self, start: int, room: int, count: int) -> Feed:
         """The tables of `count` steps from `start`, and of the step after them, with room for `room`. The
@@ -151,7 +156,11 @@ class Job:
             params, start, *rest = given(share)
             self.starts.append(jax.device_put(start))
             params = params if resume is not None else self.starts[-1]
-            self.walks.append(begin(share.plan, feed, params, self.starts[-1], *rest))
+            walk = begin(share.plan, feed, params, self.starts[-1], *rest)
+            if resume is not None and walk.stopped_at is not None and feeds.knows_the_past:
+                for step in set(np.ravel(walk.stopped_at).tolist()) - {-1}:
+                    walk = at_rest(share.plan, feeds.feed(step, 1, 0), walk)
+            self.walks.append(walk)
 
     def _runs_alone(self, start: Params, walk: Walk) -> bool:
         """Whether the block of a share must not run beside another's. It is traced once, for this and to

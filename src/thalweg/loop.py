@@ -166,6 +166,22 @@ def begin(
     return jax.tree_util.tree_map(jnp.copy, walk)
 
 
+@partial(jax.jit, donate_argnames="walk")
+@tuned
+def at_rest(plan: Plan, feed: Feed, walk: Walk) -> Walk:
+    """The members of a descent that goes on, with the loss and the gradient on the batch with which they
+    stopped for those that stopped at the first step of `feed`."""
+
+    def one(optimizer: Optimizer, lane: Any, walk: Walk) -> Walk:
+        batch = feed.batch(plan.problem, lane, feed.start)
+        loss, grad = value_and_gradient(batch, walk.params)
+        here = partial(jnp.where, walk.stopped_at == feed.start)
+        loss, grad = jax.tree_util.tree_map(here, (loss, grad), (walk.loss, walk.grad))
+        return replace(walk, loss=loss, grad=grad)
+
+    return plan.over_members(one, 0)(walk)
+
+
 def _unknown(shape: Any) -> Any:
     """What stands in the record of an update before there was one."""
     if jnp.issubdtype(shape.dtype, jnp.floating):
