@@ -320,11 +320,12 @@ def test_bad_options_are_one_line(diabetes, tmp_path, options, message):
         ("a;b\n1;2\n", "separated by ';'"),
         ("a,b\n1,2\n\n\n3,x\n", "'x' in line 5"),
         ("a, a,b\n1,2,3\n", "several columns called 'a'"),
+        ("\ufeffa,b,a\n1,2,3\n", "several columns called 'a'"),  # a byte-order mark, as of Excel
     ],
 )
 def test_bad_tables_are_one_line(tmp_path, text, message):
     table = tmp_path / "table.csv"
-    table.write_text(text)
+    table.write_text(text, encoding="utf-8")
     line = fails("descend", table, "--x", "a", "--y", "b", "--out", tmp_path / "never")
     assert message in line
     assert not (tmp_path / "never").exists()

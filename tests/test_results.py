@@ -1,6 +1,9 @@
 """Results on disk and back, and points seen on a plane."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import h5netcdf
 import numpy as np
@@ -110,20 +113,52 @@ def test_settings_are_json_whatever_they_hold():
 # What cannot be saved or loaded -------------------------------------------------------------
 
 
-def fails_to_write(self, path, **options):
-    with open(path, "w") as file:
-        file.write("half of a file")
+def fails_to_write(path, content):
+    with path.open("wb") as file:
+        file.write(content[:100])
     raise OSError("no space left on device")
 
 
 def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     path = tw.save(example(), tmp_path / "results.nc")
     before = path.read_bytes()
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", fails_to_write)
+    monkeypatch.setattr(Path, "write_bytes", fails_to_write)
     with pytest.raises(OSError, match="no space left"):
         tw.save(example(ratio=0.1), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_program_outlives_a_full_disk(tmp_path):
+    """HDF5 would end it, when what it holds of the file is let go."""
+    code = f"""
+import gc, resource, signal
+import numpy as np, xarray as xr
+import thalweg as tw
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+small, large = (xr.Dataset({{"a": ("x", np.random.default_rng(0).random(n))}}) for n in (10, 100_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for _ in range(2):
+    try:
+        tw.save(large, {str(tmp_path / "large.nc")!r})
+    except OSError as error:
+        print(type(error).__name__)
+    gc.collect()
+tw.load(tw.save(small, {str(tmp_path / "small.nc")!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "OSError\nOSError\n"), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["small.nc"]
+
+
+def test_a_link_leads_to_what_is_saved(tmp_path):
+    there = tmp_path / "there.nc"
+    link = tmp_path / "link.nc"
+    link.symlink_to(there)
+    for note in ("first", "second"):  # of a file that is not there yet, too
+        tw.save(example(note=note), link)
+        assert link.is_symlink()
+        assert tw.load(there).attrs["note"] == note
 
 
 def test_a_save_replaces_what_was_there(tmp_path):
@@ -305,4 +340,8 @@ def test_a_table_of_ones_own_is_saved_too(tmp_path):
     again = tw.load(tw.save(table, tmp_path / "table.nc"))
     xr.testing.assert_equal(again, table)
     assert not table.attrs  # what was given stays as it was
+    tree = xr.DataTree.from_dict({"one": table, "two/three": table})
+    saved = tw.load(tw.save(tree, tmp_path / "tree.nc"))
+    xr.testing.assert_equal(saved["two/three"].to_dataset(), table)
+    assert not tree.attrs
     assert list(show.lines(again)) == ["result", "", "table: table, seed 2"]

@@ -129,13 +129,16 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
             )
         _check_names(result)
         if "schema_version" not in result.attrs:
-            result = result.assign_attrs(schema_version=SCHEMA_VERSION)
+            result = result.copy()  # a tree has no assign_attrs
+            result.attrs = {**result.attrs, "schema_version": SCHEMA_VERSION}
         try:
-            result.to_netcdf(scratch, engine="h5netcdf")
+            # not by HDF5, which ends the process where a disk is full
+            content = result.to_netcdf(None, engine="h5netcdf")
         except (TypeError, ValueError, NotImplementedError) as error:
             raise InputError(
                 f"this result cannot be stored as netCDF: {first_line(error)}."
             ) from error
+        scratch.write_bytes(content)
     return Path(path)
 
 
@@ -147,6 +150,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         InputError: where the folder does not exist, or `path` is one.
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path
     if not path.parent.is_dir():
         raise InputError(f"cannot save to {path}: the folder {path.parent} does not exist.")
     if path.is_dir():

@@ -64,8 +64,9 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
 
 
 def _header(path: Path) -> list[str]:
-    """The names in a file's first line; pandas numbers those that come again."""
-    with path.open(encoding="utf-8", newline="") as file:
+    """The names in a file's first line: pandas numbers those that come again. A byte-order mark is none of
+    them."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
         return next(csv.reader(file, skipinitialspace=True), [])
 
 
