@@ -63,6 +63,14 @@ def _no_programs_left_behind():
 
 
 @pytest.fixture(autouse=True)
+def _nobody_has_pressed_ctrl_c():
+    """Not in the seconds before, in which it would be the program's to answer."""
+    from thalweg import blocks
+
+    blocks._pressed = -np.inf
+
+
+@pytest.fixture(autouse=True)
 def _no_figures_left_open():
     yield
     import matplotlib.pyplot as plt

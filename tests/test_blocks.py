@@ -1,6 +1,7 @@
 """Long jobs in blocks."""
 
 import io
+import math
 import os
 import signal
 import sys
@@ -54,8 +55,9 @@ def _press_twice():
         time.sleep(1)
 
 
-def test_ctrl_c_ends_the_job_and_a_second_one_raises():
+def test_ctrl_c_ends_the_job_and_a_second_one_raises(monkeypatch):
     handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(blocks, "_AGAIN", 0.0)
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     (count, interrupted), done = job(1_000_000, seconds=1e-4, most=100)
     assert interrupted
@@ -73,6 +75,47 @@ def test_jobs_within_an_interrupted_one_end_at_once():
         assert pressed
         assert job(100)[0] == (0, True)
     assert job(100)[0] == (100, False)
+
+
+def _press_soon():
+    timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    return timer
+
+
+def _loop(interrupted):
+    for _ in range(5):
+        timer = _press_soon()
+        interrupted.append(job(1000, seconds=1e-3, most=10)[0][1])
+        timer.join()
+
+
+def test_ctrl_c_again_ends_a_loop_around_short_jobs(monkeypatch):
+    """The second press comes while the next job is at work, and is not that job's own."""
+    interrupted = []
+    with pytest.raises(KeyboardInterrupt):
+        _loop(interrupted)
+    assert interrupted == [True]
+    monkeypatch.setattr(blocks, "_pressed", -math.inf)  # some seconds later
+    timer = _press_soon()
+    assert job(1000, seconds=1e-3, most=10)[0][1]
+    timer.join()
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
+def test_a_bar_that_cannot_be_written_ends_alone(error, monkeypatch):
+    """A pipe whose reader has left; a closed file."""
+
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise error
+
+    monkeypatch.setattr(sys, "stderr", Broken())
+    assert job(14, seconds=0.1, most=1, progress=True)[0] == (14, False)
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    assert job(3, progress=True)[0] == (3, False)
 
 
 def test_jobs_run_outside_the_main_thread():

@@ -7,8 +7,10 @@ whether a unit takes a microsecond or a minute.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,11 @@ Handle = TypeVar("Handle")
 _FIRST = 16  # units in the first block
 _ALWAYS_THERE = 2**24  # bytes that need no asking, which takes as long as a small job
 _AIM = 0.1  # seconds a block should take: short enough to feel immediate
+_AGAIN = (
+    2.0  # seconds in which Ctrl-C again means the program, and not the job that has begun since
+)
+
+_pressed = -math.inf  # when
 
 
 class Interrupt:
@@ -40,7 +47,8 @@ _listening: ContextVar[Interrupt | None] = ContextVar("listening", default=None)
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Turn the first Ctrl-C into a flag; a second one raises KeyboardInterrupt as usual.
+    """Turn the first Ctrl-C into a flag; a second one raises KeyboardInterrupt as usual, also where a loop of
+    the user's has begun the next job meanwhile.
 
     Inside another one it is that one's flag: after Ctrl-C, every job within ends at once with what
     it has. Python delivers signals to the main thread alone, so elsewhere there is nothing to do.
@@ -52,16 +60,18 @@ def interruptible() -> Iterator[Interrupt]:
     interrupt = Interrupt()
     previous = signal.getsignal(signal.SIGINT)
     here = threading.current_thread() is threading.main_thread()
-    listens = here and previous not in (None, signal.SIG_IGN)
+    again = time.monotonic() - _pressed < _AGAIN
+    listens = here and not again and previous not in (None, signal.SIG_IGN)
 
     def on_signal(number: int, frame: Any) -> None:
-        interrupt.pressed = True
+        global _pressed
+        interrupt.pressed, _pressed = True, time.monotonic()
         signal.signal(signal.SIGINT, previous)
 
     token = _listening.set(interrupt)
-    if listens:
-        signal.signal(signal.SIGINT, on_signal)
     try:
+        if listens:
+            signal.signal(signal.SIGINT, on_signal)
         yield interrupt
     finally:
         _listening.reset(token)
@@ -69,12 +79,34 @@ def interruptible() -> Iterator[Interrupt]:
             signal.signal(signal.SIGINT, previous)
 
 
+class _StandardError:
+    """Where progress is shown. What cannot be written, to a pipe without a reader or a closed file, is not
+    missed: tqdm would raise, and keep its lock."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(AttributeError, ValueError):
+            return sys.stderr.isatty()
+        return False
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            sys.stderr.flush()
+
+
 def bar(total: int, label: str, unit: str, progress: bool | None = None) -> Any:
     """A progress bar, as a context: shown, not shown, or (None) on a terminal after a second."""
     from tqdm import tqdm
 
     hidden = None if progress is None else not progress
-    return tqdm(total=total, desc=label, unit=unit, delay=1.0, leave=False, disable=hidden)
+    look = {"desc": label, "unit": unit, "delay": 1.0, "leave": False}
+    return tqdm(total=total, disable=hidden, file=_StandardError(), **look)
 
 
 def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import sys
 import tempfile
@@ -106,6 +107,7 @@ def run(
     if study not in studies.STUDIES:
         raise unknown("study", study, studies.STUDIES)
     studies.make_settings(study, given)
+    _load()
     _run_and_write(lambda: studies.run(study, **given), out)
 
 
@@ -205,6 +207,7 @@ def descend(
         chosen["steps"] = 1000
     settings = {"x": x, "y": y, "options": ",".join(options), **chosen}
     studies.make_settings("fit", settings)
+    _load()
     data = tables.read(table, x, y)
     tree = _run_and_write(lambda: studies.run("fit", data, **settings), _needed(out))
     for warning in studies.findings("fit", tree).warnings:
@@ -235,6 +238,7 @@ def rerun(file: Path, out: Path) -> None:
     from thalweg.errors import InputError
     from thalweg.results import load
 
+    _load()
     saved = load(file)
     kind = saved.attrs.get("kind", "table")
     if kind != "study":
@@ -293,6 +297,18 @@ def _run_and_write(make: Callable[[], Any], out: Path) -> Any:
         click.echo("Interrupted; what was computed until then is saved.", err=True)
         sys.exit(_INTERRUPTED)
     return tree
+
+
+def _load() -> None:
+    """Import what takes long: a module of which Ctrl-C has cut the import short is half there."""
+    from thalweg import blocks
+
+    with blocks.interruptible() as interrupt:
+        importlib.import_module("thalweg.descent")
+        importlib.import_module("thalweg.tables")
+        importlib.import_module("pandas")
+    if interrupt:
+        raise KeyboardInterrupt
 
 
 def _own_process() -> None:

@@ -120,7 +120,7 @@ def run(name: str, data: Mapping[str, Any] | None = None, **settings: Any) -> xr
     """
     import xarray as xr
 
-    from thalweg import results
+    from thalweg import blocks, results
 
     module = _module(name)
     chosen = make_settings(name, settings)
@@ -128,7 +128,8 @@ def run(name: str, data: Mapping[str, Any] | None = None, **settings: Any) -> xr
         raise InputError(
             f"{name!r} is a study of data of your own: `thalweg descend TABLE.csv`, or data= here."
         )
-    nodes = module.run(chosen, data) if name in _OWN else module.run(chosen)
+    with blocks.interruptible():  # Ctrl-C ends all of its parts, not one of them
+        nodes = module.run(chosen, data) if name in _OWN else module.run(chosen)
     tree = xr.DataTree.from_dict(nodes)
     tree.attrs = results.provenance("study", dataclasses.asdict(chosen), study=name)
     return tree
