@@ -120,7 +120,7 @@ def test_the_public_surface_is_what_it_is():
         "relative_movement", "risk_on", "successive_change", "Plane", "coordinate_plane", "line",
         "landscape", "jacobian", "kernel_drift", "linearize", "ntk", "scale_output",
         "load", "project", "save", "rerun", "losses", "optimizers", "plot", "report",
-        "studies", "animate", "computation_graph", "gradient_flow", "basins", "measure",
+        "studies", "animate", "clear_caches", "computation_graph", "gradient_flow", "basins", "measure",
         "GaussNewton", "LevenbergMarquardt", "least_squares",
         "plotly", "Curvature", "fisher", "gauss_newton", "gradient_covariance", "gradient_norms",
         "gradient_noise", "sample_gradient_norms",

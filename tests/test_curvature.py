@@ -555,3 +555,10 @@ def test_sums_over_many_samples_do_not_leave_half_precision(dtype):
     path = tw.descend(problem, tw.SGD(lr=0.0), steps=0, record=record)
     close(path["sharpness"][0], np.linalg.eigvalsh(hessian)[-1])
     close(path["noise"][0], each.var(axis=0).sum())
+
+
+def test_a_density_under_numpys_strictest_settings():
+    problem = tw.Problem.from_function(lambda w: jnp.sum(w**2 * jnp.arange(1, 4)), jnp.ones(3))
+    with np.errstate(all="raise"):
+        density = tw.hessian(problem, problem.params).density()["density"]
+    assert float(density.integrate("eigenvalue")) == pytest.approx(1, rel=1e-3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,3 +186,21 @@ def test_what_is_learnt_is_of_the_models_own_numbers(rng):
     assert programs.splits(problem(0.0), 10)
     assert not programs.splits(problem(1.0), 10)
     assert programs.splits(problem(0.0), 10)
+
+
+def test_clearing_the_caches_frees_what_functions_hold():
+    held = jnp.arange(10.0) + 1
+    freed = weakref.ref(held)
+
+    def used(held):
+        x = np.linspace(-1, 1, 5)
+        problem = tw.Problem(lambda w, x: w["a"] * x * held[0], "mse", x, x, params={"a": 1.0})
+        tw.descend(problem, tw.SGD(lr=0.1), steps=1)
+        tw.landscape(problem, tw.coordinate_plane(problem, {"a": (-1, 1)}, points=3))
+        tw.hessian(problem, problem.params).top(1)
+
+    used(held)
+    del held
+    tw.clear_caches()
+    gc.collect()
+    assert freed() is None

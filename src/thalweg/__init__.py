@@ -62,6 +62,7 @@ _NAMES = {
     **dict.fromkeys(("record", "trajectory"), "recording"),
     # what a function computes
     "computation_graph": "graphs",
+    "clear_caches": "programs",
     # results
     **dict.fromkeys(("load", "project", "save"), "results"),
     "rerun": "studies",

@@ -321,8 +321,9 @@ class Curvature:
                 f"points={points} are too few for a width of {width:.3g}: {needed} or more are needed."
             )
         grid = np.linspace(nodes.min() - 4 * width, nodes.max() + 4 * width, points)
-        bells = np.exp(-0.5 * ((grid[:, None] - nodes.ravel()) / width) ** 2)
-        density = bells @ weights.ravel() / (len(nodes) * width * np.sqrt(2 * np.pi))
+        with np.errstate(under="ignore"):  # far from a node a bell is nothing
+            bells = np.exp(-0.5 * ((grid[:, None] - nodes.ravel()) / width) ** 2)
+            density = bells @ weights.ravel() / (len(nodes) * width * np.sqrt(2 * np.pi))
         attrs = results.provenance(
             "spectrum",
             {

@@ -92,7 +92,7 @@ def descend(
     """
     check_is_problem(problem)
     check(optimizer).check_problem(problem)
-    every = inputs.whole_number("every", every, 1)
+    every = min(inputs.whole_number("every", every, 1), 2**31 - 1)
     if resume is not None:
         _check_resumable(resume, problem, optimizer)
     if seed is None:

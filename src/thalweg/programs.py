@@ -6,6 +6,7 @@ Tracing takes a millisecond or two, as long as a small landscape: what was learn
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -87,6 +88,20 @@ def model_of(problem: Problem) -> Model:
         return Model(_is_entrywise(program.jaxpr), sample_bytes, values, kept, alone, convolves)
 
     return _learnt(problem, "model", learn)
+
+
+def clear_caches() -> None:
+    """Forget all compiled programs, and with them the arrays that are inside of functions.
+
+    For sessions of days. JAX keeps what it compiled, for up to some thousands of functions: a small one takes
+    a few megabytes, and one that reads an array from around it holds that as well. Arrays that are given to a
+    problem (its data and parameters, and those in a `jax.tree_util.Partial`) are never held.
+    """
+    jax.clear_caches()
+    _LEARNT.clear()
+    # it knows functions by their arguments' structure, and clear_caches does not know it
+    known = importlib.import_module("jax._src.api_util")
+    getattr(getattr(known, "donation_vector", None), "cache_clear", lambda: None)()
 
 
 def workers(problem: Problem) -> int:

@@ -229,8 +229,8 @@ class _Tape:
     def watching(self, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments of a step with their closure, if there is one, as argument `place`, watched."""
         closure = args[place] if len(args) > place else kwargs.get("closure")
-        self.with_closure = callable(closure)
-        if not self.with_closure:
+        self.with_closure = closure is not None
+        if closure is None:
             return args, kwargs
 
         def watched() -> Any:
