@@ -3,8 +3,7 @@
 Samples stream: nothing of size samples × grid is made unless the pointwise risk is asked for, and
 sums over samples run in float64. Points go in chunks, many at a time where the model is tiny; fewer, on
 each core its own, where it hands arrays from layer to layer; and where these are large, points go one by
-one, each by its own calls, because convolutions under `vmap` or inside a compiled loop take several times
-as long.
+one, each by its own calls, because several models' convolutions are no faster together.
 """
 
 from __future__ import annotations

@@ -54,7 +54,6 @@ def _norms(problem: Problem, point: Any, center: Any) -> Any:
     norm = products.norm_of(problem, problem.layout, point, center)
     size = passes.gradients_at_a_time(problem, _ROOM)
     samples = (problem.x, problem.y)
-    # convolutions in a compiled loop take many times as long: no loop where none is needed
     return (
         jax.vmap(norm)(samples)
         if size >= problem.n_samples

@@ -42,7 +42,7 @@ def room(on_cpu: int) -> int:
 
 def in_one_program() -> bool:
     """Whether all passes over the data are one program, and not each its own: a GPU would wait for the host
-    between them, and on a CPU convolutions inside a compiled loop are many times slower."""
+    between them, and on a CPU each core has its own."""
     return backend.device().platform != "cpu"
 
 
