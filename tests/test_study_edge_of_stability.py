@@ -39,12 +39,14 @@ def test_adam_hovers_at_38_over_its_step(tree):
 def test_the_spectrum_at_the_end_ends_at_the_edge(tree):
     last = results.part(tree, "spectrum/end")["ritz_value"].max()
     sharp = results.part(tree, "path/gradient-descent")["sharpness"][-1, -1]
+    # along the descent it is followed to a thousandth
     assert float(last) == pytest.approx(float(sharp), rel=1e-3)
 
 
 def test_momentum_raises_the_limit():
     tree = studies.run(NAME, momentum=0.9, lrs=(0.3,), adam_lrs=(0.01,), steps=4000)
     path = results.part(tree, "path/gradient-descent")
+    # as without momentum
     assert float(edge_of_stability.late(path, "sharpness")[0]) == pytest.approx(1, abs=0.02)
 
 

@@ -100,7 +100,8 @@ def test_a_network_whose_units_keep_their_sides_has_the_kernel_of_a_smooth_one()
     measured = results.part(tree, "against_alpha/relu")
     assert list(measured["switched"].values)[1:] == [0, 0]
     drift = measured["kernel_drift"].values
-    np.testing.assert_allclose(drift[1] / drift[2], 10, rtol=0.02)
+    # 1/α, but for terms of a higher order
+    np.testing.assert_allclose(drift[1] / drift[2], 10, rtol=1e-3)
 
 
 def test_figures(small):
