@@ -9,7 +9,7 @@ stays the same object when that number changes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -33,10 +33,10 @@ def by_program(function: Any, *args: Any) -> Any:
     if not isinstance(function, Partial):
         return function
     seen = jax.tree_util.tree_map(_shape, (function.args, function.keywords, args))
-    program = _program_of(function.func, seen)
-    if program is None:
+    programs = tuple(_programs_of(function.func, seen))
+    if None in programs:
         return function
-    return Partial(ByProgram(function.func, program, seen), *function.args, **function.keywords)
+    return Partial(ByProgram(function.func, programs, seen), *function.args, **function.keywords)
 
 
 def written(function: Any) -> Any:
@@ -53,8 +53,8 @@ class ByProgram:
     given programs that were compiled of it.
     """
 
-    def __init__(self, function: Callable[..., Any], program: bytes, seen: Any) -> None:
-        self.function, self.program, self.seen = function, program, seen
+    def __init__(self, function: Callable[..., Any], programs: tuple[Any, ...], seen: Any) -> None:
+        self.function, self.programs, self.seen = function, programs, seen
         self.changed = False
 
     @property
@@ -63,39 +63,38 @@ class ByProgram:
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         traced = any(isinstance(leaf, Tracer) for leaf in jax.tree_util.tree_leaves(args))
-        if traced and not self.changed:
-            self.changed = _program_of(self.function, self.seen) != self.program
+        if traced and not self.changed:  # its derivatives' rules are not looked at again
+            self.changed = next(_programs_of(self.function, self.seen)) != self.programs[0]
         return self.function(*args, **keywords)
 
     def __hash__(self) -> int:
-        return hash(self.program)
+        return hash(self.programs)
 
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
         if not isinstance(other, ByProgram) or self.changed or other.changed:
             return False
-        return self.program == other.program
+        return self.programs == other.programs
 
 
-def _program_of(function: Callable[..., Any], seen: Any) -> bytes | None:
-    """What a function computes from arguments like those seen, and how it is differentiated; None where
-    that cannot be told."""
+def _programs_of(function: Callable[..., Any], seen: Any) -> Iterator[bytes | None]:
+    """What a function computes from arguments like those seen, and how it is differentiated: its program and,
+    where operations in that have derivative rules of their own, those of its derivatives, in which these are
+    written out. None where that cannot be told."""
     before, keywords, (first, *rest) = seen
 
     def given(first: Any, before: Any, keywords: Any, *rest: Any) -> Any:
         return function(*before, first, *rest, **keywords)
 
     try:
-        return _digest(given, first, before, keywords, *rest)
+        yield from _told(given, first, before, keywords, *rest)
     except Exception:  # a function that can be traced need not have a derivative
-        return None
+        yield None
 
 
-def _digest(function: Callable[..., Any], *args: Any) -> bytes | None:
-    """Of a program and, where operations in it have derivative rules of their own, of its derivative, in
-    which these are written out."""
-    digest, known = hashlib.blake2b(), set()
+def _told(function: Callable[..., Any], *args: Any) -> Iterator[bytes | None]:
+    known: set[str] = set()
     for _ in range(_DEEPEST):
         # a new function each time: JAX remembers what it traced of an old one
         traced = jax.make_jaxpr(partial(_called, function), return_shape=True)
@@ -105,20 +104,21 @@ def _digest(function: Callable[..., Any], *args: Any) -> bytes | None:
         text = str(needed)
         constants = list(array_constants(program))
         if " at 0x" in text or any(isinstance(array, Tracer) for array in constants):
-            return None  # functions on the host have no text, and a trace's numbers no bytes
-        digest.update(f"{text}\n{jax.tree_util.tree_structure(like)}".encode())
+            break  # functions on the host have no text, and a trace's numbers no bytes
+        digest = hashlib.blake2b(f"{text}\n{jax.tree_util.tree_structure(like)}".encode())
         for array in constants:
             digest.update(np.asarray(array).tobytes())
+        yield digest.digest()
         rules = {
             f"{equation.primitive} {equation.params['call_jaxpr']}"
             for equation in equations(needed)
             if equation.primitive.name in _WITH_RULES
         }
         if rules <= known:
-            return digest.digest()
+            return
         known |= rules
         function, args = partial(_slope, function), (args[0], like, *args[1:])
-    return None
+    yield None
 
 
 def _called(function: Callable[..., Any], *args: Any) -> Any:
