@@ -1,5 +1,5 @@
 """Planes through networks: a middling one against the loss-landscapes package, a large convolutional one
-against PyTorch's own forward passes."""
+against PyTorch's own forward passes; and a descent of that one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from benchmarks.harness import Contender, Gauge, Race, case
 
 SAMPLES, SIDE = 1000, 41
 IMAGES, BATCH, POINTS = 512, 128, 3
+STEPS, RATE = 4, 0.01
 
 
 def middling(activation: str) -> tuple[Any, Any, Any, Any, tw.Problem]:
@@ -262,6 +263,66 @@ def large_landscape() -> Iterator[Race | Gauge]:
         "MiB",
         lambda: tools.fresh("large", "memory_of_a_plane"),
         limit=2 * parameters + passes,
+        rounds=3,
+    )
+
+
+@case
+def large_descent() -> Iterator[Race]:
+    """ResNet-20, four steps of SGD on batches of 128 images, its batch norm frozen."""
+    import jax
+    import torch
+
+    x, y = _images()
+    problem = tw.from_torch(resnet20(), torch.nn.CrossEntropyLoss(), x, y)
+    order = [slice(i, i + BATCH) for i in range(0, STEPS * BATCH, BATCH)]
+
+    def ours() -> np.ndarray:
+        path = tw.descend(
+            problem, tw.SGD(lr=RATE), steps=STEPS, batch_size=BATCH, record={"params": False}
+        )
+        return path["loss"].values[:STEPS]
+
+    @jax.jit
+    def step(params: Any, x: Any, y: Any) -> Any:
+        loss, slope = jax.value_and_grad(problem.replace(x=x, y=y).risk)(params)
+        return loss, jax.tree_util.tree_map(lambda w, g: w - RATE * g, params, slope)
+
+    def alone() -> np.ndarray:
+        params, losses = problem.params, []
+        for part in order:
+            loss, params = step(params, problem.x[part], problem.y[part])
+            losses.append(loss)
+        return np.array(losses)
+
+    def theirs() -> np.ndarray:
+        model, losses = deepcopy(resnet20()), []
+        optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+        for part in order:
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(x[part]), y[part])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return np.array(losses)
+
+    bare = "a step compiled by JAX, called from a Python loop"
+    yield Race(
+        f"ResNet-20, batches of {BATCH} images × {STEPS} steps of SGD",
+        [
+            # which looks at the gradient of one more batch, for its last row
+            Contender("thalweg.descend", ours),
+            Contender(bare, alone, goal=STEPS / (STEPS + 1) / 1.2),
+            Contender("PyTorch loop", theirs),
+            # a pass back takes as many operations as two forward
+            limits.arithmetic(3 * (STEPS + 1) / STEPS * _operations(x[: STEPS * BATCH])),
+        ],
+        deviation=lambda answers: {
+            name: float(np.abs(losses / answers["PyTorch loop"] - 1).max())
+            for name, losses in answers.items()
+            if losses is not None
+        },
+        tolerance=1e-4,
         rounds=3,
     )
 
