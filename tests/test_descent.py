@@ -550,6 +550,17 @@ def test_ctrl_c_at_the_very_end_loses_nothing(late, monkeypatch):
 # Compilations ----------------------------------------------------------------------------------
 
 
+def test_few_programs_for_all_intervals_of_recording(compilations):
+    """The room for rows is a power of two, from one to 1,024 of them."""
+    problem = bowl_problem()
+    for every in (2, 1000, 5000, 20_000):
+        tw.descend(problem, tw.SGD(lr=0.1), steps=1, every=every)
+    compilations.clear()
+    for every in (3, 7, 15, 900, 1023, 4500, 30_000, 10**9):
+        tw.descend(problem, tw.SGD(lr=0.1), steps=1, every=every)
+    assert len(compilations) == 0
+
+
 def test_other_numbers_compile_nothing(compilations):
     starts = np.zeros((3, 2))
     options = {"batch_size": 5, "shuffle": True}

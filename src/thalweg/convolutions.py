@@ -34,7 +34,7 @@ def _has_kernel(equation: Any) -> bool:
     inputs, kernel = (v.aval for v in equation.invars)
     if inputs.dtype != kernel.dtype or inputs.dtype not in (jnp.float32, jnp.float64):
         return False
-    if not 1 <= inputs.ndim - 2 <= 3:
+    if not 1 <= inputs.ndim - 2 <= 2:  # the kernels for volumes are slower still
         return False
     made, summed, *_ = (kernel.shape[d] for d in equation.params["dimension_numbers"].rhs_spec)
     return made // _groups(equation.params) * summed >= _THIN

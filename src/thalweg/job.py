@@ -144,7 +144,8 @@ class Job:
         rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // row_bytes))
         steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
         self.most = min(rows * every, steps)
-        self.room = -(-self.most // every) + 2
+        # a power of two and two, or each `every` would be a program of its own
+        self.room = 2 ** (-(-self.most // every) - 1).bit_length() + 2
         self.known = known_turns(every, backend.device().platform)
         # A dense block has the row in it twice: of users' observables that takes long to compile, and spares
         # less than a microsecond a step, unless it is a GPU that is asked after each turn of a loop.
