@@ -102,6 +102,19 @@ def test_ctrl_c_again_ends_a_loop_around_short_jobs(monkeypatch):
     timer.join()
 
 
+def test_ctrl_c_long_after_the_last_one_is_a_jobs_own(monkeypatch):
+    """Also of a job that began just after that one."""
+    with blocks.interruptible() as first:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+    assert first
+    with blocks.interruptible() as second:
+        monkeypatch.setattr(blocks, "_AGAIN", 0.0)  # some seconds later
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+    assert second
+
+
 @pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
 def test_a_bar_that_cannot_be_written_ends_alone(error, monkeypatch):
     """A pipe whose reader has left; a closed file."""

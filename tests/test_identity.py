@@ -1,5 +1,8 @@
 """Functions that are one program are one, and no others."""
 
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +12,10 @@ from torch import nn
 
 import thalweg as tw
 from thalweg import identity
+from thalweg.catalogue import models
 
 X = np.linspace(-1, 1, 12)
+NETWORK = models.init_mlp((1, 4, 1), jax.random.key(0))
 SCALE = 1.0
 
 
@@ -109,6 +114,15 @@ def with_reverse_rule(factor):
     return f
 
 
+def with_a_value_in_its_rule(more):
+    @jax.custom_vjp
+    def f(w):
+        return w**2
+
+    f.defvjp(lambda w: (w**2 + more, w), lambda w, g: (2 * w * g,))
+    return f
+
+
 def with_rule_in_a_rule(power):
     inner = with_rule(power)
 
@@ -135,6 +149,7 @@ def with_rule_in_a_rule(power):
         (lambda f: lambda w: jax.lax.scan(lambda c, _: (f(c), None), w, None, 3), jnp.sin, jnp.cos),
         (with_rule, 1, 2),
         (with_reverse_rule, 2.0, 3.0),
+        (with_a_value_in_its_rule, 0.0, 5.0),
         (with_rule_in_a_rule, 1, 2),
     ],
 )  # fmt: skip
@@ -152,7 +167,64 @@ def test_another_shape_is_another_program():
         return w.sum()
 
     assert known(f, jnp.ones(2)) != known(f, jnp.ones(3))
-    assert known(f, jnp.ones(2)) != known(f, jnp.ones(2, np.float32))
+    assert known(f, jnp.ones(2, np.float64)) != known(f, jnp.ones(2, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda yhat, y: (yhat - y) ** 2 / 12, lambda yhat, y: (yhat - y) ** 2 / len(y)),
+        (lambda yhat, y: (yhat - y) ** 2, lambda yhat, y: (yhat - y) ** (2 if len(y) > 4 else 4)),
+    ],
+)
+@pytest.mark.parametrize("both_first", [True, False])
+def test_what_is_another_program_for_a_batch_is_another(one, other, both_first):
+    """For all twelve samples they are the same one."""
+
+    def problem(loss):
+        return tw.Problem(lambda w, x: w["a"] * x, loss, X, X**2 + 1, params={"a": 1.0})
+
+    def found(problem):
+        path = tw.descend(problem, tw.SGD(lr=0.1), steps=5, batch_size=4)
+        return float(path["loss"][-1]), float(problem.take([0, 1, 2]).risk({"a": 1.0}))
+
+    problems = [problem(one), problem(other)] if both_first else []
+    if both_first:
+        assert problems[0].loss.func == problems[1].loss.func
+    first = found(problems[0] if both_first else problem(one))
+    second = found(problems[1] if both_first else problem(other))
+    jax.clear_caches()
+    identity.forget()
+    assert found(problem(other)) == second
+    assert found(problem(one)) == first
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+
+
+def test_one_that_is_the_same_in_half_precision_alone():
+    """Curvature is computed in single precision."""
+    w = jnp.linspace(0.5, 1, 3, dtype=jnp.float16)
+
+    def top(rounded):
+        def f(w):
+            return jnp.sum(jnp.tanh(w * 1.5).astype(jnp.float16 if rounded else w.dtype) ** 2)
+
+        problem = tw.Problem.from_function(f, w)
+        return float(tw.hessian(problem, problem.params).top(1)[0][0])
+
+    found = top(True), top(False)
+    jax.clear_caches()
+    identity.forget()
+    assert (top(False), top(True)) == found[::-1]
+    assert found[0] != found[1]
+
+
+def test_copies_are_of_their_kind():
+    problem = written_anew()
+    for copied in (copy.deepcopy(problem), copy.copy(problem)):
+        assert copied.predict.func == problem.predict.func
+    again = pickle.loads(pickle.dumps(tw.Problem(models.mlp, "mse", X, X, params=NETWORK)))
+    assert again.predict.func == tw.Problem(models.mlp, "mse", X, X, params=NETWORK).predict.func
 
 
 def test_what_calls_the_host_is_known_by_itself():

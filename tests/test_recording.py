@@ -163,6 +163,16 @@ def test_what_a_closure_makes_of_its_gradient_is_what_the_optimizer_sees(trainin
     np.testing.assert_allclose(path["loss"][:-1], losses, rtol=1e-12)
 
 
+def test_a_loop_may_run_in_another_thread(training):
+    model, x, y = training
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tw.record(optimizer, model) as path:
+        thread = threading.Thread(target=loop, args=(model, optimizer, x, y, 3))
+        thread.start()
+        thread.join()
+    assert np.isfinite(path["loss"].values[:-1]).all()
+
+
 def test_recordings_end_in_any_order_and_hear_their_own_thread_alone():
     """Two loops at once, of which the first to begin is the first to end."""
     own = torch.autograd.backward

@@ -60,13 +60,15 @@ def interruptible() -> Iterator[Interrupt]:
     interrupt = Interrupt()
     previous = signal.getsignal(signal.SIGINT)
     here = threading.current_thread() is threading.main_thread()
-    again = time.monotonic() - _pressed < _AGAIN
-    listens = here and not again and previous not in (None, signal.SIG_IGN)
+    listens = here and previous not in (None, signal.SIG_IGN)
 
     def on_signal(number: int, frame: Any) -> None:
         global _pressed
-        interrupt.pressed, _pressed = True, time.monotonic()
+        again, _pressed = time.monotonic() - _pressed < _AGAIN, time.monotonic()
+        interrupt.pressed = True
         signal.signal(signal.SIGINT, previous)
+        if again:
+            signal.raise_signal(signal.SIGINT)
 
     token = _listening.set(interrupt)
     try:

@@ -47,7 +47,7 @@ def _groups(params: Any) -> int:
 def _arranged(equation: Any) -> Any:
     params = equation.params
     given = tuple(v.aval for v in equation.invars)
-    if _groups(params) == 1 and _in_order(params["dimension_numbers"], given[0].ndim):
+    if _groups(params) == 1 and params["dimension_numbers"] == _specs(given[0].ndim):
         return equation
     made = _equation(*((a.shape, a.dtype) for a in given), tuple(sorted(params.items())))
     return in_place_of(equation, made, equation.outvars)
@@ -60,15 +60,11 @@ def _specs(ndim: int) -> lax.ConvDimensionNumbers:
     return lax.ConvDimensionNumbers(inputs, (ndim - 1, ndim - 2, *range(ndim - 2)), inputs)
 
 
-def _in_order(numbers: lax.ConvDimensionNumbers, ndim: int) -> bool:
-    return numbers == _specs(ndim)
-
-
 @functools.lru_cache(maxsize=256)  # what is the same is then compiled once
 def _equation(inputs: Any, kernel: Any, params: tuple[tuple[str, Any], ...]) -> Any:
     named = dict(params)
     given, ndim = named["dimension_numbers"], len(inputs[0])
-    wanted, groups = _specs(ndim), _groups(named)
+    wanted, groups, of_batches = _specs(ndim), _groups(named), named["batch_group_count"] > 1
     named |= {"dimension_numbers": wanted, "feature_group_count": 1, "batch_group_count": 1}
 
     def convolved(pair: tuple[Any, Any]) -> Any:
@@ -81,8 +77,7 @@ def _equation(inputs: Any, kernel: Any, params: tuple[tuple[str, Any], ...]) -> 
         if groups == 1:
             found = convolved((x, w))
         else:  # one after the other
-            axis = 0 if dict(params)["batch_group_count"] > 1 else -1
-            pairs = _split(x, groups, axis), _split(w, groups, -1)
+            pairs = _split(x, groups, 0 if of_batches else -1), _split(w, groups, -1)
             found = jnp.moveaxis(lax.map(convolved, pairs), 0, -2)
             found = found.reshape(*found.shape[:-2], math.prod(found.shape[-2:]))
         return _moved(found, wanted.out_spec, given.out_spec)

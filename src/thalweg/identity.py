@@ -4,11 +4,16 @@ JAX compiles for each function object. In a notebook a cell that is run again ma
 text, and so does every PyTorch module that becomes a problem; what was compiled for the old one would be
 compiled again, which takes longer than most of what is computed. And a function that reads a global number
 stays the same object when that number changes.
+
+Functions are of one kind as long as they are one program for all arguments that any of them was traced with,
+and were differentiated alike for the first of these.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -20,23 +25,28 @@ from jax.core import Tracer
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.tree_util import Partial
 
-from thalweg.jaxprs import array_constants, equations
+from thalweg.jaxprs import array_constants, equations, names
 
 _WITH_RULES = frozenset({"custom_jvp_call", "custom_vjp_call"})
+# What is behind them has no text.
+_HIDDEN = frozenset({"pure_callback", "io_callback", "debug_callback", "call_exported"})
 # How many derivatives are looked at, each for rules that those before had not.
 _DEEPEST = 3
 
+_LOOKING = threading.RLock()
+
 
 def by_program(function: Any, *args: Any) -> Any:
-    """A `Partial` that equals every other of the same program for arguments like these, as far as it can be
-    told; and any other function as it is. Its derivatives are those with respect to the first argument."""
+    """A `Partial` that equals every other of the same program, as far as it can be told; and any other
+    function as it is. Its derivatives are those with respect to the first of `args`, the arguments of a
+    call."""
     if not isinstance(function, Partial):
         return function
-    seen = jax.tree_util.tree_map(_shape, (function.args, function.keywords, args))
-    programs = tuple(_programs_of(function.func, seen))
-    if None in programs:
-        return function
-    return Partial(ByProgram(function.func, programs, seen), *function.args, **function.keywords)
+    given = _shapes(((*function.args, *args), function.keywords))
+    own = written(function)
+    programs = tuple(_programs(own, given, len(function.args)))
+    known = own if None in programs else ByProgram(own, programs, given)
+    return Partial(known, *function.args, **function.keywords)
 
 
 def written(function: Any) -> Any:
@@ -45,50 +55,111 @@ def written(function: Any) -> Any:
     return function.function if isinstance(function, ByProgram) else function
 
 
-class ByProgram:
-    """A function known by its program: equal to others with that, for as long as it is what it was.
+class _Kind:
+    """Functions of one program, and which that is for each of the arguments that one of them was traced
+    with."""
 
-    Whenever it is traced, for another shape or inside another program, it is looked at again: what reads a
-    global that has changed meanwhile is from then on equal to itself alone, so that no other function is
-    given programs that were compiled of it.
+    def __init__(self, seen: dict[Any, tuple[Any, bytes | None]]) -> None:
+        self.seen = dict(seen)
+        self.members: weakref.WeakValueDictionary[int, ByProgram] = weakref.WeakValueDictionary()
+
+
+# by the programs of the arguments and derivatives that they were first looked at with
+_KINDS: dict[tuple[Any, ...], list[_Kind]] = {}
+
+
+def forget() -> None:
+    """Let functions that come from now on be of no kind that there is."""
+    _KINDS.clear()
+
+
+class ByProgram:
+    """A function known by its program, and equal to those of its kind.
+
+    Whenever it is traced it is looked at again, and so are the others of its kind where the arguments are
+    new: who turns out to be another program, be it that a global has changed, is of a kind of its own from
+    then on, so that nobody is given what was compiled for another.
     """
 
-    def __init__(self, function: Callable[..., Any], programs: tuple[Any, ...], seen: Any) -> None:
-        self.function, self.programs, self.seen = function, programs, seen
-        self.changed = False
+    def __init__(self, function: Callable[..., Any], programs: tuple[Any, ...], given: Any) -> None:
+        self.function, self._hash = function, hash(programs)
+        with _LOOKING:
+            kinds = _KINDS.setdefault(programs, [])
+            if not any(self._joins(kind) for kind in kinds):
+                kinds.append(_Kind({_key(given): (given, programs[0])}))
+                self._joins(kinds[-1])
 
     @property
     def __name__(self) -> str:
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
-        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree_util.tree_leaves(args))
-        if traced and not self.changed:  # its derivatives' rules are not looked at again
-            self.changed = next(_programs_of(self.function, self.seen)) != self.programs[0]
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree_util.tree_leaves((args, keywords))):
+            self._look(_shapes((args, keywords)))
         return self.function(*args, **keywords)
 
     def __hash__(self) -> int:
-        return hash(self.programs)
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        if not isinstance(other, ByProgram) or self.changed or other.changed:
+        return isinstance(other, ByProgram) and self._kind is other._kind
+
+    def __reduce__(self) -> Any:
+        # a copy is known anew where it is made
+        given, _ = next(iter(self._kind.seen.values()))
+        return _known_again, (self.function, given)
+
+    def _joins(self, kind: _Kind) -> bool:
+        """Become one of a kind, if this is the same program for all that it has seen."""
+        if not all(self._program(given) == told for given, told in [*kind.seen.values()][1:]):
             return False
-        return self.programs == other.programs
+        self._kind = kind
+        kind.members[id(self)] = self
+        return True
+
+    def _leave(self) -> None:
+        """Be of a kind of its own, which nobody joins."""
+        self._kind.members.pop(id(self), None)
+        self._joins(_Kind(dict([*self._kind.seen.items()][:1])))
+
+    def _look(self, given: Any) -> None:
+        """See whether this is the program of its kind for such arguments, and whether the others are."""
+        with _LOOKING:
+            seen, key, found = self._kind.seen, _key(given), self._program(given)
+            if key in seen:
+                stays = seen[key][1] == found
+            else:
+                first, told = next(iter(seen.values()), (given, found))
+                stays = found is not None and self._program(first) == told
+            if not stays:
+                self._leave()
+            elif key not in seen:
+                for other in [*self._kind.members.values()]:
+                    if other is not self and other._program(given) != found:
+                        other._leave()
+                seen[key] = given, found
+
+    def _program(self, given: Any) -> bytes | None:
+        return next(_programs(self.function, given, 0))
 
 
-def _programs_of(function: Callable[..., Any], seen: Any) -> Iterator[bytes | None]:
-    """What a function computes from arguments like those seen, and how it is differentiated: its program and,
-    where operations in that have derivative rules of their own, those of its derivatives, in which these are
-    written out. None where that cannot be told."""
-    before, keywords, (first, *rest) = seen
+def _known_again(function: Callable[..., Any], given: Any) -> Any:
+    programs = tuple(_programs(function, given, 0))
+    return ByProgram(function, programs, given) if None not in programs else function
 
-    def given(first: Any, before: Any, keywords: Any, *rest: Any) -> Any:
+
+def _programs(function: Callable[..., Any], given: Any, place: int) -> Iterator[bytes | None]:
+    """What a function computes from such arguments, and how it is differentiated by one of them: its program
+    and, where operations in that have derivative rules of their own, those of its derivatives, in which these
+    are written out. None where that cannot be told."""
+    args, keywords = given
+    before, first, rest = args[:place], args[place], args[place + 1 :]
+
+    def called(first: Any, before: Any, keywords: Any, *rest: Any) -> Any:
         return function(*before, first, *rest, **keywords)
 
     try:
-        yield from _told(given, first, before, keywords, *rest)
+        yield from _told(called, first, before, keywords, *rest)
     except Exception:  # a function that can be traced need not have a derivative
         yield None
 
@@ -102,18 +173,15 @@ def _told(function: Callable[..., Any], *args: Any) -> Iterator[bytes | None]:
         # without what nothing comes of: in a new thread torchax makes a key for random numbers
         needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), instantiate=True)
         text = str(needed)
-        constants = list(array_constants(program))
-        if " at 0x" in text or any(isinstance(array, Tracer) for array in constants):
-            break  # functions on the host have no text, and a trace's numbers no bytes
+        constants = [*getattr(program, "consts", ()), *array_constants(needed)]
+        hidden = " at 0x" in text or not _HIDDEN.isdisjoint(names(needed))
+        if hidden or any(isinstance(array, Tracer) for array in constants):
+            break  # a trace's numbers have no bytes
         digest = hashlib.blake2b(f"{text}\n{jax.tree_util.tree_structure(like)}".encode())
         for array in constants:
             digest.update(np.asarray(array).tobytes())
         yield digest.digest()
-        rules = {
-            f"{equation.primitive} {equation.params['call_jaxpr']}"
-            for equation in equations(needed)
-            if equation.primitive.name in _WITH_RULES
-        }
+        rules = {_rule(e) for e in equations(needed) if e.primitive.name in _WITH_RULES}
         if rules <= known:
             return
         known |= rules
@@ -121,20 +189,35 @@ def _told(function: Callable[..., Any], *args: Any) -> Iterator[bytes | None]:
     yield None
 
 
+def _rule(equation: Any) -> str:
+    """What tells a function with a derivative rule from others: its program, and where that is written."""
+    parts = (equation.params.get(name) for name in ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd"))
+    places = [getattr(getattr(p, "debug_info", None), "func_src_info", None) for p in parts]
+    return f"{equation.primitive} {equation.params['call_jaxpr']} {places}"
+
+
 def _called(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
 def _slope(function: Callable[..., Any], first: Any, weights: Any, *rest: Any) -> Any:
-    """The derivative by the first argument of the values' sum, with weights."""
+    """The values' sum, with weights, and its derivative by the first argument. A rule may have values of its
+    own, too."""
 
     def total(first: Any) -> Any:
         values = jax.tree_util.tree_leaves(function(first, *rest))
         pairs = zip(values, jax.tree_util.tree_leaves(weights), strict=True)
         return sum(jnp.sum(v * w) for v, w in pairs if jnp.issubdtype(v.dtype, jnp.inexact))
 
-    return jax.grad(total)(first)
+    return jax.value_and_grad(total)(first)
 
 
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+def _shapes(tree: Any) -> Any:
+    return jax.tree_util.tree_map(
+        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree
+    )
+
+
+def _key(given: Any) -> Any:
+    leaves, structure = jax.tree_util.tree_flatten(given)
+    return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)

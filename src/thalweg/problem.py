@@ -383,19 +383,15 @@ def pointwise(problem: Problem, params: Params) -> Any:
 
 
 def _risk_now(problem: Problem, params: Params, penalty: bool) -> Any:
-    values = pointwise(problem, params)
-    dtype = values.dtype
-    if jnp.issubdtype(
-        dtype, jnp.floating
-    ):  # a sum may leave half precision where the mean does not
-        values = values.astype(jnp.promote_types(dtype, jnp.float32))
+    own = pointwise(problem, params)
+    values = promoted(own, jnp.float32)  # a sum may leave half precision where the mean does not
     if problem.mask is None:
         total, count = values.sum(), values.shape[0]
     else:
         # of a batch none of whose samples counts the risk is 0: it moves nothing
         total, count = jnp.where(problem.mask, values, 0).sum(), jnp.maximum(problem.mask.sum(), 1)
     risk = total / count if problem.reduction == "mean" else total
-    risk = risk.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else risk
+    risk = risk.astype(own.dtype) if jnp.issubdtype(own.dtype, jnp.floating) else risk
     return penalised(problem, params, risk, penalty)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from thalweg import backend, losses
+from thalweg import backend, identity, losses
 from thalweg.jaxprs import jaxprs_in, names, programs_in
 from thalweg.problem import Problem, pointwise
 
@@ -99,6 +99,7 @@ def clear_caches() -> None:
     """
     jax.clear_caches()
     _LEARNT.clear()
+    identity.forget()
     # it knows functions by their arguments' structure, and clear_caches does not know it
     known = importlib.import_module("jax._src.api_util")
     getattr(getattr(known, "donation_vector", None), "cache_clear", lambda: None)()

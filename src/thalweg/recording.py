@@ -337,7 +337,9 @@ def _hearing(torch: Any, tape: _Tape) -> Iterator[None]:
 
 
 def _watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-    here = [tape for thread, tape in list(_tapes) if thread == threading.get_ident()]
+    # one alone may have its loop in another thread
+    running, own = list(_tapes), threading.get_ident()
+    here = [tape for thread, tape in running if thread == own or len(running) == 1]
     for tape in here:
         tape.before_backward()
     _own_backward(tensors, *args, **kwargs)
