@@ -57,6 +57,22 @@ def test_the_same_functions_written_anew_compile_nothing(compilations):
     assert len(compilations) == 0
 
 
+def test_functions_with_arrays_inside_too(compilations):
+    """Which come before the parameters, by which a model is differentiated."""
+
+    def descended(scale):
+        def predict(scale, params, x):
+            return scale * jax.nn.relu(params["a"] * x)
+
+        problem = tw.Problem(Partial(predict, scale), "mse", X, X, params={"a": 1.0})
+        return tw.descend(problem, tw.SGD(lr=0.1), steps=2, batch_size=5)
+
+    descended(np.array([1.0]))
+    compilations.clear()
+    descended(np.array([2.0]))
+    assert len(compilations) == 0
+
+
 def test_functions_without_data_too(compilations):
     def descended(problem):
         return tw.descend(problem, tw.SGD(lr=0.1), steps=3)
@@ -188,6 +204,7 @@ def test_what_is_another_program_for_a_batch_is_another(one, other, both_first):
         path = tw.descend(problem, tw.SGD(lr=0.1), steps=5, batch_size=4)
         return float(path["loss"][-1]), float(problem.take([0, 1, 2]).risk({"a": 1.0}))
 
+    identity.forget()
     problems = [problem(one), problem(other)] if both_first else []
     if both_first:
         assert problems[0].loss.func == problems[1].loss.func

@@ -43,9 +43,7 @@ def by_program(function: Any, *args: Any) -> Any:
     if not isinstance(function, Partial):
         return function
     given = _shapes(((*function.args, *args), function.keywords))
-    own = written(function)
-    programs = tuple(_programs(own, given, len(function.args)))
-    known = own if None in programs else ByProgram(own, programs, given)
+    known = _known(written(function), given, len(function.args))
     return Partial(known, *function.args, **function.keywords)
 
 
@@ -64,7 +62,7 @@ class _Kind:
         self.members: weakref.WeakValueDictionary[int, ByProgram] = weakref.WeakValueDictionary()
 
 
-# by the programs of the arguments and derivatives that they were first looked at with
+# by the programs of the arguments and derivatives that they were first looked at with, and the place of those
 _KINDS: dict[tuple[Any, ...], list[_Kind]] = {}
 
 
@@ -81,10 +79,12 @@ class ByProgram:
     then on, so that nobody is given what was compiled for another.
     """
 
-    def __init__(self, function: Callable[..., Any], programs: tuple[Any, ...], given: Any) -> None:
-        self.function, self._hash = function, hash(programs)
+    def __init__(
+        self, function: Callable[..., Any], programs: tuple[Any, ...], given: Any, place: int
+    ) -> None:
+        self.function, self.place, self._hash = function, place, hash((programs, place))
         with _LOOKING:
-            kinds = _KINDS.setdefault(programs, [])
+            kinds = _KINDS.setdefault((programs, place), [])
             if not any(self._joins(kind) for kind in kinds):
                 kinds.append(_Kind({_key(given): (given, programs[0])}))
                 self._joins(kinds[-1])
@@ -107,7 +107,7 @@ class ByProgram:
     def __reduce__(self) -> Any:
         # a copy is known anew where it is made
         given, _ = next(iter(self._kind.seen.values()))
-        return _known_again, (self.function, given)
+        return _known, (self.function, given, self.place)
 
     def _joins(self, kind: _Kind) -> bool:
         """Become one of a kind, if this is the same program for all that it has seen."""
@@ -140,12 +140,14 @@ class ByProgram:
                 seen[key] = given, found
 
     def _program(self, given: Any) -> bytes | None:
-        return next(_programs(self.function, given, 0))
+        return next(_programs(self.function, given, self.place))
 
 
-def _known_again(function: Callable[..., Any], given: Any) -> Any:
-    programs = tuple(_programs(function, given, 0))
-    return ByProgram(function, programs, given) if None not in programs else function
+def _known(function: Callable[..., Any], given: Any, place: int) -> Any:
+    """A function by its programs for such arguments, of which it is differentiated by the one at `place`; the
+    function itself where they cannot be told."""
+    programs = tuple(_programs(function, given, place))
+    return function if None in programs else ByProgram(function, programs, given, place)
 
 
 def _programs(function: Callable[..., Any], given: Any, place: int) -> Iterator[bytes | None]:

@@ -56,7 +56,8 @@ def _equation(
     def back_through_maximum(slopes: Any, values: Any) -> Any:
         # as JAX pads and XLA compares: of equal ones the first is kept
         values = lax.pad(values, jnp.array(-jnp.inf, values.dtype), [(*p, 0) for p in padding])
-        best = which = None
+        best: Any = None
+        which: Any = None
         for number, place in enumerate(places):
             entry = lax.slice(values, place, _sum(place, reach), strides)
             if best is None:
