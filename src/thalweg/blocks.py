@@ -25,11 +25,10 @@ Handle = TypeVar("Handle")
 _FIRST = 16  # units in the first block
 _ALWAYS_THERE = 2**24  # bytes that need no asking, which takes as long as a small job
 _AIM = 0.1  # seconds a block should take: short enough to feel immediate
-_AGAIN = (
-    2.0  # seconds in which Ctrl-C again means the program, and not the job that has begun since
-)
+# Seconds in which Ctrl-C again means the program, and not the job that has begun since.
+_AGAIN = 2.0
 
-_pressed = -math.inf  # when
+_pressed = -math.inf  # when Ctrl-C last was
 
 
 class Interrupt:

@@ -201,13 +201,15 @@ def descend(
     table: Path, x: tuple[str, ...], y: str, out: Path, options: tuple[str, ...], **chosen: Any
 ) -> None:
     """Fit a model to columns of TABLE, a CSV file, and draw the way the optimizer took."""
-    from thalweg import studies, tables
+    from thalweg import studies
 
     if chosen["steps"] is None and chosen["epochs"] is None:
         chosen["steps"] = 1000
     settings = {"x": x, "y": y, "options": ",".join(options), **chosen}
     studies.make_settings("fit", settings)
     _load()
+    from thalweg import tables
+
     data = tables.read(table, x, y)
     tree = _run_and_write(lambda: studies.run("fit", data, **settings), _needed(out))
     for warning in studies.findings("fit", tree).warnings:
@@ -234,11 +236,11 @@ def show(file: Path, node: str | None, rows: int) -> None:
 @_one_line
 def rerun(file: Path, out: Path) -> None:
     """Do again what made FILE, a saved study or fit, from that file alone."""
+    _load()
     from thalweg import studies
     from thalweg.errors import InputError
     from thalweg.results import load
 
-    _load()
     saved = load(file)
     kind = saved.attrs.get("kind", "table")
     if kind != "study":
@@ -305,7 +307,6 @@ def _load() -> None:
 
     with blocks.interruptible() as interrupt:
         importlib.import_module("thalweg.descent")
-        importlib.import_module("thalweg.tables")
         importlib.import_module("pandas")
     if interrupt:
         raise KeyboardInterrupt
