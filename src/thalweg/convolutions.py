@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from thalweg.jaxprs import in_place_of
+from thalweg.jaxprs import equation_of, in_place_of
 
 # Measured on two cores, kernels of 3 × 3 with 1 to 16 features: with fewer pairs of features the plain loop
 # takes less time than the kernels' threads.
@@ -82,10 +82,7 @@ def _equation(inputs: Any, kernel: Any, params: tuple[tuple[str, Any], ...]) -> 
             found = found.reshape(*found.shape[:-2], math.prod(found.shape[-2:]))
         return _moved(found, wanted.out_spec, given.out_spec)
 
-    (made,) = jax.make_jaxpr(arranged_convolution)(
-        jax.ShapeDtypeStruct(*inputs), jax.ShapeDtypeStruct(*kernel)
-    ).eqns
-    return made
+    return equation_of(arranged_convolution, inputs, kernel)
 
 
 def _moved(array: Any, given: Sequence[int], wanted: Sequence[int]) -> Any:

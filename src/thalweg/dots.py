@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from thalweg.jaxprs import in_place_of
+from thalweg.jaxprs import equation_of, in_place_of
 
 # Measured on two cores, networks of widths 4 to 1,000 with 15 to 1,000 samples, alone and 10 to 64 of them:
 # to put a matrix in order takes time too, which is spared where the following holds.
@@ -100,10 +100,7 @@ def _equation(
             over_b, pairs_b = tuple(range(many, many + middle)), first
         return jax.lax.dot_general(a, b, ((over_a, over_b), (pairs_a, pairs_b)), **dict(params))
 
-    (made,) = jax.make_jaxpr(arranged_dot)(
-        *(jax.ShapeDtypeStruct(shape, dtype) for shape in (left, right))
-    ).eqns
-    return made
+    return equation_of(arranged_dot, (left, dtype), (right, dtype))
 
 
 def _free(shape: Sequence[int], *taken: Sequence[int]) -> list[int]:

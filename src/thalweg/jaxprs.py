@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.extend import core
 
@@ -86,6 +87,12 @@ def rewritten(program: Any, rewrite: Rewrite) -> Any:
         return other(parameter) if is_program(parameter) else parameter
 
     return other(program)
+
+
+def equation_of(function: Callable[..., Any], *given: tuple[Any, Any]) -> Any:
+    """The equation that calls a function under `jax.jit` with arrays of these shapes and dtypes."""
+    (made,) = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(*array) for array in given)).eqns
+    return made
 
 
 def in_place_of(equation: Any, made: Any, found: Sequence[Any]) -> Any:

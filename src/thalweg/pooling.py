@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from thalweg.jaxprs import in_place_of
+from thalweg.jaxprs import equation_of, in_place_of
 
 _LARGEST = 16  # entries of a window; all of them are written out
 
@@ -77,10 +77,7 @@ def _equation(
         lows = [low for low, _ in padding]
         return lax.slice(total, lows, _sum(lows, shape))
 
-    (made,) = jax.make_jaxpr(back_through_maximum)(
-        jax.ShapeDtypeStruct(*source), jax.ShapeDtypeStruct(*operand)
-    ).eqns
-    return made
+    return equation_of(back_through_maximum, source, operand)
 
 
 def _sum(one: Sequence[int], other: Sequence[int]) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from thalweg.jaxprs import in_place_of
+from thalweg.jaxprs import equation_of, in_place_of
 
 _LEAST = 64  # numbers; what so many take in the C library, the test below takes as well
 
@@ -79,8 +79,7 @@ def _equation(shape: tuple[int, ...], dtype: Any, names: tuple[str, ...]) -> Any
         sine, cosine = jax.lax.cond(far.any(), _library, _near, x)
         return [sine if name == "sin" else cosine for name in names]
 
-    (made,) = jax.make_jaxpr(sines)(jax.ShapeDtypeStruct(shape, dtype)).eqns
-    return made
+    return equation_of(sines, (shape, dtype))
 
 
 def _is_sine(equation: Any) -> bool:
