@@ -20,6 +20,17 @@ from thalweg.pages import rendered
 
 _PLOTLY = {"responsive": True, "displaylogo": False}
 _HEAD = 2**16  # of a report: it says early which figures it has
+# plotly's slider, let go of while its step is being drawn, remains held and no longer follows the play
+# button: the new drawing's slider takes over that it was held.
+_LETS_GO = """
+const plot = document.getElementById("{plot_id}");
+let held = false;
+plot.on("plotly_sliderstart", () => { held = true; });
+plot.on("plotly_sliderend", () => { held = false; });
+plot.on("plotly_afterplot", () => {
+    for (const slider of held ? [] : plot._fullLayout.sliders || []) slider._dragging = false;
+});
+"""
 _HEIGHT = "520px"  # of an interactive figure that does not give its own
 
 
@@ -108,7 +119,12 @@ def _shown(drawing: studies.Drawing, name: str, folder: Path) -> tuple[str, Any]
         figure.savefig(png, dpi=110)
         return "image", _url(png.read_bytes(), "image/png")
     if hasattr(figure, "to_plotly_json"):
-        options: Any = {"auto_play": False, "include_mathjax": False, "config": _PLOTLY}
+        options: Any = {
+            "auto_play": False,
+            "include_mathjax": False,
+            "config": _PLOTLY,
+            "post_script": _LETS_GO,
+        }
         # "directory": plotly's program is written beside the page, unless it is there
         figure.write_html(folder / f"{name}.html", include_plotlyjs="directory", **options)
         options |= {"include_plotlyjs": False, "default_height": _HEIGHT}

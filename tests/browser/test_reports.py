@@ -186,6 +186,47 @@ def test_no_page_is_wider_than_its_window(own_report, visit, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+# Lets go of the slider between the new drawing's settings and its drawing.
+_LETS_GO_EARLY = """p => {
+    const held = p._fullLayout.sliders[0];
+    let ended = false;
+    p.on("plotly_animatingframe", async () => {
+        for (let i = 0; i < 1000 && !ended; i++) {
+            if (p._fullLayout.sliders[0] !== held) {
+                ended = true;
+                p.dispatchEvent(new MouseEvent("mouseup", {bubbles: true}));
+            }
+            await null;
+        }
+    });
+    p.on("plotly_animated", () => { p.drawn = true; });
+}"""
+
+
+def test_a_slider_let_go_of_while_its_step_is_drawn_follows_the_play_button(own_report, visit):
+    page = visit(own_report / "report.html")
+    plots = [
+        plot
+        for plot in page.locator(".js-plotly-plot").all()
+        if plot.evaluate("p => (p.layout.sliders || []).length")
+    ]
+    assert len(plots) == 2
+    for plot in plots:
+        plot.scroll_into_view_if_needed()
+        plot.evaluate(_LETS_GO_EARLY)
+        rail = plot.locator(".slider-rail-touch-rect").bounding_box()
+        page.mouse.move(rail["x"] + 0.5 * rail["width"], rail["y"] + rail["height"] / 2)
+        page.mouse.down()
+        page.wait_for_function("p => p.drawn", arg=plot.element_handle())
+        page.mouse.up()
+        at = plot.evaluate("p => p._fullLayout.sliders[0].active")
+        assert at > 0
+        plot.locator(".updatemenu-button").first.click()
+        page.wait_for_function(
+            "([p, at]) => p._fullLayout.sliders[0].active > at", arg=[plot.element_handle(), at]
+        )
+
+
 _HAS_LOADED = """v => new Promise((resolve, reject) => {
     const done = () => resolve(v.videoWidth > 0 && isFinite(v.duration) ? v.duration : 0);
     if (v.readyState >= 1) return done();
