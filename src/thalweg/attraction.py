@@ -14,7 +14,7 @@ import xarray as xr
 from thalweg import backend, blocks, inputs, results
 from thalweg.ensemble import members
 from thalweg.errors import InputError
-from thalweg.loop import Feed, Plan, Span, begin, block, known_turns
+from thalweg.loop import Feed, Past, Plan, Span, begin, block, known_turns
 from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
 from thalweg.planes import Plane, check_is_plane_of
@@ -194,8 +194,8 @@ class _Crowd:
     def workers(self) -> int:
         """How many chunks are advanced side by side."""
         first = jax.tree_util.tree_map(lambda leaf: leaf[: self.chunk], self.params)
-        feed, lost = Feed(np.int32(0), {}, None, None), np.full(self.chunk, -1, np.int32)
-        walk = begin.eval_shape(self.plan, feed, first, first, None, lost)
+        feed = Feed(np.int32(0), {}, None, None)
+        walk = begin.eval_shape(self.plan, feed, first, first, self._past(None))
         traced = block.trace(self.plan, feed, first, walk, _span(0, 1), **self._static)
         return 1 if runs_alone(traced.jaxpr) else backend.workers()
 
@@ -206,9 +206,12 @@ class _Crowd:
         rows = np.minimum(start + np.arange(self.chunk), len(self.index) - 1)
         params, state = jax.tree_util.tree_map(lambda leaf: leaf[rows], (self.params, self.state))
         feed = Feed(np.int32(first), {}, None, None)
-        walk = begin(self.plan, feed, params, params, state, np.full(self.chunk, -1, np.int32))
+        walk = begin(self.plan, feed, params, params, self._past(state))
         walk = block(self.plan, feed, params, walk, _span(first, last), **self._static)[0]
         return jax.tree_util.tree_map(np.asarray, (walk.params, walk.state, walk.diverged_at))
+
+    def _past(self, state: Any) -> Past:
+        return Past(state, np.full(self.chunk, -1, np.int32), None, None)
 
     @property
     def _static(self) -> dict[str, Any]:

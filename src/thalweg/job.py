@@ -18,7 +18,7 @@ from thalweg import backend, blocks, names, observables, results, sampling
 from thalweg.ensemble import Members, member_vectors
 from thalweg.errors import InputError
 from thalweg.logbook import Record, storable
-from thalweg.loop import Feed, Plan, Span, Walk, at_rest, begin, block, known_turns, row_of
+from thalweg.loop import Feed, Past, Plan, Span, Walk, at_rest, begin, block, known_turns, row_of
 from thalweg.params import Layout, Params
 from thalweg.programs import runs_alone
 
@@ -127,16 +127,16 @@ class Job:
         self.plan, self.feeds, self.who = plan, feeds, who
         self.first, self.total, self.every = first, total, every
         self.layout = plan.problem.layout
-        self.started, *before = self._start(resume, same_rule)
+        self.started, past = self._start(resume, same_rule)
         samples = plan.problem.n_samples if feeds.order is None else feeds.order.size
         self.shares = list(_shares(plan, who.count, samples))
         feed = feeds.feed(first, 1, 1)
 
-        def given(share: Share) -> tuple[Any, ...]:
-            return self._of(share, (who.starts, self.started, *before))
+        def given(share: Share) -> tuple[Params, Params, Past]:
+            return self._of(share, (who.starts, self.started, past))
 
-        one, (params, start, *rest) = self.shares[0].plan, given(self.shares[0])
-        walk = begin.eval_shape(one, feed, params, start, *rest)
+        one, (params, start, before) = self.shares[0].plan, given(self.shares[0])
+        walk = begin.eval_shape(one, feed, params, start, before)
         self._check_memory(start, walk)
         shapes = row_of.eval_shape(one, feed, start, walk, np.int32(0), True)[0]
         self.record = Record(shapes, self.layout, who, first, total, every, updates=walk.info)
@@ -154,10 +154,10 @@ class Job:
             self.shares = [_everyone(plan)]
         self.starts, self.walks = [], []
         for share in self.shares:
-            params, start, *rest = given(share)
+            params, start, before = given(share)
             self.starts.append(jax.device_put(start))
             params = params if resume is not None else self.starts[-1]
-            walk = begin(share.plan, feed, params, self.starts[-1], *rest)
+            walk = begin(share.plan, feed, params, self.starts[-1], before)
             if resume is not None and walk.stopped_at is not None and feeds.knows_the_past:
                 for step in set(np.ravel(walk.stopped_at).tolist()) - {-1}:
                     walk = at_rest(share.plan, feeds.feed(step, 1, 0), walk)
@@ -205,16 +205,13 @@ class Job:
             "run fewer at once, or an optimizer with less state",
         )
 
-    def _start(
-        self, resume: xr.Dataset | None, same_rule: bool
-    ) -> tuple[Params, Any, np.ndarray, Any, Any]:
-        """Where step 0 was, the optimizer's state to go on with, who has diverged already and who stopped, by
-        the rule that is this descent's too, and how many steps each has sat out."""
+    def _start(self, resume: xr.Dataset | None, same_rule: bool) -> tuple[Params, Past]:
+        """Where step 0 was, and what went before; who had stopped by another rule has not by this one."""
         lead = (self.who.count,) if self.who.batched else ()
         going_on = np.full(lead, -1, np.int32)
         nobody = None if self.plan.stop is None else going_on
         if resume is None:
-            return self.who.starts, None, going_on, nobody, None
+            return self.who.starts, Past(None, going_on, nobody, None)
         dims = self.who.dims
         started = self.layout.unflatten(
             member_vectors(resume["start"], "param", dims).reshape(*lead, -1)
@@ -236,7 +233,8 @@ class Job:
             np.int32(self.first) if stopped is None else np.where(stopped < 0, self.first, stopped)
         )
         missed = np.where(diverged < 0, ends, diverged).astype(np.int32) - updates
-        return started, layout.unflatten(flat), diverged, stopped, missed if missed.any() else None
+        state = layout.unflatten(flat)
+        return started, Past(state, diverged, stopped, missed if missed.any() else None)
 
     def run(self, progress: bool | None) -> bool:
         """Do the steps; whether Ctrl-C ended the descent."""

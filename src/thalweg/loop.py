@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +94,15 @@ class Feed:
         return optimizer.with_hyperparameters({**optimizer.hyperparameters(), **now})
 
 
+class Past(NamedTuple):
+    """What a descent that goes on from another takes over of its members."""
+
+    state: Any  # the optimizer's; None where nothing went before
+    diverged_at: Any
+    stopped_at: Any  # None in a descent without a stopping rule
+    missed: Any  # steps that they sat out, stopped; None where none did
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Walk:
@@ -107,7 +116,7 @@ class Walk:
     memory: dict[str, Any]  # the observables' states
     diverged_at: Any
     stopped_at: Any  # None in a descent without a stopping rule
-    missed: Any  # steps that it sat out, stopped, in descents that this one goes on from; None where none did
+    missed: Any  # as in its past
 
     def at(
         self, plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, start: Params, step: Any
@@ -125,33 +134,14 @@ class Walk:
 
 @jax.jit
 @tuned
-def begin(
-    plan: Plan,
-    feed: Feed,
-    params: Params,
-    start: Params,
-    state: Any,
-    diverged_at: Any,
-    stopped_at: Any = None,
-    missed: Any = None,
-) -> Walk:
-    """The members before their first step; `state` is None unless a descent goes on, and `stopped_at` where
-    it has no stopping rule."""
+def begin(plan: Plan, feed: Feed, params: Params, start: Params, past: Past) -> Walk:
+    """The members before their first step."""
 
-    def one(
-        optimizer: Optimizer,
-        lane: Any,
-        params: Params,
-        start: Params,
-        state: Any,
-        diverged_at: Any,
-        stopped_at: Any,
-        missed: Any,
-    ) -> Walk:
+    def one(optimizer: Optimizer, lane: Any, params: Params, start: Params, past: Past) -> Walk:
         optimizer = feed.scheduled(optimizer, feed.start)
         loss, grad = value_and_gradient(feed.batch(plan.problem, lane, feed.start), params)
-        state = optimizer.init(params) if state is None else state
-        walk = Walk(params, state, loss, grad, {}, {}, diverged_at, stopped_at, missed)
+        state = optimizer.init(params) if past.state is None else past.state
+        walk = Walk(params, state, loss, grad, {}, {}, *past[1:])
         at = walk.at(plan, feed, optimizer, lane, start, feed.start)
         info = jax.eval_shape(optimizer.update, at, params, state, at.updates)[2]
         if plan.stop is not None:
@@ -159,9 +149,7 @@ def begin(
         memory = {name: first_state(name, seen, at) for name, seen in plan.observed.items()}
         return replace(walk, info=jax.tree_util.tree_map(_unknown, info), memory=memory)
 
-    over = None if state is None else 0
-    each = plan.over_members(one, 0, 0, over, 0, 0, 0)
-    walk = each(params, start, state, diverged_at, stopped_at, missed)
+    walk = plan.over_members(one, 0, 0, 0)(params, start, past)
     # A block takes over the walk's memory: none of it may be that of what was given.
     return jax.tree_util.tree_map(jnp.copy, walk)
 
