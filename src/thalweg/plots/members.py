@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,12 +65,17 @@ def each(path: xr.Dataset) -> list[Series]:
 
 def by_sweep(path: xr.Dataset) -> list[Series]:
     """One series a combination of swept values, holding all its runs."""
-    dims = results.member_dims(path)
+    groups = without_runs(results.member_dims(path), path["status"].shape)
+    return [Series(_name(path, group[0], runs=False), group) for group in groups]
+
+
+def without_runs(dims: Sequence[str], shape: Sequence[int]) -> list[tuple[tuple[int, ...], ...]]:
+    """Indices on dimensions, those together that differ in the run alone."""
     groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-    for index in np.ndindex(*path["status"].shape):
+    for index in np.ndindex(*shape):
         key = tuple(i for i, dim in zip(index, dims, strict=True) if dim != "run")
         groups.setdefault(key, []).append(index)
-    return [Series(_name(path, m[0], runs=False), tuple(m)) for m in groups.values()]
+    return list(map(tuple, groups.values()))
 
 
 def _name(path: xr.Dataset, index: tuple[int, ...], runs: bool) -> str:

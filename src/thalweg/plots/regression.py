@@ -119,16 +119,12 @@ def _series(models: xr.Dataset) -> list[members.Series]:
     """A series a combination of the members' dimensions without the runs; one where they are many."""
     values = models["yhat_grid"]
     dims = [str(d) for d in values.dims if d not in ("moment", "grid")]
-    groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-    for index in np.ndindex(*(values.sizes[d] for d in dims)):
-        key = tuple(i for i, dim in zip(index, dims, strict=True) if dim != "run")
-        groups.setdefault(key, []).append(index)
-    every = sum(map(len, groups.values()))
+    groups = members.without_runs(dims, [values.sizes[d] for d in dims])
     if len(groups) > members.MOST:
-        indices = tuple(index for group in groups.values() for index in group)
-        return [members.Series(style.count_of(every, "model"), indices)]
+        every = tuple(index for group in groups for index in group)
+        return [members.Series(style.count_of(len(every), "model"), every)]
     named = []
-    for group in groups.values():
+    for group in groups:
         parts = [
             _coordinate(models, dim, i)
             for dim, i in zip(dims, group[0], strict=True)
@@ -136,7 +132,7 @@ def _series(models: xr.Dataset) -> list[members.Series]:
         ]
         runs = style.count_of(len(group), "run") if len(group) > 1 else None
         text = style.joined(style.joined(*parts), runs, by=": ") or "model"
-        named.append(members.Series(text, tuple(group)))
+        named.append(members.Series(text, group))
     return named
 
 
