@@ -2,7 +2,8 @@
 
 XLA gives a convolution the layout that its kernels ask for where it stands at the outermost level of a
 program; in a loop or a branch, where every step of a descent is, it multiplies number by number, which takes
-some forty times as long. And a convolution in groups, as `vmap` over models makes it, has no kernel at all.
+some forty times as long. A convolution in groups, as `vmap` over models makes it, has no kernel at all, and
+one of volumes a slow one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def _has_kernel(equation: Any) -> bool:
     inputs, kernel = (v.aval for v in equation.invars)
     if inputs.dtype != kernel.dtype or inputs.dtype not in (jnp.float32, jnp.float64):
         return False
-    if not 1 <= inputs.ndim - 2 <= 2:  # the kernels for volumes are slower still
+    if not 1 <= inputs.ndim - 2 <= 3 or not equation.outvars[0].aval.size:
         return False
     made, summed, *_ = (kernel.shape[d] for d in equation.params["dimension_numbers"].rhs_spec)
     return made // _groups(equation.params) * summed >= _THIN
@@ -47,7 +48,8 @@ def _groups(params: Any) -> int:
 def _arranged(equation: Any) -> Any:
     params = equation.params
     given = tuple(v.aval for v in equation.invars)
-    if _groups(params) == 1 and params["dimension_numbers"] == _specs(given[0].ndim):
+    in_order = params["dimension_numbers"] == _specs(given[0].ndim)
+    if in_order and _groups(params) == 1 and given[0].ndim < 5:
         return equation
     made = _equation(*((a.shape, a.dtype) for a in given), tuple(sorted(params.items())))
     return in_place_of(equation, made, equation.outvars)
@@ -68,6 +70,8 @@ def _equation(inputs: Any, kernel: Any, params: tuple[tuple[str, Any], ...]) -> 
     named |= {"dimension_numbers": wanted, "feature_group_count": 1, "batch_group_count": 1}
 
     def convolved(pair: tuple[Any, Any]) -> Any:
+        if ndim == 5:
+            return _by_frames(*pair, named)
         return lax.conv_general_dilated_p.bind(*pair, **named)
 
     @jax.jit
@@ -83,6 +87,27 @@ def _equation(inputs: Any, kernel: Any, params: tuple[tuple[str, Any], ...]) -> 
         return _moved(found, wanted.out_spec, given.out_spec)
 
     return equation_of(arranged_convolution, inputs, kernel)
+
+
+def _by_frames(x: Any, w: Any, params: dict[str, Any]) -> Any:
+    """A convolution of volumes as one of frames: those that a kernel covers are features of one frame."""
+    along = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    stride, (low, high), spread, apart = (params[name][0] for name in along)
+    none = (0, 0, 0)
+    x = lax.pad(x, jnp.zeros((), x.dtype), (none, (low, high, spread - 1), none, none, none))
+    depth, height, width, summed, made = w.shape
+    frames = (x.shape[1] - (depth - 1) * apart - 1) // stride + 1
+    covered = [
+        lax.slice_in_dim(x, k * apart, k * apart + (frames - 1) * stride + 1, stride, axis=1)
+        for k in range(depth)
+    ]
+    features = jnp.concatenate(covered, axis=-1)
+    found = lax.conv_general_dilated_p.bind(
+        features.reshape(-1, *features.shape[2:]),
+        jnp.moveaxis(w, 0, 2).reshape(height, width, depth * summed, made),
+        **(params | {name: params[name][1:] for name in along} | {"dimension_numbers": _specs(4)}),
+    )
+    return found.reshape(len(x), frames, *found.shape[1:])
 
 
 def _moved(array: Any, given: Sequence[int], wanted: Sequence[int]) -> Any:
