@@ -28,6 +28,7 @@ SIBLINGS = {
     "params": {"backend"},
     "ensemble": {"optimizers"},
     "names": {"errors"},
+    "substitutes": {"kinks"},
     "tangents": {"observables"},
 }
 

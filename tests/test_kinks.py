@@ -1,12 +1,13 @@
 """PyTorch's operations where they have no derivative, or a root is of zero, against PyTorch's own."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
+
+from torch_checks import same_as_pytorch  # noqa: E402
 
 import thalweg as tw  # noqa: E402
 from thalweg.translation import translated  # noqa: E402
@@ -121,25 +122,8 @@ FUNCTIONS = ACTIVATIONS | ENTRYWISE | REDUCING | OF_TWO
 def test_values_and_derivatives_are_pytorchs(name):
     function = FUNCTIONS[name]
     given = (X, Y) if name in OF_TWO else (X,)
-    theirs = [torch.tensor(a, requires_grad=True) for a in given]
-    value = function(*theirs)
-    weights = torch.arange(1.0, value.numel() + 1, dtype=value.dtype).reshape(value.shape)
-    (value * weights).sum().backward()
-
-    ours = translated(function, lambda: "")
-
-    def weighted(*arrays):
-        return (ours(*arrays) * weights.numpy()).sum()
-
-    arrays = [jnp.array(a) for a in given]
-    np.testing.assert_allclose(ours(*arrays), value.detach(), rtol=1e-12, atol=1e-12)
     # PyTorch takes hardsigmoid's sixth in single precision
-    rounding = 1e-7 if name == "hardsigmoid" else 1e-12
-    for found, tensor in zip(
-        jax.grad(weighted, argnums=range(len(given)))(*arrays), theirs, strict=True
-    ):
-        grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-        np.testing.assert_allclose(found, grad, rtol=rounding, atol=rounding)
+    same_as_pytorch(function, *given, rounding=1e-7 if name == "hardsigmoid" else 1e-12)
 
 
 @pytest.mark.parametrize(

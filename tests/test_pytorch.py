@@ -772,6 +772,18 @@ class Forgets(nn.Module):
         return self.inner(x) + self.shift
 
 
+class Packs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.LSTM(3, 2, batch_first=True)
+
+    def forward(self, x):
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, torch.full((len(x),), 4, device="cpu"), batch_first=True
+        )
+        return self.cells(packed)[1][0][0]
+
+
 class Draws(nn.Module):
     def __init__(self):
         super().__init__()
@@ -793,7 +805,7 @@ class Decides(nn.Module):
 def test_bad_input_is_one_line():
     module, x = small()
     y = torch.randn(6, 3)
-    untranslated = nn.Sequential(nn.Conv1d(3, 4, 3), nn.AdaptiveMaxPool1d(1), nn.Flatten())
+    untranslated = nn.Sequential(nn.Linear(4, 3), Packs())
     for call, words in (
         (lambda: tw.from_torch(3, "mse", x, y), "an nn.Module was expected, int given"),
         (lambda: tw.from_torch(module, 3, x, y), "a loss module, a function or a name"),
@@ -802,8 +814,8 @@ def test_bad_input_is_one_line():
         (lambda: tw.from_torch(module, "mse", x, y[:, 0]), "Reshape one"),
         (lambda: tw.from_torch(nn.ReLU(), "mse", x, y), "no parameters that require a gradient"),
         (lambda: tw.from_torch(nn.LazyLinear(3), "mse", x, y), "call it once on a batch first"),
-        (lambda: tw.from_torch(untranslated, "mse", torch.randn(6, 3, 8), torch.randn(6, 4)),
-         r"adaptive_max_pool2d in the module '1' has no translation"),
+        (lambda: tw.from_torch(untranslated, "mse", torch.randn(6, 5, 4), torch.randn(6, 2)),
+         r"_pack_padded_sequence in the module '1' has no translation"),
         (lambda: tw.from_torch(Decides(), "mse", x, y), "decides by the values of its tensors"),
         (lambda: tw.from_torch(Draws(), "mse", x, y), "draws random numbers"),
         (lambda: tw.from_torch(Forgets(), "mse", x, y), "self.register_buffer"),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from thalweg.errors import InputError
+from thalweg.errors import InputError, first_line
 from thalweg.inputs import of_tensor
 from thalweg.params import Params
 from thalweg.problem import Problem, predicting
@@ -42,7 +42,6 @@ def agreed(
     Predictions are compared, and then, at PyTorch's own, the losses: near a minimum a loss is a small
     difference of large numbers.
     """
-    loss = _on_the_cpu(loss)
     some = problem.take(_telling(problem))
     told = [_torchs_predictions(forward, module, some, some.params)]
     _compare_predictions("predictions", some, some.params, told[0][0])
@@ -57,6 +56,7 @@ def agreed(
             told.append((yhat, y))
     if isinstance(loss, str):
         return problem
+    loss = _on_the_cpu(loss)
     told = [told[0], *(pair for pair in told[1:] if _is_finite(loss, *pair))]
     found = _reduction(loss, told, problem.reduction)
     problem = problem if reduction else problem.replace(reduction=found)
@@ -144,10 +144,19 @@ def _on_the_cpu(loss: Any) -> Any:
     """A loss that takes tensors on the CPU, wherever its class weights are."""
     import torch
 
-    if not isinstance(loss, torch.nn.Module):
-        return loss
-    weights = {name: torch.tensor(of_tensor(b)) for name, b in loss.named_buffers()}
-    return lambda yhat, y: torch.func.functional_call(loss, weights, (yhat, y))
+    is_module = isinstance(loss, torch.nn.Module)
+    buffers = loss.named_buffers() if is_module else ()
+    weights = {name: torch.tensor(of_tensor(buffer)) for name, buffer in buffers}
+
+    def told(yhat: Any, y: Any) -> Any:
+        try:
+            if is_module:
+                return torch.func.functional_call(loss, weights, (yhat, y))
+            return loss(yhat, y)
+        except Exception as error:  # a user's loss may fail in any way
+            raise InputError(f"the loss failed in PyTorch: {first_line(error)}.") from error
+
+    return told
 
 
 def _row(tree: Any, i: int) -> Any:

@@ -8,7 +8,7 @@ the norm of a zero vector does not move. Each operation below has PyTorch's valu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,48 +18,15 @@ import jax.numpy as jnp
 from thalweg.losses import absolute
 
 
-def install(environment: Any) -> None:
-    """Let an environment of torchax's compute these as below."""
+def operations() -> Mapping[Any, Callable[..., Any]]:
+    """Functions of arrays by the operation of PyTorch's that each stands for."""
     import torch
-    from torchax.ops.ops_registry import all_aten_ops
 
-    def of_tensors(operation: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = environment.t2j_iso((args, kwargs))
-            return environment.j2t_iso(operation(*args, **kwargs))
-
-        return called
-
-    for name, operation in _OPERATIONS.items():
+    def aten(name: str) -> Any:
         packet, overload = name.split(".")
-        aten = getattr(getattr(torch.ops.aten, packet), overload)
-        environment.override_op_definition(aten, of_tensors(operation))
-    environment.override_op_definition(torch.cdist, of_tensors(_distances))
-    convolution = torch.ops.aten.convolution
-    by_groups = partial(_convolution, all_aten_ops[convolution].func)
-    environment.override_op_definition(convolution.default, of_tensors(by_groups))
+        return getattr(getattr(torch.ops.aten, packet), overload)
 
-
-def _convolution(
-    theirs: Callable[..., Any],
-    x: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-) -> Any:
-    """torchax's, and a transposed one group by group: it takes the channels of several in another order."""
-    rest = (stride, padding, dilation, transposed, output_padding)
-    if not transposed or groups == 1:
-        return theirs(x, weight, bias, *rest, groups)
-    channels = x.ndim - weight.ndim + 1  # there may be no axis of samples
-    biases = [None] * groups if bias is None else jnp.split(bias, groups)
-    parts = zip(jnp.split(x, groups, channels), jnp.split(weight, groups), biases, strict=True)
-    return jnp.concatenate([theirs(*part, *rest, 1) for part in parts], channels)
+    return {**{aten(name): ours for name, ours in _OPERATIONS.items()}, torch.cdist: _distances}
 
 
 def _abs(x: Any) -> Any:
@@ -108,7 +75,7 @@ def _copysign(x: Any, other: Any) -> Any:
     return absolute(x) * jnp.where(jnp.signbit(other), -1, 1)
 
 
-def _first(place: Callable[..., Any], x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+def first(place: Callable[..., Any], x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
     """The entry at the first place that `place` finds along an axis, and the place."""
     if not x.ndim:
         return x, jnp.zeros((), jnp.int64)
@@ -230,8 +197,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "fmax.default": _fmax,
     "fmin.default": _fmin,
     "copysign.Tensor": _copysign,
-    "max.dim": partial(_first, jnp.argmax),
-    "min.dim": partial(_first, jnp.argmin),
+    "max.dim": partial(first, jnp.argmax),
+    "min.dim": partial(first, jnp.argmin),
     "cummax.default": partial(_last_so_far, jnp.greater),
     "cummin.default": partial(_last_so_far, jnp.less),
     "median.default": _median,

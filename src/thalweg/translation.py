@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from thalweg import kinks
+from thalweg import kinks, substitutes
 from thalweg.errors import InputError, first_line, optional
 
 # A module's code runs on the one copy, into which the stand-ins are put: from one thread after another.
@@ -35,11 +35,9 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
 
     def translate(arguments: Any) -> Any:
         tensors = env.j2t_iso(arguments)
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
         try:
             # tensors of inference mode are none that torchax can stand for
-            with torch.inference_mode(False), env, torch.device(_UNNAMED):
+            with _undecided(), torch.inference_mode(False), env, torch.device(_UNNAMED):
                 out = function(*tensors)
             return env.t2j_iso(out)
         except torchax.tensor.OperatorNotFound as error:
@@ -70,10 +68,28 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
             raise InputError(
                 f"the code{where()} failed: {first_line(_pytorchs_error(function, arguments) or error)}."
             ) from error
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
 
     return of_arrays
+
+
+@contextmanager
+def _undecided() -> Iterator[None]:
+    """Without PyTorch's own looks at values, which are for speed or for errors alone."""
+    import torch
+    from torch.nn.modules import transformer
+
+    distribution = torch.distributions.Distribution
+    fast, checks = torch.backends.mha.get_fastpath_enabled(), distribution._validate_args
+    with _replaced(
+        transformer, "_detect_is_causal_mask", lambda mask, given=None, size=None: given is True
+    ):
+        torch.backends.mha.set_fastpath_enabled(False)
+        distribution.set_default_validate_args(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            distribution.set_default_validate_args(checks)
 
 
 def _pytorchs_error(function: Callable[..., Any], arguments: Any) -> Exception | None:
@@ -127,7 +143,16 @@ def _torchax() -> Any:
 def _environment() -> Any:
     """Where tensors stand for arrays: one of our own, since a user of torchax has theirs."""
     environment = _torchax().tensor.Environment()
-    kinks.install(environment)
+
+    def of_tensors(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = environment.t2j_iso((args, kwargs))
+            return environment.j2t_iso(operation(*args, **kwargs))
+
+        return called
+
+    for operation, ours in {**kinks.operations(), **substitutes.operations()}.items():
+        environment.override_op_definition(operation, of_tensors(ours))
     return environment
 
 

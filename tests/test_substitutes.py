@@ -1,0 +1,258 @@
+"""PyTorch's operations that are not torchax's here, against PyTorch's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+nn, F = torch.nn, torch.nn.functional
+
+from torch_checks import same_as_pytorch  # noqa: E402
+
+import thalweg as tw  # noqa: E402
+from thalweg.errors import InputError  # noqa: E402
+from thalweg.translation import translated  # noqa: E402
+
+RNG = np.random.default_rng(3)
+KINDS = {
+    "LSTM": nn.LSTM,
+    "GRU": nn.GRU,
+    "RNN of tanh": nn.RNN,
+    "RNN of relu": lambda *sizes, **how: nn.RNN(*sizes, nonlinearity="relu", **how),
+}
+LAYOUTS = {
+    "one layer": {},
+    "three layers": {"num_layers": 3},
+    "both ways": {"bidirectional": True},
+    "two layers both ways, without biases": {"num_layers": 2, "bidirectional": True, "bias": False},
+    "samples first": {"batch_first": True, "num_layers": 2},
+}
+
+
+def of_weights(module, call):
+    """A function of a module's weights and other tensors, and the weights."""
+    module = module.double()
+    names = [name for name, _ in module.named_parameters()]
+    weights = [p.detach().numpy() for p in module.parameters()]
+
+    def function(*tensors):
+        state = dict(zip(names, tensors, strict=False))
+        rest = tensors[len(names) :]
+        return call(lambda *given: torch.func.functional_call(module, state, given), *rest)
+
+    return function, weights
+
+
+def everything(outcome):
+    """All that a recurrent layer returns, in one row."""
+    out, states = outcome
+    states = states if isinstance(states, tuple) else (states,)
+    return torch.cat([part.reshape(-1) for part in (out, *states)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_recurrent_layers(kind, layout):
+    torch.manual_seed(0)
+    module = KINDS[kind](3, 4, **LAYOUTS[layout])
+    function, weights = of_weights(module, lambda call, x: everything(call(x)))
+    same_as_pytorch(function, *weights, RNG.normal(size=(5, 2, 3)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recurrent_layers_of_a_start_and_of_one_sample(kind):
+    torch.manual_seed(0)
+    both = {"num_layers": 2, "bidirectional": True}
+    shape = (4, 2, 4)
+    starts = [RNG.normal(size=shape) for _ in range(2 if kind == "LSTM" else 1)]
+
+    def begun(call, x, *starts):
+        return everything(call(x, starts if len(starts) > 1 else starts[0]))
+
+    function, weights = of_weights(KINDS[kind](3, 4, **both), begun)
+    same_as_pytorch(function, *weights, RNG.normal(size=(5, 2, 3)), *starts)
+    function, weights = of_weights(KINDS[kind](3, 4), lambda call, x: everything(call(x)))
+    same_as_pytorch(function, *weights, RNG.normal(size=(5, 3)))  # no axis of samples
+
+
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_lstm_with_a_projected_state(bias, both_ways):
+    torch.manual_seed(0)
+    module = nn.LSTM(3, 5, 2, proj_size=2, bias=bias, bidirectional=both_ways)
+    function, weights = of_weights(module, lambda call, x: everything(call(x)))
+    same_as_pytorch(function, *weights, RNG.normal(size=(5, 2, 3)))
+
+
+def test_a_recurrent_layers_program_does_not_grow_with_time():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells = nn.LSTM(1, 4, batch_first=True)
+            self.head = nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.head(self.cells(x)[0][:, -1])
+
+    def size(length):
+        x = RNG.normal(size=(6, length, 1)).astype(np.float32)
+        problem = tw.from_torch(Last(), "mse", x, x[:, 0])
+        return len(jax.make_jaxpr(problem.gradient)(problem.params).pretty_print())
+
+    assert size(1000) < 1.2 * size(10)
+
+
+INTERPOLATED = {
+    "nearest, doubled": ((6,), {"scale_factor": 2}),
+    "nearest to a size": ((6, 5), {"size": (4, 13)}),
+    "nearest-exact": ((6, 5), {"size": 9, "mode": "nearest-exact"}),
+    "nearest in space": ((3, 4, 2), {"scale_factor": (2, 1.5, 3)}),
+    "linear": ((7,), {"size": 11, "mode": "linear"}),
+    "linear by a scale": ((7,), {"scale_factor": 1.7, "mode": "linear"}),
+    "linear by the scale of the sizes": (
+        (7,),
+        {"scale_factor": 1.7, "mode": "linear", "recompute_scale_factor": True},
+    ),
+    "bilinear": ((6, 5), {"size": (9, 3), "mode": "bilinear"}),
+    "bilinear at corners": ((6, 5), {"scale_factor": 2, "mode": "bilinear", "align_corners": True}),
+    "bilinear, fewer and smooth": ((9, 8), {"size": (4, 3), "mode": "bilinear", "antialias": True}),
+    "bilinear of one entry": ((1, 5), {"size": (3, 1), "mode": "bilinear"}),
+    "bicubic": ((6, 5), {"scale_factor": (1.5, 2.0), "mode": "bicubic"}),
+    "bicubic at corners": ((6, 5), {"size": (4, 9), "mode": "bicubic", "align_corners": True}),
+    "bicubic, fewer and smooth": ((9, 8), {"size": (4, 3), "mode": "bicubic", "antialias": True}),
+    "trilinear": ((3, 4, 2), {"scale_factor": 2, "mode": "trilinear"}),
+    "area": ((7, 5), {"size": (3, 2), "mode": "area"}),
+}
+
+
+@pytest.mark.parametrize("name", INTERPOLATED)
+def test_interpolation(name):
+    shape, how = INTERPOLATED[name]
+    x = RNG.normal(size=(2, 3, *shape))
+    same_as_pytorch(lambda x: F.interpolate(x, **how), x)
+    single = np.asarray(translated(lambda x: F.interpolate(x, **how), lambda: "")(np.float32(x)))
+    expected = F.interpolate(torch.tensor(np.float32(x)), **how)
+    np.testing.assert_allclose(single, expected, rtol=1e-5, atol=1e-5)
+    assert single.dtype == np.float32
+
+
+@pytest.mark.parametrize("how", [{}, {"size": (3, 3, 3)}, {"size": 4, "mode": "trilinear"}])
+def test_an_interpolation_that_cannot_be_is_pytorchs_error(how):
+    with pytest.raises(InputError, match="the code failed: "):
+        translated(lambda x: F.interpolate(x, **how), lambda: "")(np.ones((2, 3, 4, 5)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((7,), 3), ((7,), 1), ((6, 5), (4, 2)), ((6, 5), (1, 1)), ((4, 3), (None, 7)), ((3, 4, 5), 2)],
+)
+def test_adaptive_max_pooling(shape, size):
+    pool = {1: F.adaptive_max_pool1d, 2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}[
+        len(shape)
+    ]
+    x = RNG.integers(0, 3, size=(2, 3, *shape)).astype(float)  # many are equal
+    same_as_pytorch(lambda x: pool(x, size), x)
+    _, places = translated(lambda x: pool(x, size, return_indices=True), lambda: "")(jnp.array(x))
+    np.testing.assert_array_equal(places, pool(torch.tensor(x), size, return_indices=True)[1])
+
+
+BAGS = RNG.integers(0, 7, size=(5, 4))
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 2, -1])
+def test_bags_of_embeddings(mode, padding):
+    bags = np.concatenate([BAGS, np.full((1, 4), 2)])  # the last one may be all padding
+    weight = RNG.integers(0, 3, size=(7, 3)).astype(float)
+    same_as_pytorch(
+        lambda weight, bags: F.embedding_bag(bags, weight, mode=mode, padding_idx=padding),
+        weight,
+        bags,
+    )
+
+
+def test_bags_of_weighted_embeddings():
+    def weighted(weight, shares, bags):
+        return F.embedding_bag(bags, weight, mode="sum", per_sample_weights=shares)
+
+    same_as_pytorch(weighted, RNG.normal(size=(7, 3)), RNG.normal(size=BAGS.shape), BAGS)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("shape", [(6, 3), (6, 1), (6,)])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_gaussian_likelihood(shape, full, reduction):
+    var = RNG.uniform(0, 2, size=shape)
+    var.flat[1] = 1e-9  # which counts as the least that there is, with the derivative of any other
+
+    def loss(yhat, y, var):
+        return F.gaussian_nll_loss(yhat, y, var, full=full, reduction=reduction)
+
+    same_as_pytorch(loss, RNG.normal(size=(6, 3)), RNG.normal(size=(6, 3)), var)
+    same_as_pytorch(
+        lambda yhat, y: F.gaussian_nll_loss(yhat, y, 0.3),
+        RNG.normal(size=(6, 3)),
+        RNG.normal(size=(6, 3)),
+    )
+
+
+# Whole models ------------------------------------------------------------------------------------
+
+
+class Causal(nn.Module):
+    """A transformer whose mask PyTorch compares with the one that it makes itself."""
+
+    def __init__(self, kind):
+        super().__init__()
+        layer = kind(8, 2, 16, dropout=0.0, batch_first=True, dtype=torch.float64)
+        stack = (
+            nn.TransformerDecoder if kind is nn.TransformerDecoderLayer else nn.TransformerEncoder
+        )
+        self.layers = stack(layer, 2)
+        self.register_buffer(
+            "mask", nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
+        )
+
+    def forward(self, x):
+        if isinstance(self.layers, nn.TransformerDecoder):
+            return self.layers(x, x.flip(1), tgt_mask=self.mask)
+        return self.layers(x, mask=self.mask)
+
+
+@pytest.mark.parametrize("kind", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+def test_transformers_with_a_mask(kind):
+    torch.manual_seed(0)
+    module, x = Causal(kind), torch.randn(3, 5, 8, dtype=torch.float64)
+    y = torch.randn(3, 5, 8, dtype=torch.float64)
+    problem = tw.from_torch(module, "mse", x, y)
+    loss = F.mse_loss(module.eval()(x), y)
+    loss.backward()
+    assert float(problem.risk(problem.params)) == pytest.approx(loss.item(), rel=1e-12)
+    for name, gradient in problem.gradient(problem.params).items():
+        np.testing.assert_allclose(gradient, module.get_parameter(name).grad, rtol=1e-9, atol=1e-12)
+
+
+def test_likelihoods_of_distributions():
+    """Which look whether their parameters are possible, as everything else of PyTorch's still does."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x, y = torch.randn(7, 2).double(), torch.randn(7).double()
+
+    def loss(yhat, y):
+        return -torch.distributions.Normal(yhat[:, 0], yhat[:, 1].exp()).log_prob(y).mean()
+
+    problem = tw.from_torch(module, loss, x, y)
+    assert float(problem.risk(problem.params)) == pytest.approx(
+        loss(module(x), y).item(), rel=1e-12
+    )
+    with pytest.raises(ValueError, match="scale"):
+        torch.distributions.Normal(0.0, -1.0)
+
+
+def test_a_likelihood_of_impossible_variances_is_pytorchs_error():
+    module, x, y = nn.Linear(2, 2), torch.ones(3, 2), torch.ones(3, 1)
+    with pytest.raises(InputError, match="negative"):
+        tw.from_torch(
+            module, lambda f, y: F.gaussian_nll_loss(f[:, :1], y, -f[:, 1:].square()), x, y
+        )
