@@ -58,13 +58,14 @@ def agreed(
         return problem
     loss = _on_the_cpu(loss)
     told = [told[0], *(pair for pair in told[1:] if _is_finite(loss, *pair))]
-    found = _reduction(loss, told, problem.reduction)
+    each = [_each(loss, *pair) for pair in told]
+    found = _reduction([loss(*pair) for pair in told], each, problem.reduction)
     problem = problem if reduction else problem.replace(reduction=found)
     if problem.reduction == found:
-        for yhat, y in told:
+        for (yhat, _), losses in zip(told, each, strict=True):
             given = jax.tree_util.tree_map(lambda t: jnp.array(of_tensor(t)), yhat)
             at_theirs = predicting(some, given).replace(reduction=found)
-            _compare("losses", at_theirs.pointwise(some.params), _each(loss, yhat, y))
+            _compare("losses", at_theirs.pointwise(some.params), losses)
     return problem
 
 
@@ -80,13 +81,13 @@ def _moved(params: Params, seed: int) -> Params:
     return jax.tree_util.tree_map(moved, params)
 
 
-def _reduction(loss: Any, told: list[tuple[Any, Any]], preferred: str) -> str:
+def _reduction(wholes: list[Any], each: list[Any], preferred: str) -> str:
     """Whether a loss is the mean or the sum of what it gives for the samples one by one, at all of some
     predictions: where all samples have the same loss, or by chance, it may seem to be what it is not."""
     names = {"mean", "sum"}
-    for yhat, y in told:
-        whole = float(loss(yhat, y).double().mean())  # of one that leaves the samples apart
-        values = _each(loss, yhat, y).numpy()
+    for loss, losses in zip(wholes, each, strict=True):
+        whole = float(loss.double().mean())  # of one that leaves the samples apart
+        values = losses.numpy()
         if np.isfinite(whole) and not np.isfinite(values).all():
             raise InputError(
                 "some samples have no loss of their own (ignore_index, a mask): leave them out of the data."
