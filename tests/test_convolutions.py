@@ -9,6 +9,7 @@ from jax import lax
 
 import thalweg as tw
 from thalweg import convolutions
+from thalweg.translation import translated
 from thalweg.tuning import tuned
 
 # of each number of dimensions: JAX's layout, and PyTorch's functions
@@ -51,6 +52,8 @@ def looped(function):
         ((3, 3, 5, 6, 4), (6, 3, 2, 3, 2), {"stride": 2, "padding": 1}),
         ((3, 3, 7, 6, 5), (6, 3, 3, 2, 1), {"dilation": 2, "padding": 2}),
         ((5, 8, 5, 6, 4), (8, 4, 2, 3, 2), {"groups": 2}),
+        ((17, 6, 8, 7), (12, 1, 3, 2), {"groups": 6, "stride": 2, "padding": 1}),
+        ((17, 1, 8, 7), (3, 1, 3, 3), {"padding": 1}),
     ],
 )
 @pytest.mark.parametrize("members", [0, 3])
@@ -91,9 +94,89 @@ def test_transposed_convolutions_too(rng):
 
 
 @pytest.mark.parametrize(
+    ("x", "w", "options"),
+    [
+        ((5, 6, 5, 4), (6, 8, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
+        ((5, 4, 6), (4, 8, 4), {"stride": 3}),
+        ((5, 4, 3, 4, 3), (4, 6, 2, 3, 2), {"stride": 2}),
+        ((5, 6, 5, 4), (6, 1, 3, 2), {"stride": 2, "groups": 6}),
+    ],
+)
+def test_the_way_back_through_transposed_convolutions_is_pytorchs(x, w, options, rng):
+    """To the kernel it is one of spread inputs with a kernel as large as the images."""
+    call = getattr(torch.nn.functional, f"conv_transpose{len(x) - 2}d")
+    x, w = rng.standard_normal(x), rng.standard_normal(w)
+
+    def curved(x, w):
+        return call(x, w, **options).tanh().square().sum()
+
+    ours = translated(curved, lambda: "")
+    found = jax.jit(tuned(looped(jax.grad(ours, (0, 1)))))(x, w)
+    tensors = [torch.tensor(a, requires_grad=True) for a in (x, w)]
+    curved(*tensors).backward()
+    for mine, tensor in zip(found, tensors, strict=True):
+        np.testing.assert_allclose(mine, tensor.grad, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_any_convolution_is_jaxs(seed):
+    """Values, gradients and a curvature product, of settings drawn at random."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 4))
+    groups, summed, made = (int(rng.choice(some)) for some in ([1, 2, 5], [1, 2, 4], [1, 3, 8]))
+    x = rng.standard_normal((rng.integers(1, 6), groups * summed, *rng.integers(4, 8, n)))
+    w = rng.standard_normal((groups * made, summed, *rng.integers(1, 4, n)))
+    layout, kernel, _ = LAYOUTS[n]
+    strides, spread, apart = (tuple(rng.integers(1, 3, n).tolist()) for _ in range(3))
+    padding = rng.integers(-1, 3, (n, 2)).tolist()
+    last = rng.random() < 0.3
+    if last:
+        layout, kernel = layout[:1] + layout[2:] + "C", kernel[2:] + "IO"
+
+    def own(x, w):
+        if last:
+            x, w = jnp.moveaxis(x, 1, -1), jnp.moveaxis(w, (1, 0), (-2, -1))
+        found = lax.conv_general_dilated(
+            x, w, strides, padding, spread, apart, (layout, kernel, layout), groups
+        )
+        return jnp.moveaxis(found, -1, 1) if last else found
+
+    def told(x, w):
+        """The same without a convolution: XLA's own of volumes may end the process."""
+        edges = [(low, high, k - 1) for (low, high), k in zip(padding, spread, strict=True)]
+        x = lax.pad(x, np.float64(0), [(0, 0, 0), (0, 0, 0), *edges])
+        x = x.reshape(len(x), groups, summed, *x.shape[2:])
+        w = w.reshape(groups, made, *w.shape[1:])
+        sizes = [
+            max(0, (length - (k - 1) * step - 1) // stride + 1)
+            for length, k, step, stride in zip(
+                x.shape[3:], w.shape[3:], apart, strides, strict=True
+            )
+        ]
+        total = jnp.zeros((len(x), groups, made, *sizes))
+        for at in np.ndindex(*w.shape[3:]):
+            here = x
+            for axis, (k, step, stride, size) in enumerate(
+                zip(at, apart, strides, sizes, strict=True)
+            ):
+                here = jnp.take(here, k * step + stride * np.arange(size), axis=3 + axis)
+            total += jnp.einsum("ngs...,gms->ngm...", here, w[(..., *at)])
+        return total.reshape(len(x), groups * made, *sizes)
+
+    def everything(function, x, w):
+        slope = jax.grad(lambda x, w: jnp.sum(jnp.sin(function(x, w))), (0, 1))
+        return function(x, w), slope(x, w), jax.jvp(slope, (x, w), (x, w))[1]
+
+    found = jax.jit(tuned(lambda x, w: everything(own, x, w)))(x, w)
+    expected = jax.jit(lambda x, w: everything(told, x, w))(x, w)
+    for mine, theirs in zip(*map(jax.tree_util.tree_leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
     ("x", "w", "dtype"),
     [
-        ((5, 1, 8, 8), (2, 1, 3, 3), "float32"),  # thin
+        ((5, 1, 32, 32), (2, 1, 17, 17), "float32"),  # a large kernel of a thin convolution
         ((5, 3, 8, 8), (6, 3, 3, 3), "bfloat16"),  # for which there is no kernel
     ],
 )
@@ -115,7 +198,7 @@ def test_what_lies_in_order_stays_as_it_is_but_for_volumes():
             x, w, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
         )
 
-    assert arranged(own, jnp.ones((5, 8, 8, 3)), jnp.ones((3, 3, 3, 6))) == 0
+    assert arranged(own, jnp.ones((5, 8, 8, 8)), jnp.ones((3, 3, 8, 16))) == 0
     assert arranged(of_volumes, jnp.ones((5, 4, 8, 8, 3)), jnp.ones((2, 3, 3, 3, 6))) == 1
 
 
