@@ -54,6 +54,8 @@ def looped(function):
         ((5, 8, 5, 6, 4), (8, 4, 2, 3, 2), {"groups": 2}),
         ((17, 6, 8, 7), (12, 1, 3, 2), {"groups": 6, "stride": 2, "padding": 1}),
         ((17, 1, 8, 7), (3, 1, 3, 3), {"padding": 1}),
+        ((17, 3, 9, 10), (3, 1, 7, 8), {"groups": 3, "padding": 3}),
+        ((17, 3, 90), (6, 1, 70), {"groups": 3, "stride": 2}),
     ],
 )
 @pytest.mark.parametrize("members", [0, 3])

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from thalweg.jaxprs import equation_of, in_place_of
@@ -28,6 +28,7 @@ _THIN = 16
 # while there are few of them, and up to forty times as fast as the plain loop.
 _FEW_PAIRS, _FEW_PRODUCTS = 64, 64
 _MOST_PRODUCTS = 256  # of thin ones, whose only other way is the loop
+_UNROLLED = 48  # more take long to compile, and are summed in a loop over the kernel's rows
 
 
 def arranged(equations: Sequence[Any]) -> list[Any]:
@@ -107,23 +108,33 @@ def _by_shifts(x: Any, w: Any, params: dict[str, Any]) -> Any:
     *places, summed, made = w.shape
     _, axis, *along = specs.out_spec
     x = _padded(x, along, params)
-    apart, strides = params["rhs_dilation"], params["window_strides"]
-    steps = list(zip(along, places, apart, strict=True))
-    reach = [x.shape[a] - (n - 1) * step for a, n, step in steps]
-    features = [
-        jnp.expand_dims(lax.slice_in_dim(x, k, None, summed, axis=axis), axis + 1)
-        for k in range(summed)
-    ]
-    shape = [1] * (x.ndim + 1)
-    shape[axis : axis + 2] = groups, made // groups
-    w = w.reshape(*places, summed, *shape)
-    found: Any = 0
-    for at in np.ndindex(*places):
-        window = [slice(None)] * len(shape)
-        for k, (a, _, step), end, stride in zip(at, steps, reach, strides, strict=True):
-            window[a + (a > axis)] = slice(k * step, k * step + end, stride)
-        for k, feature in enumerate(features):
-            found = found + feature[tuple(window)] * w[(*at, k)]
+    # the features of a group stand beside it
+    x = x.reshape(*x.shape[:axis], groups, summed, *x.shape[axis + 1 :])
+    w = w.reshape(*places, summed, groups, made // groups, *[1] * (x.ndim - axis - 2))
+    along = [a + (a > axis) for a in along]
+    rolled = math.prod(places) * summed > _UNROLLED
+
+    def total(x: Any, w: Any, place: int = 0) -> Any:
+        if place == len(places):
+            products = [lax.slice_in_dim(x, k, k + 1, axis=axis + 1) * w[k] for k in range(summed)]
+            return functools.reduce(operator.add, products)
+        a, n, step = along[place], places[place], params["rhs_dilation"][place]
+        reach = x.shape[a] - (n - 1) * step
+
+        def at(k: Any) -> Any:
+            stride = params["window_strides"][place]
+            if isinstance(k, int):
+                here = lax.slice_in_dim(x, k * step, k * step + reach, stride, a)
+            else:
+                here = lax.dynamic_slice_in_dim(x, k * step, reach, a)
+                here = lax.slice_in_dim(here, 0, None, stride, a)
+            return total(here, w[k], place + 1)
+
+        if rolled and place == 0:
+            return lax.fori_loop(1, n, lambda k, found: found + at(k), at(0))
+        return functools.reduce(operator.add, map(at, range(n)))
+
+    found = total(x, w)
     return found.reshape(*found.shape[:axis], made, *found.shape[axis + 2 :])
 
 
