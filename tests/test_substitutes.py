@@ -11,7 +11,9 @@ nn, F = torch.nn, torch.nn.functional
 from torch_checks import same_as_pytorch  # noqa: E402
 
 import thalweg as tw  # noqa: E402
+from thalweg import programs  # noqa: E402
 from thalweg.errors import InputError  # noqa: E402
+from thalweg.problem import in_precision  # noqa: E402
 from thalweg.translation import translated  # noqa: E402
 
 RNG = np.random.default_rng(3)
@@ -137,6 +139,63 @@ def test_interpolation(name):
     assert single.dtype == np.float32
 
 
+def test_what_is_infinite_stays_in_its_place():
+    x = RNG.normal(size=(1, 2, 4, 3))
+    x[0, 0, 1, 1], x[0, 1, 3, 0] = -np.inf, np.nan
+    for how in (
+        {"scale_factor": 2},
+        {"size": (2, 3), "mode": "area"},
+        {"size": 7, "mode": "nearest-exact"},
+    ):
+        found = translated(lambda x, how=how: F.interpolate(x, **how), lambda: "")(jnp.array(x))
+        np.testing.assert_array_equal(found, F.interpolate(torch.tensor(x), **how))
+
+
+def test_interpolation_of_integers_to_tensors_and_of_long_signals():
+    small = RNG.integers(0, 255, size=(1, 2, 3, 4)).astype(np.uint8)
+    found = translated(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), lambda: "")(
+        jnp.array(small)
+    )
+    expected = F.interpolate(torch.tensor(small), scale_factor=2, mode="bilinear")
+    assert (
+        np.abs(np.asarray(found, int) - expected.numpy().astype(int)).max() <= 1
+    )  # PyTorch rounds
+    size = [torch.tensor(6), torch.tensor(8)]
+    same_as_pytorch(lambda x: F.interpolate(x, size=size), small.astype(float))
+    long = RNG.normal(size=(1, 1, 3000))
+    same_as_pytorch(lambda x: F.interpolate(x, scale_factor=2, mode="linear"), long)
+
+
+@pytest.mark.parametrize("mode", ["replicate", "reflect", "circular", "constant"])
+def test_padding_leaves_the_samples_apart(mode):
+    torch.manual_seed(0)
+    x = RNG.normal(size=(2, 3, 5, 6))
+    for pad in ((1, 2), (1, 2, 1, 0), (1, -2, 1, 0)):
+        given = x[..., 0] if len(pad) == 2 else x
+        same_as_pytorch(lambda x, pad=pad: F.pad(x, pad, mode=mode), given)
+    module = nn.Sequential(
+        nn.Conv2d(3, 1, 3, padding=1, padding_mode=mode.replace("constant", "zeros"))
+    )
+    module = nn.Sequential(module, nn.Flatten(), nn.Linear(30, 1)).double()
+    problem = tw.from_torch(module, "mse", RNG.normal(size=(7, 3, 5, 6)), RNG.normal(size=(7, 1)))
+    assert programs.splits(problem, 3)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        torch.lgamma,
+        torch.digamma,
+        lambda x: torch.polygamma(2, x),
+        lambda x: torch.complex(x, x).abs(),
+    ],
+)
+def test_double_precision_stays(function):
+    same_as_pytorch(function, RNG.uniform(0.1, 9, size=(4, 3)))
+    single = translated(function, lambda: "")(jnp.ones(3, jnp.float32))
+    assert single.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("how", [{}, {"size": (3, 3, 3)}, {"size": 4, "mode": "trilinear"}])
 def test_an_interpolation_that_cannot_be_is_pytorchs_error(how):
     with pytest.raises(InputError, match="the code failed: "):
@@ -248,6 +307,53 @@ def test_likelihoods_of_distributions():
     )
     with pytest.raises(ValueError, match="scale"):
         torch.distributions.Normal(0.0, -1.0)
+
+
+LIKELIHOODS = {
+    "Gamma": lambda a, b: torch.distributions.Gamma(a.exp(), b.exp()),
+    "StudentT": lambda a, b: torch.distributions.StudentT(3 + a.exp(), b),
+    "NegativeBinomial": lambda a, b: torch.distributions.NegativeBinomial(a.exp(), logits=b),
+    "Poisson": lambda a, b: torch.distributions.Poisson((a + b).exp()),
+    "Binomial": lambda a, b: torch.distributions.Binomial(9, logits=a + b),
+    "Laplace": lambda a, b: torch.distributions.Laplace(a, b.exp()),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_likelihoods(name):
+    y = RNG.integers(1, 9, size=6).astype(float)
+    same_as_pytorch(
+        lambda a, b, y: LIKELIHOODS[name](a, b).log_prob(y), *RNG.normal(size=(2, 6)), y
+    )
+
+
+def test_a_loss_that_draws_is_refused():
+    module, x, y = nn.Linear(3, 2), torch.randn(6, 3), torch.randn(6, 2)
+    with pytest.raises(InputError, match="in the loss draws random numbers"):
+        tw.from_torch(
+            module, lambda f, y: (torch.distributions.Normal(f, 1.0).rsample() - y).mean(), x, y
+        )
+
+
+def test_what_is_held_follows_the_parameters_precision():
+    """A gradient flow goes in double precision, and PyTorch's layers take numbers of one dtype."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    module[0].weight.requires_grad_(False)
+    x, y = torch.randn(8, 3), torch.randn(8, 1)
+    wide = in_precision(tw.from_torch(module, "mse", x, y), np.float64)
+    expected = F.mse_loss(module.double()(x.double()), y.double())
+    assert float(wide.risk(wide.params)) == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("var", "reduction", "words"),
+    [((6, 2), "mean", "var is of incorrect size"), ((6, 3), "means", "means is not valid")],
+)
+def test_a_likelihood_that_cannot_be_is_pytorchs_error(var, reduction, words):
+    with pytest.raises(InputError, match=words):
+        translated(lambda f, v: F.gaussian_nll_loss(f, f, v, reduction=reduction), lambda: "")(
+            jnp.ones((6, 3)), jnp.ones(var)
+        )
 
 
 def test_a_likelihood_of_impossible_variances_is_pytorchs_error():

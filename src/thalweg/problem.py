@@ -462,12 +462,17 @@ def vector_of(problem: Problem, params: Params) -> Any:
     return problem.flatten(problem.at(params).params)
 
 
+def _holds_entries(problem: Problem) -> bool:
+    """Whether a problem is of a PyTorch module."""
+    return hasattr(identity.written(problem.predict), "held_of")
+
+
 def holding(problem: Problem, entries: Mapping[str, Any]) -> Problem:
     """The problem of a PyTorch module, with what a `state_dict` holds beside the parameters (running
     statistics, frozen weights) in place of its own; another problem as it is."""
-    module = identity.written(problem.predict)
-    if not hasattr(module, "held_of"):
+    if not _holds_entries(problem):
         return problem
+    module = identity.written(problem.predict)
     held = module.held_of(problem.predict.args[0], entries)
     return problem.replace(predict=Partial(problem.predict.func, held))
 
@@ -489,4 +494,8 @@ def in_precision(problem: Problem, dtype: Any) -> Problem:
         problem.init, jnp.promote_types(problem.layout.dtype, dtype)
     )
     x, y, params = promoted((problem.x, problem.y, problem.params), dtype)
-    return problem.replace(x=x, y=y, params=params, init=init)
+    problem = problem.replace(x=x, y=y, params=params, init=init)
+    if not _holds_entries(problem):
+        return problem
+    held = promoted(problem.predict.args[0], dtype)
+    return problem.replace(predict=Partial(problem.predict.func, held))

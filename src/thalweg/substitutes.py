@@ -13,16 +13,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from thalweg.errors import InputError
 from thalweg.kinks import first
+
+_MATRIX = 2**20  # entries of one that interpolates
 
 
 def operations() -> Mapping[Any, Callable[..., Any]]:
     """Functions of arrays by the operation of PyTorch's that each stands for."""
     import torch
-    from torchax.ops.ops_registry import all_aten_ops
+    from torchax.ops.ops_registry import all_aten_ops, all_torch_functions
 
-    aten = torch.ops.aten
+    aten, pad = torch.ops.aten, torch.nn.functional.pad
     convolution = aten.convolution
     return {
         convolution.default: partial(_convolution, all_aten_ops[convolution].func),
@@ -31,10 +35,18 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         torch.rnn_tanh: partial(_recurrent, partial(_rnn, jnp.tanh)),
         torch.rnn_relu: partial(_recurrent, partial(_rnn, jax.nn.relu)),
         torch.nn.functional.interpolate: _interpolate,
+        torch.as_tensor: _as_tensor,
+        torch.Tensor.type_as: lambda x, other: x.astype(other.dtype),
         torch.nn.functional.embedding_bag: _embedding_bag,
+        pad: partial(_pad, all_torch_functions[pad].func),
         aten.adaptive_max_pool2d.default: partial(_adaptive_max_pool, 2),
         aten.adaptive_max_pool3d.default: partial(_adaptive_max_pool, 3),
         torch.nn.functional.gaussian_nll_loss: _gaussian_nll_loss,
+        # in the precision of their arguments
+        aten.complex.default: jax.lax.complex,
+        aten.lgamma.default: jax.scipy.special.gammaln,
+        aten.digamma.default: _digamma,
+        aten.polygamma.default: jax.scipy.special.polygamma,
     }
 
 
@@ -43,37 +55,38 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
 
 def _recurrent(
     cell: Callable[..., Any],
-    x: Any,
-    start: Any,
-    weights: Sequence[Any],
-    biased: bool,
-    layers: int,
+    input: Any,
+    hx: Any,
+    params: Sequence[Any],
+    has_biases: bool,
+    num_layers: int,
     dropout: float,
-    training: bool,
-    both_ways: bool,
+    train: bool,
+    bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Any, ...]:
-    """All layers of `nn.LSTM`, `nn.GRU` or `nn.RNN` as scans over time.
+    """All layers of `nn.LSTM`, `nn.GRU` or `nn.RNN` as scans over time, by PyTorch's names.
 
     Args:
-        x: (time, batch, features), or with `batch_first` (batch, time, features).
-        start: the states at the start, (layers · directions, batch, features) each.
-        weights: those of every layer and direction in turn: for inputs, for the state, two biases, and of
+        input: (time, batch, features), or with `batch_first` (batch, time, features).
+        hx: the states at the start, (layers · directions, batch, features) each.
+        params: those of every layer and direction in turn: for inputs, for the state, two biases, and of
             a projected state its matrix.
 
     Returns:
-        What the last layer gives, shaped as x, and the states at the end, shaped as those at the start.
+        What the last layer gives, shaped as the input, and the states at the end, shaped as `hx`.
     """
     import torchax
 
-    if isinstance(weights, (jax.Array, tuple)):  # a packed sequence, whose arguments are others
+    packed = isinstance(params, (jax.Array, tuple))  # whose arguments are others
+    if packed or (train and dropout):
         raise torchax.tensor.OperatorNotFound
-    states = start if isinstance(start, (tuple, list)) else (start,)
-    x = jnp.swapaxes(x, 0, 1) if batch_first else x
-    directions = 2 if both_ways else 1
-    each = len(weights) // (layers * directions)
+    states = hx if isinstance(hx, (tuple, list)) else (hx,)
+    x = jnp.swapaxes(input, 0, 1) if batch_first else input
+    directions = 2 if bidirectional else 1
+    each = len(params) // (num_layers * directions)
     ends = []
-    for layer in range(layers):
+    for layer in range(num_layers):
         found = []
         for direction in range(directions):
             k = layer * directions + direction
@@ -81,8 +94,8 @@ def _recurrent(
                 cell,
                 x,
                 tuple(state[k] for state in states),
-                weights[k * each : (k + 1) * each],
-                biased,
+                params[k * each : (k + 1) * each],
+                has_biases,
                 backwards=direction == 1,
             )
             found.append(out)
@@ -130,28 +143,43 @@ def _rnn(activation: Callable[[Any], Any], now: Any, before: Any, h: Any) -> tup
     return (activation(now + before),)
 
 
-# Interpolation: gathers, whose way back is a scatter ---------------------------------------------
+# Interpolation: of gathers the way back is a scatter, and here a product --------------------------
 
 
 def _interpolate(
     x: Any, size: Any = None, scale_factor: Any = None, *args: Any, **kwargs: Any
 ) -> Any:
     """One axis after the other, each by the matrix that PyTorch multiplies it with."""
+    import torchax
+
     axes = x.ndim - 2
     sizes, scales = (
         tuple(given) if isinstance(given, (tuple, list)) else (given,) * axes
         for given in (size, scale_factor)
     )
+    if not jnp.issubdtype(x.dtype, jnp.floating) or not _are_small(x.shape[2:], sizes, scales):
+        raise torchax.tensor.OperatorNotFound
     # in a thread of its own, PyTorch computes numbers and not tensors that stand for arrays
     with ThreadPoolExecutor(1) as apart:
         for axis, (size, scale) in enumerate(zip(sizes, scales, strict=True), 2):
             job = apart.submit(_matrix, axes, x.shape[axis], x.dtype, size, scale, *args, **kwargs)
-            along = jnp.tensordot(x, jnp.asarray(job.result(), x.dtype), (axis, 0))
-            x = jnp.moveaxis(along, -1, axis)
+            x = _combined(job.result(), x, axis)
     return x
 
 
-def _matrix(axes: int, n: int, dtype: Any, size: Any, scale: Any, *args: Any, **kwargs: Any) -> Any:
+def _are_small(shape: Sequence[int], sizes: Sequence[Any], scales: Sequence[Any]) -> bool:
+    """Whether the matrices are, and what they are of is numbers."""
+    for n, size, scale in zip(shape, sizes, scales, strict=False):
+        if not all(isinstance(given, (int, float, type(None))) for given in (size, scale)):
+            return False
+        if n * max(n, size or n * (scale or 1)) > _MATRIX:
+            return False
+    return True
+
+
+def _matrix(
+    axes: int, n: int, dtype: Any, size: Any, scale: Any, *args: Any, **kwargs: Any
+) -> np.ndarray:
     """(n, m): what PyTorch interpolates the unit vectors to, along the last of `axes` axes."""
     import torch
 
@@ -162,6 +190,34 @@ def _matrix(axes: int, n: int, dtype: Any, size: Any, scale: Any, *args: Any, **
     units = torch.eye(n, dtype=exact, device="cpu").reshape(n, 1, *last(n, 1))
     out = torch.nn.functional.interpolate(units, last(size, 1), last(scale, 1.0), *args, **kwargs)
     return out.reshape(n, -1).numpy()
+
+
+def _combined(matrix: np.ndarray, x: Any, axis: int) -> Any:
+    """The product of an axis with a sparse matrix (n, m), by a gather, so that what is infinite stays where
+    it is; and its derivative, by the product."""
+    count = max(1, int((matrix != 0).sum(axis=0).max(initial=0)))
+    places = np.argsort(matrix == 0, axis=0, kind="stable")[
+        :count
+    ]  # (count, m), those that count first
+    weights = np.take_along_axis(matrix, places, axis=0)
+    shape = [1] * (x.ndim + 1)
+    shape[axis : axis + 2] = weights.shape
+
+    @jax.custom_jvp
+    def combined(x: Any) -> Any:
+        found = jnp.take(x, places.ravel(), axis=axis)
+        found = found.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
+        some = weights.reshape(shape)
+        return jnp.where(some == 0, 0, found * jnp.asarray(some, x.dtype)).sum(axis)
+
+    @combined.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        (x,), (moved,) = primals, tangents
+        by = jnp.asarray(matrix, x.dtype)
+        moved = jnp.tensordot(moved, by, (axis, 0), precision="highest")
+        return combined(x), jnp.moveaxis(moved, -1, axis)
+
+    return combined(x)
 
 
 # Others ------------------------------------------------------------------------------------------
@@ -187,6 +243,21 @@ def _convolution(
     biases = [None] * groups if bias is None else jnp.split(bias, groups)
     parts = zip(jnp.split(x, groups, channels), jnp.split(weight, groups), biases, strict=True)
     return jnp.concatenate([theirs(*part, *rest, 1) for part in parts], channels)
+
+
+def _pad(
+    theirs: Callable[..., Any], x: Any, pad: Any, mode: str = "constant", value: Any = None
+) -> Any:
+    """torchax's, on the padded axes alone: `jnp.pad` reads the ends of all, and so the last sample."""
+    if mode == "constant":
+        return theirs(x, pad, mode, value)
+    lead = x.ndim - len(pad) // 2
+    padded = jax.vmap(lambda one: theirs(one, pad, mode))(x.reshape(-1, *x.shape[lead:]))
+    return padded.reshape(*x.shape[:lead], *padded.shape[1:])
+
+
+def _digamma(x: Any) -> Any:
+    return jnp.where(x == 0, -jnp.inf, jax.scipy.special.digamma(jnp.where(x == 0, 1, x)))
 
 
 def _adaptive_max_pool(axes: int, x: Any, size: Sequence[int]) -> tuple[Any, Any]:
@@ -222,10 +293,11 @@ def _embedding_bag(
     padding_idx: Any = None,
 ) -> Any:
     """Bags of one size, one for each sample: `bags` is (samples, entries)."""
-    import torchax
-
     if bags.ndim != 2 or max_norm is not None or scale_grad_by_freq:
-        raise torchax.tensor.OperatorNotFound
+        raise InputError(
+            "embedding_bag takes bags of one size as (samples, entries) here, without offsets=, max_norm= or "
+            "scale_grad_by_freq=."
+        )
     entries = weight[bags]
     counted = jnp.ones_like(bags, bool)
     if padding_idx is not None:
@@ -240,15 +312,35 @@ def _embedding_bag(
     return total / jnp.maximum(counted.sum(1), 1) if mode == "mean" else total
 
 
+def _as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
+    import torch
+    from torchax.ops import mappings
+
+    if dtype is None and not isinstance(data, (jax.Array, np.ndarray, np.generic)):
+        floats = np.issubdtype(np.asarray(data).dtype, np.floating)
+        dtype = torch.get_default_dtype() if floats else None
+    return jnp.asarray(data, dtype and mappings.t2j_dtype(dtype))
+
+
 def _gaussian_nll_loss(
     yhat: Any, y: Any, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
 ) -> Any:
-    """PyTorch's looks for variances below zero first, which a program cannot."""
-    if jnp.ndim(var) and jnp.shape(var) != yhat.shape and jnp.shape(var) == yhat.shape[:-1]:
-        var = var[..., None]
-    var = jnp.broadcast_to(jnp.asarray(var, yhat.dtype), jnp.shape(var) or (1,))
+    """PyTorch's looks for variances below zero, which a program cannot."""
+    if isinstance(var, float):
+        if var < 0:
+            raise ValueError("var has negative entry/entries")
+        var = jnp.full_like(yhat, var)
+    if var.shape != yhat.shape:
+        if var.shape == yhat.shape[:-1]:
+            var = var[..., None]
+        elif var.ndim != yhat.ndim or [
+            v for n, v in zip(yhat.shape, var.shape, strict=True) if n != v
+        ] != [1]:
+            raise ValueError("var is of incorrect size")
+    reductions = {"mean": jnp.mean, "sum": jnp.sum, "none": jnp.asarray}
+    if reduction not in reductions:
+        raise ValueError(f"{reduction} is not valid")
     # the bound holds values up, and not their derivative
-    var = var + jax.lax.stop_gradient(jnp.maximum(var, eps) - var)
+    var = jnp.where(var < eps, eps + var - jax.lax.stop_gradient(var), var)
     loss = 0.5 * (jnp.log(var) + jnp.square(yhat - y) / var)
-    loss = loss + 0.5 * math.log(2 * math.pi) if full else loss
-    return {"mean": jnp.mean, "sum": jnp.sum}.get(reduction, lambda each: each)(loss)
+    return reductions[reduction](loss + 0.5 * math.log(2 * math.pi) if full else loss)

@@ -37,7 +37,14 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
         tensors = env.j2t_iso(arguments)
         try:
             # tensors of inference mode are none that torchax can stand for
-            with _undecided(), torch.inference_mode(False), env, torch.device(_UNNAMED):
+            with (
+                _undecided(),
+                # torchax's changes the tensor itself
+                _replaced(torchax.tensor.Tensor, "type_as", lambda x, other: x.to(other.dtype)),
+                torch.inference_mode(False),
+                env,
+                torch.device(_UNNAMED),
+            ):
                 out = function(*tensors)
             return env.t2j_iso(out)
         except torchax.tensor.OperatorNotFound as error:
@@ -45,10 +52,14 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
                 f"the operation {_operation(error)}{where()} has no translation to JAX; write it with "
                 f"other operations, or record a training loop in PyTorch (thalweg.record)."
             ) from error
-        except jax.errors.UnexpectedTracerError as error:
+        except _DrawnError as error:
             raise InputError(
                 f"the code{where()} draws random numbers (dropout by torch.nn.functional, torch.randn), "
                 f"which makes the risk random; leave that out."
+            ) from error
+        except jax.errors.UnexpectedTracerError as error:
+            raise InputError(
+                f"the code{where()} uses a tensor that another call has left behind; make it anew in each."
             ) from error
         except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
             raise InputError(
@@ -62,7 +73,7 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
                 f"the code{where()} uses a tensor that is neither a parameter nor a buffer; make it one "
                 f"with self.register_buffer(name, tensor)."
             ) from error
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
@@ -100,9 +111,10 @@ def _pytorchs_error(function: Callable[..., Any], arguments: Any) -> Exception |
         return torch.empty(leaf.shape, dtype=getattr(torch, str(leaf.dtype)), device="meta")
 
     try:
-        function(*jax.tree_util.tree_map(like, arguments))
+        with _undecided():
+            function(*jax.tree_util.tree_map(like, arguments))
     except Exception as error:  # whatever the user's code raises
-        return error
+        return None if "meta tensors" in str(error) else error
     return None
 
 
@@ -151,9 +163,18 @@ def _environment() -> Any:
 
         return called
 
+    environment.get_and_rotate_prng_key = _refuse_to_draw
     for operation, ours in {**kinks.operations(), **substitutes.operations()}.items():
         environment.override_op_definition(operation, of_tensors(ours))
     return environment
+
+
+class _DrawnError(Exception):
+    """A random number was asked for."""
+
+
+def _refuse_to_draw(generator: Any = None) -> Any:
+    raise _DrawnError
 
 
 @contextmanager
