@@ -191,7 +191,9 @@ def test_padding_leaves_the_samples_apart(mode):
     ],
 )
 def test_double_precision_stays(function):
-    same_as_pytorch(function, RNG.uniform(0.1, 9, size=(4, 3)))
+    # PyTorch's derivative of digamma is off by 1e-9 from SciPy's
+    rounding = 1e-8 if function is torch.digamma else 1e-12
+    same_as_pytorch(function, RNG.uniform(0.1, 9, size=(4, 3)), rounding=rounding)
     single = translated(function, lambda: "")(jnp.ones(3, jnp.float32))
     assert single.dtype == jnp.float32
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,18 @@ _AGREES = 1e-3
 # It is compared at so many other points too, so far away relative to a tensor's size: a layer that starts at
 # zero tells nothing where it starts, and a loss may seem to be a mean there.
 _OTHERS, _AWAY = 2, 0.1
+_NOT_FOLLOWED = (
+    "what autograd is told beside the numbers (a torch.autograd.Function, a hook on a tensor) is not "
+    "followed. For values f(x) with the derivative of g(x) write g(x) + (f(x) - g(x)).detach()."
+)
+
+
+class _Told(NamedTuple):
+    """What PyTorch says of some samples."""
+
+    yhat: Any
+    y: Any
+    slope: dict[str, Any] | None  # of weighted predictions, by parameter
 
 
 class Forward(Protocol):
@@ -30,7 +42,7 @@ class Forward(Protocol):
     known: set[str]  # the tensors that it is evaluated with, by name
 
     def in_torch(self, state: dict[str, Any], x: Any) -> Any:
-        """What PyTorch itself predicts from tensors."""
+        """What PyTorch itself predicts from tensors, with its derivatives."""
         ...
 
 
@@ -39,34 +51,68 @@ def agreed(
 ) -> Problem:
     """The problem with the reduction of the user's loss, once it agrees with PyTorch on a few samples.
 
-    Predictions are compared, and then, at PyTorch's own, the losses: near a minimum a loss is a small
-    difference of large numbers.
+    Predictions are compared, with how they move with the parameters, and then, at PyTorch's own, the losses:
+    near a minimum a loss is a small difference of large numbers.
     """
     some = problem.take(_telling(problem))
+    ours = _Ours(some)
     told = [_torchs_predictions(forward, module, some, some.params)]
-    _compare_predictions("predictions", some, some.params, told[0][0])
+    followed = [ours.compare("predictions", some.params, told[0])]
     for seed in range(_OTHERS):
         params = _moved(some.params, seed)
         try:
-            yhat, y = _torchs_predictions(forward, module, some, params)
+            theirs = _torchs_predictions(forward, module, some, params)
         except InputError:  # not all parameters are possible (a matrix to be factorised)
             continue
-        if all(bool(t.isfinite().all()) for t in jax.tree_util.tree_leaves(yhat)):
-            _compare_predictions("predictions at other parameters", some, params, yhat)
-            told.append((yhat, y))
+        if all(bool(t.isfinite().all()) for t in jax.tree_util.tree_leaves(theirs.yhat)):
+            followed.append(ours.compare("predictions at other parameters", params, theirs))
+            told.append(theirs)
+    # where there is no derivative (a tie at a start of zeros) another convention than ours may hold
+    if not any(followed):
+        raise InputError(f"predictions are PyTorch's, and their derivative is not: {_NOT_FOLLOWED}")
     if isinstance(loss, str):
         return problem
     loss = _on_the_cpu(loss)
-    told = [told[0], *(pair for pair in told[1:] if _is_finite(loss, *pair))]
-    each = [_each(loss, *pair) for pair in told]
-    found = _reduction([loss(*pair) for pair in told], each, problem.reduction)
+    pairs = [(theirs.yhat, theirs.y) for theirs in told]
+    pairs = [pairs[0], *(pair for pair in pairs[1:] if _is_finite(loss, *pair))]
+    each = [_each(loss, *pair) for pair in pairs]
+    wholes = [loss(*pair) for pair in pairs]
+    if any(whole.requires_grad for whole in wholes):
+        raise InputError(
+            "the loss reads parameters by itself (module.parameters(), its own, what forward has left in an "
+            "attribute), which would be constants: give penalty= for what the model's parameters cost, let "
+            "the model return the rest, and freeze what is constant (requires_grad_(False))."
+        )
+    found = _reduction(wholes, each, problem.reduction)
     problem = problem if reduction else problem.replace(reduction=found)
     if problem.reduction == found:
-        for (yhat, _), losses in zip(told, each, strict=True):
+        followed = []
+        for (yhat, y), losses in zip(pairs, each, strict=True):
             given = jax.tree_util.tree_map(lambda t: jnp.array(of_tensor(t)), yhat)
             at_theirs = predicting(some, given).replace(reduction=found)
             _compare("losses", at_theirs.pointwise(some.params), losses)
+            followed.append(_are_followed(some.replace(reduction=found), given, loss, yhat, y))
+        if not any(followed):
+            raise InputError(f"the loss is PyTorch's, and its derivative is not: {_NOT_FOLLOWED}")
     return problem
+
+
+def _are_followed(some: Problem, given: Any, loss: Any, yhat: Any, y: Any) -> bool:
+    """Whether the loss's derivative by the predictions is PyTorch's, as far as there is one."""
+    import torch
+
+    leaves, structure = jax.tree_util.tree_flatten(yhat)
+    if not all(leaf.is_floating_point() for leaf in leaves):
+        return True
+    free = {str(k): leaf.clone().requires_grad_() for k, leaf in enumerate(leaves)}
+    with torch.enable_grad():
+        whole = loss(jax.tree_util.tree_unflatten(structure, free.values()), y)
+        theirs = _slope([whole.mean()], free)
+    if theirs is None:
+        return True
+    ours = jax.grad(lambda given: predicting(some, given).risk(some.params))(given)
+    by = float(_weights(()))
+    return _are_near([by * leaf for leaf in jax.tree_util.tree_leaves(ours)], list(theirs.values()))
 
 
 def _moved(params: Params, seed: int) -> Params:
@@ -164,10 +210,53 @@ def _row(tree: Any, i: int) -> Any:
     return jax.tree_util.tree_map(lambda tensor: tensor[i : i + 1], tree)
 
 
-def _compare_predictions(what: str, some: Problem, params: Params, theirs: Any) -> None:
-    ours = jax.tree_util.tree_leaves(some.predict(params, some.x))
-    for mine, their in zip(ours, jax.tree_util.tree_leaves(theirs), strict=True):
-        _compare(what, mine, their)
+class _Ours:
+    """Predictions and their derivatives as they were translated, in one program."""
+
+    def __init__(self, some: Problem) -> None:
+        self.some = some
+        self._moving = jax.jit(jax.grad(self._weighted, has_aux=True))
+
+    def compare(self, what: str, params: Params, theirs: _Told) -> bool:
+        """An error where predictions are not PyTorch's; whether their derivatives are, or are not known."""
+        leaves = jax.tree_util.tree_leaves(theirs.yhat)
+        try:
+            slope, yhat = self._moving(params, [_weights(leaf.shape) for leaf in leaves])
+        except (
+            Exception
+        ):  # without a derivative, predictions alone; what else was wrong fails again
+            slope, yhat = None, self.some.predict(params, self.some.x)
+        for mine, their in zip(jax.tree_util.tree_leaves(yhat), leaves, strict=True):
+            _compare(what, mine, their)
+        return slope is None or theirs.slope is None or _are_near(slope, theirs.slope)
+
+    def _weighted(self, params: Params, weights: list[Any]) -> tuple[Any, Any]:
+        yhat = self.some.predict(params, self.some.x)
+        leaves = jax.tree_util.tree_leaves(yhat)
+        each = [
+            jnp.sum(jnp.real(leaf * by.astype(leaf.dtype)))
+            for leaf, by in zip(leaves, weights, strict=True)
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        ]
+        return sum(each, jnp.zeros(())), yhat
+
+
+def _weights(shape: Any) -> np.ndarray:
+    """By which predictions are added up, to have one derivative."""
+    return np.random.default_rng(0).standard_normal(tuple(shape))
+
+
+def _are_near(ours: Any, theirs: Any) -> bool:
+    """Whether derivatives agree, which PyTorch may not have everywhere."""
+    pairs = [
+        (np.asarray(mine, float), np.asarray(their, float))
+        for mine, their in zip(*map(jax.tree_util.tree_leaves, (ours, theirs)), strict=True)
+    ]
+    size = max((np.abs(their).max(initial=0) for _, their in pairs), default=0.0)
+    if not np.isfinite(size):
+        return True
+    off = max((np.abs(mine - their).max(initial=0) for mine, their in pairs), default=0.0)
+    return bool(off <= _AGREES * max(size, np.finfo(np.float32).eps))
 
 
 def _compare(what: str, ours: Any, theirs: Any) -> None:
@@ -183,16 +272,16 @@ def _compare(what: str, ours: Any, theirs: Any) -> None:
         )
 
 
-def _torchs_predictions(
-    forward: Forward, module: Any, some: Problem, params: Params
-) -> tuple[Any, Any]:
-    """PyTorch's own predictions at `params`, of the module as the problem evaluates it, and the targets."""
+def _torchs_predictions(forward: Forward, module: Any, some: Problem, params: Params) -> _Told:
+    """PyTorch's own predictions at `params`, of the module as the problem evaluates it."""
     import torch
 
     tensors = (*module.named_parameters(), *module.named_buffers())
     state = {n: torch.tensor(of_tensor(t)) for n, t in tensors if n in forward.known}
     dtype = next(state[n].dtype for n, p in module.named_parameters() if p.requires_grad)
-    state |= {n: torch.tensor(np.array(p)).to(state[n].dtype) for n, p in params.items()}
+    free = {
+        n: torch.tensor(np.array(p)).to(state[n].dtype).requires_grad_() for n, p in params.items()
+    }
 
     def tensor(leaf: Any) -> Any:
         made = torch.tensor(np.array(leaf))
@@ -201,4 +290,30 @@ def _torchs_predictions(
     x, y = jax.tree_util.tree_map(tensor, (some.x, some.y))
     # NumPy's classes may be of 32 bits
     y = jax.tree_util.tree_map(lambda t: t.long() if t.dtype == torch.int32 else t, y)
-    return forward.in_torch(state, x), y
+    with torch.enable_grad():
+        yhat = forward.in_torch(state | free, x)
+        slope = _slope(jax.tree_util.tree_leaves(yhat), free)
+    return _Told(jax.tree_util.tree_map(lambda t: t.detach(), yhat), y, slope)
+
+
+def _slope(leaves: list[Any], free: dict[str, Any]) -> dict[str, Any] | None:
+    """The derivatives of weighted predictions, or of a loss, by PyTorch; None where it has none."""
+    import torch
+
+    each = [
+        (leaf * torch.from_numpy(_weights(leaf.shape)).to(leaf.dtype)).sum()
+        for leaf in leaves
+        if leaf.requires_grad
+    ]
+    try:
+        parts = [part.real.double() if part.is_complex() else part.double() for part in each]
+        total = torch.stack(
+            [*parts, torch.zeros((), dtype=torch.float64, requires_grad=True)]
+        ).sum()
+        found = torch.autograd.grad(total, list(free.values()), allow_unused=True)
+    except Exception:  # written in place, or a user's backward
+        return None
+    return {
+        name: np.zeros(tensor.shape) if by is None else by.double().numpy()
+        for (name, tensor), by in zip(free.items(), found, strict=True)
+    }

@@ -241,13 +241,12 @@ class _Forward:
             return translated(run, self.where)({**held, **params}, args, kwargs)
 
     def in_torch(self, state: dict[str, Any], x: Any) -> Any:
-        """What PyTorch itself predicts, on the CPU, from tensors."""
+        """What PyTorch itself predicts, on the CPU, from tensors, with its derivatives."""
         import torch
 
         args, kwargs = _arguments(x)
         try:
-            with torch.no_grad():
-                return torch.func.functional_call(self.module, state, args, kwargs)
+            return torch.func.functional_call(self.module, state, args, kwargs)
         except Exception as error:  # a module's own code may fail in any way
             raise InputError(
                 f"the code{self.where()} failed in PyTorch: {first_line(error)}."

@@ -41,7 +41,9 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
                 _undecided(),
                 # torchax's changes the tensor itself
                 _replaced(torchax.tensor.Tensor, "type_as", lambda x, other: x.to(other.dtype)),
+                _replaced(torchax.tensor.Tensor, "data", property(lambda x: x.detach())),
                 torch.inference_mode(False),
+                torch.enable_grad(),
                 env,
                 torch.device(_UNNAMED),
             ):
@@ -164,9 +166,33 @@ def _environment() -> Any:
         return called
 
     environment.get_and_rotate_prng_key = _refuse_to_draw
+    _keep_still(environment)
     for operation, ours in {**kinks.operations(), **substitutes.operations()}.items():
         environment.override_op_definition(operation, of_tensors(ours))
     return environment
+
+
+def _keep_still(environment: Any) -> None:
+    """Let what is computed where autograd is off, as in `torch.no_grad()`, have no derivative."""
+    import torch
+    from torch.utils import _pytree
+
+    torchax = _torchax()
+
+    def still(tensor: Any) -> Any:
+        return environment.j2t_iso(jax.lax.stop_gradient(environment.t2j_iso(tensor)))
+
+    class Mode(torchax.tensor.XLAFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            found = super().__torch_function__(func, types, args, kwargs)
+            if torch.is_grad_enabled() or (args and found is args[0]):  # written in place
+                return found
+            kinds = (torchax.tensor.Tensor, torchax.view.View)
+            return _pytree.tree_map_only(kinds, still, found)
+
+    environment._function_mode = Mode(environment)
 
 
 class _DrawnError(Exception):
