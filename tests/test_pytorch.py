@@ -1,6 +1,7 @@
 """The PyTorch door: numbers against PyTorch's own, and nothing of the user's changed."""
 
 import copy
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -800,6 +801,217 @@ class Decides(nn.Module):
 
     def forward(self, x):
         return self.inner(x) if x.sum() > 0 else -self.inner(x)
+
+
+# What autograd is told beside the numbers ---------------------------------------------------------
+
+
+class Gate(nn.Module):
+    """Whose gate has no derivative, by one of PyTorch's ways to say so."""
+
+    def __init__(self, gate):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 1)
+        self.gate = gate
+
+    def forward(self, x):
+        return self.b(self.gate(self.a, x) * x)
+
+
+def off_in_a_block(layer, x):
+    with torch.no_grad():
+        return torch.sigmoid(layer(x))
+
+
+@torch.no_grad()
+def off_in_a_function(layer, x):
+    return torch.sigmoid(layer(x))[:, :1].expand(-1, 4)
+
+
+def off_by_a_switch(layer, x):
+    torch.set_grad_enabled(False)
+    gate = torch.sigmoid(layer(x))
+    torch.set_grad_enabled(True)
+    return gate
+
+
+def off_in_inference(layer, x):
+    with torch.inference_mode():
+        gate = torch.sigmoid(layer(x))
+    return gate.clone()
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        off_in_a_block,
+        off_in_a_function,
+        off_by_a_switch,
+        off_in_inference,
+        lambda layer, x: torch.sigmoid(layer(x)).data,
+        lambda layer, x: torch.sigmoid(layer(x)).detach(),
+    ],
+)
+def test_what_has_no_derivative_in_pytorch_has_none(gate):
+    torch.manual_seed(0)
+    module = Gate(gate).double()
+    x, y = torch.randn(9, 4).double(), torch.randn(9, 1).double()
+
+    def weighted(yhat, y):
+        with torch.no_grad():
+            weights = (yhat - y).abs()
+        return (weights * (yhat - y).square()).mean()
+
+    with torch.no_grad():  # the user's own, around all of it
+        problem = tw.from_torch(module, weighted, x, y)
+        gradient = problem.gradient(problem.params)
+    weighted(module(x), y).backward()
+    for name, parameter in module.named_parameters():
+        expected = 0 if parameter.grad is None else parameter.grad
+        np.testing.assert_allclose(gradient[name], expected, rtol=1e-12, atol=1e-14)
+    assert np.any(gradient["b.weight"])
+
+
+class Sign(torch.autograd.Function):
+    """Straight through."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def hooked(layer, x):
+    h = layer(x)
+    if h.requires_grad:
+        h.register_hook(lambda grad: 2 * grad)
+    return h
+
+
+def clamped_unseen(layer, x):
+    h = layer(x)
+    with torch.no_grad():
+        h.clamp_(min=0)
+    return h
+
+
+@pytest.mark.parametrize("gate", [lambda layer, x: Sign.apply(layer(x)), hooked, clamped_unseen])
+def test_a_derivative_that_is_not_followed_is_refused(gate):
+    torch.manual_seed(0)
+    x, y = torch.randn(9, 4), torch.randn(9, 1)
+    with pytest.raises(InputError, match="predictions are PyTorch's, and their derivative is not"):
+        tw.from_torch(Gate(gate), "mse", x, y)
+    with pytest.raises(InputError, match="the loss is PyTorch's, and its derivative is not"):
+        tw.from_torch(nn.Linear(4, 1), lambda yhat, y: (Sign.apply(yhat) - y).square().mean(), x, y)
+
+
+def test_a_loss_that_reads_parameters_is_refused():
+    class Uncertain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.zeros(()))
+
+        def forward(self, yhat, y):
+            return ((yhat - y).square() * self.scale.exp() - self.scale).mean()
+
+    module, x, y = nn.Linear(4, 1), torch.randn(9, 4), torch.randn(9, 1)
+
+    def regularised(yhat, y):
+        return (yhat - y).square().mean() + sum(p.square().sum() for p in module.parameters())
+
+    for loss in (regularised, Uncertain()):
+        with pytest.raises(InputError, match="give penalty= for what"):
+            tw.from_torch(module, loss, x, y)
+
+
+def test_a_losss_own_frozen_parameters_are_constants():
+    class Judged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.judge = nn.Linear(1, 3).requires_grad_(False)
+
+        def forward(self, yhat, y):
+            return (self.judge(yhat) - self.judge(y)).square().mean()
+
+    module, x, y = nn.Linear(4, 1), torch.randn(9, 4), torch.randn(9, 1)
+    loss = Judged()
+    problem = tw.from_torch(module, loss, x, y)
+    assert problem.size == 5
+    assert float(problem.risk(problem.params)) == pytest.approx(loss(module(x), y).item(), rel=1e-5)
+
+
+def test_what_a_forward_pass_has_left_behind_is_no_obstacle():
+    class Leaves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.seen = nn.Linear(4, 1), None
+
+        def forward(self, x):
+            self.seen = self.layer(x)
+            return self.seen, x.clone().requires_grad_()
+
+    module, x, y = Leaves(), torch.randn(9, 4), torch.randn(9, 1)
+    seen, _ = module(x)
+    problem = tw.from_torch(module, lambda out, y: (out[0] - y).square().mean(), x, y)
+    expected = (seen - y).square().mean()
+    assert float(problem.risk(problem.params)) == pytest.approx(expected.item(), rel=1e-6)
+    assert module.seen is seen
+
+
+class Derives(nn.Module):
+    def __init__(self, way):
+        super().__init__()
+        self.layer, self.way = nn.Linear(4, 1), way
+
+    def forward(self, x):
+        if self.way == "torch.func":
+            return torch.func.vmap(torch.func.grad(lambda x: self.layer(x).tanh()[0]))(x)
+        x = x.requires_grad_()
+        return torch.autograd.grad(self.layer(x).tanh().sum(), x, create_graph=True)[0]
+
+
+@dataclasses.dataclass
+class Out:
+    yhat: torch.Tensor
+
+
+class Returns(nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.layer, self.what = nn.Linear(4, 1), what
+        self.register_buffer("sparse", torch.eye(6).to_sparse() if what == "sparse" else None)
+
+    def forward(self, x):
+        yhat = self.layer(x)
+        return {"dataclass": lambda: Out(yhat), "state": lambda: (yhat, yhat.T),
+                "sparse": lambda: torch.sparse.mm(self.sparse, yhat)}[self.what]()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (Derives("torch.func"), "takes derivatives itself"),
+        (Derives("torch.autograd"), "takes derivatives itself"),
+        (Returns("dataclass"), "returns Out; tensors were expected"),
+        (Returns("state"), r"its output \[1\] has shape \(1, 6\); return what the loss needs"),
+        (Returns("sparse"), r"to_dense\(\)"),
+    ],
+)
+def test_modules_that_cannot_be_translated(module, words):
+    with pytest.raises(InputError, match=words) as raised:
+        tw.from_torch(module, lambda out, y: out[0].mean(), torch.randn(6, 4), torch.randn(6, 1))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_ignored_class_is_named():
+    y = torch.tensor([0, 1, -100, 2, 2, 1])
+    with pytest.raises(
+        InputError, match=r"y holds -100 to 2 \(ignore_index\): leave such samples out"
+    ):
+        tw.from_torch(nn.Linear(4, 3), nn.CrossEntropyLoss(), torch.randn(6, 4), y)
 
 
 def test_bad_input_is_one_line():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thalweg.errors import InputError, first_line
-from thalweg.inputs import of_tensor
+from thalweg.inputs import constants, of_tensor
 from thalweg.params import Params
 from thalweg.problem import Problem, predicting
 
@@ -192,8 +192,8 @@ def _on_the_cpu(loss: Any) -> Any:
     import torch
 
     is_module = isinstance(loss, torch.nn.Module)
-    buffers = loss.named_buffers() if is_module else ()
-    weights = {name: torch.tensor(of_tensor(buffer)) for name, buffer in buffers}
+    held = constants(loss) if is_module else ()
+    weights = {name: torch.tensor(of_tensor(tensor)) for name, tensor in held}
 
     def told(yhat: Any, y: Any) -> Any:
         try:

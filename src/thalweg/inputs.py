@@ -21,6 +21,10 @@ from thalweg import losses, names
 from thalweg.errors import InputError
 from thalweg.params import Layout, Params, path_name
 
+_IGNORED = (
+    " (ignore_index): leave such samples out, or average a sample's others in a loss of your own"
+)
+
 
 @dataclass(frozen=True)
 class InDtype:
@@ -152,8 +156,19 @@ def is_tensor(value: Any) -> bool:
 def of_tensor(tensor: Any) -> np.ndarray:
     """A tensor as an array, in its own memory where it lies on the CPU; bfloat16, which NumPy has not, as
     float32."""
+    if str(tensor.layout) != "torch.strided":
+        raise InputError(f"a tensor is {tensor.layout}; make it dense first, with to_dense().")
     tensor = tensor.detach().cpu()
     return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
+
+
+def constants(loss: Any) -> Iterator[tuple[str, Any]]:
+    """What a loss module of PyTorch's holds that is not trained: buffers, as class weights are, and frozen
+    parameters."""
+    yield from loss.named_buffers()
+    for name, parameter in loss.named_parameters():
+        if not parameter.requires_grad:
+            yield name, parameter
 
 
 def unwrapped(module: Any) -> Any:
@@ -327,7 +342,8 @@ def _check_classes(yhat: Any, y: Any) -> None:
         low, high = int(np.min(y)), int(np.max(y))
         if low < 0 or high >= classes:
             raise InputError(
-                f"cross_entropy: classes go from 0 to {classes - 1}; y holds {low} to {high}."
+                f"cross_entropy: classes go from 0 to {classes - 1}; y holds {low} to {high}"
+                f"{_IGNORED if low == -100 else ''}."
             )
     elif y.shape != yhat.shape:
         raise InputError(
@@ -409,11 +425,13 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
             )
         return
     n = problem.n_samples
-    for leaf in jax.tree_util.tree_leaves(yhat):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(yhat):
         if leaf.shape[:1] != (n,):
+            which = jax.tree_util.keystr(path)
+            leave = "; return what the loss needs, and leave this out" if path else ""
             raise InputError(
-                f"predict(params, x) must return one prediction a sample, {n} along the first "
-                f"axis; it returns shape {leaf.shape}."
+                f"the model must return one prediction a sample, {n} along the first axis; "
+                f"{'its output ' + which if path else 'it'} has shape {leaf.shape}{leave}."
             )
     if losses.is_entrywise(problem.loss) and not (_is_array(yhat) and _is_array(problem.y)):
         raise InputError(

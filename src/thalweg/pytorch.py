@@ -148,6 +148,13 @@ class _Forward:
             for p in module.parameters()
         }
         memo |= {id(b): b.detach().to("meta") for b in module.buffers()}
+        # what a forward pass has left behind cannot be copied
+        memo |= {
+            id(left): left.detach()
+            for layer in module.modules()
+            for left in vars(layer).values()
+            if isinstance(left, torch.Tensor) and left.grad_fn is not None
+        }
         try:
             self.module = copy.deepcopy(module, memo).eval()
         except Exception as error:  # a module's own __deepcopy__ may fail in any way
@@ -288,8 +295,8 @@ class _PerSample:
         import torch
 
         state = {}
-        if isinstance(loss, torch.nn.Module):  # class weights are its buffers
-            state = {name: jnp.array(of_tensor(b)) for name, b in loss.named_buffers()}
+        if isinstance(loss, torch.nn.Module):
+            state = {name: jnp.array(of_tensor(tensor)) for name, tensor in inputs.constants(loss)}
 
         def call(state: Any, yhat: Any, y: Any) -> Any:
             if isinstance(loss, torch.nn.Module):

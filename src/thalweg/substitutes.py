@@ -42,6 +42,11 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         aten.adaptive_max_pool2d.default: partial(_adaptive_max_pool, 2),
         aten.adaptive_max_pool3d.default: partial(_adaptive_max_pool, 3),
         torch.nn.functional.gaussian_nll_loss: _gaussian_nll_loss,
+        torch.linalg.solve: _solve,
+        aten.linalg_householder_product.default: _householder_product,
+        aten.mT.default: lambda x: jnp.swapaxes(x, -1, -2),
+        torch.bucketize: _bucketize,
+        torch.searchsorted: lambda edges, x, **how: _bucketize(x, edges, **how),
         # in the precision of their arguments
         aten.complex.default: jax.lax.complex,
         aten.lgamma.default: jax.scipy.special.gammaln,
@@ -254,6 +259,43 @@ def _pad(
     lead = x.ndim - len(pad) // 2
     padded = jax.vmap(lambda one: theirs(one, pad, mode))(x.reshape(-1, *x.shape[lead:]))
     return padded.reshape(*x.shape[:lead], *padded.shape[1:])
+
+
+def _solve(a: Any, b: Any, *, left: bool = True) -> Any:
+    """A square b is a matrix: torchax takes one as large as a for vectors."""
+    if not left:
+        return jnp.swapaxes(_solve(jnp.swapaxes(a, -1, -2), jnp.swapaxes(b, -1, -2)), -1, -2)
+    is_vector = b.ndim == 1 or (b.ndim == a.ndim - 1 and b.shape == a.shape[:-1])
+    found = jnp.linalg.solve(a, b[..., None] if is_vector else b)
+    return found[..., 0] if is_vector else found
+
+
+def _householder_product(a: Any, tau: Any) -> Any:
+    """The first columns of a product of reflections, one after the other: XLA's own has no derivative."""
+    rows = jnp.arange(a.shape[-2])
+    q = jnp.broadcast_to(jnp.eye(*a.shape[-2:], dtype=a.dtype), a.shape)
+
+    def reflected(q: Any, k: Any) -> Any:
+        v = jnp.take(a, k, axis=-1)
+        v = jnp.where(rows > k, v, (rows == k).astype(a.dtype))
+        along = jnp.einsum("...m,...mn->...n", v.conj(), q)
+        scale = jnp.take(tau, k, axis=-1)[..., None, None]
+        return q - scale * v[..., :, None] * along[..., None, :], None
+
+    return jax.lax.scan(reflected, q, jnp.arange(tau.shape[-1]), reverse=True)[0]
+
+
+def _bucketize(
+    x: Any, edges: Any, *, out_int32: bool = False, right: bool = False, side: str | None = None
+) -> Any:
+    side = side or ("right" if right else "left")
+    find = partial(jnp.searchsorted, side=side)
+    if edges.ndim > 1:
+        rows = edges.reshape(-1, edges.shape[-1]), x.reshape(-1, x.shape[-1])
+        found = jax.vmap(find)(*rows).reshape(x.shape)
+    else:
+        found = find(edges, x)
+    return found.astype(jnp.int32 if out_int32 else jnp.int64)
 
 
 def _digamma(x: Any) -> Any:

@@ -10,6 +10,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import jax
@@ -47,8 +49,14 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
                 env,
                 torch.device(_UNNAMED),
             ):
-                out = function(*tensors)
-            return env.t2j_iso(out)
+                out = env.t2j_iso(function(*tensors))
+            for leaf in jax.tree_util.tree_leaves(out):
+                if not isinstance(leaf, (jax.Array, int, float, complex)):
+                    raise InputError(
+                        f"the code{where()} returns {type(leaf).__name__}; tensors were expected, or tuples, "
+                        f"lists or dictionaries of them."
+                    )
+            return out
         except torchax.tensor.OperatorNotFound as error:
             raise InputError(
                 f"the operation {_operation(error)}{where()} has no translation to JAX; write it with "
@@ -71,6 +79,8 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
         except AssertionError as error:
             if "mixed math" not in str(error):
                 raise
+            if _derives(error):
+                raise _within(where) from error
             raise InputError(
                 f"the code{where()} uses a tensor that is neither a parameter nor a buffer; make it one "
                 f"with self.register_buffer(name, tensor)."
@@ -78,6 +88,8 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
+            if _derives(error):
+                raise _within(where) from error
             raise InputError(
                 f"the code{where()} failed: {first_line(_pytorchs_error(function, arguments) or error)}."
             ) from error
@@ -103,6 +115,21 @@ def _undecided() -> Iterator[None]:
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             distribution.set_default_validate_args(checks)
+
+
+def _derives(error: Exception) -> bool:
+    """Whether code failed where it asked PyTorch for derivatives."""
+    files = (Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__))
+    own = {"eager_transforms.py", "vmap.py", "apis.py"}
+    inside = any(path.parent.name == "_functorch" and path.name in own for path in files)
+    return inside or "does not have a grad_fn" in str(error)
+
+
+def _within(where: Callable[[], str]) -> InputError:
+    return InputError(
+        f"the code{where()} takes derivatives itself (torch.autograd.grad, torch.func), which has no "
+        f"translation; write this model in JAX (thalweg.Problem), where jax.grad may stand inside."
+    )
 
 
 def _pytorchs_error(function: Callable[..., Any], arguments: Any) -> Exception | None:
