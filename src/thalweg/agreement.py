@@ -55,9 +55,8 @@ def agreed(
     near a minimum a loss is a small difference of large numbers.
     """
     some = problem.take(_telling(problem))
-    ours = _Ours(some)
     told = [_torchs_predictions(forward, module, some, some.params)]
-    followed = [ours.compare("predictions", some.params, told[0])]
+    followed = [_compare_predictions("predictions", some, some.params, told[0])]
     for seed in range(_OTHERS):
         params = _moved(some.params, seed)
         try:
@@ -65,7 +64,8 @@ def agreed(
         except InputError:  # not all parameters are possible (a matrix to be factorised)
             continue
         if all(bool(t.isfinite().all()) for t in jax.tree_util.tree_leaves(theirs.yhat)):
-            followed.append(ours.compare("predictions at other parameters", params, theirs))
+            near = _compare_predictions("predictions at other parameters", some, params, theirs)
+            followed.append(near)
             told.append(theirs)
     # where there is no derivative (a tie at a start of zeros) another convention than ours may hold
     if not any(followed):
@@ -110,9 +110,9 @@ def _are_followed(some: Problem, given: Any, loss: Any, yhat: Any, y: Any) -> bo
         theirs = _slope([whole.mean()], free)
     if theirs is None:
         return True
-    ours = jax.grad(lambda given: predicting(some, given).risk(some.params))(given)
     by = float(_weights(()))
-    return _are_near([by * leaf for leaf in jax.tree_util.tree_leaves(ours)], list(theirs.values()))
+    ours = [by * leaf for leaf in jax.tree_util.tree_leaves(_loss_slope(some, given))]
+    return _are_near(ours, list(theirs.values()))
 
 
 def _moved(params: Params, seed: int) -> Params:
@@ -210,28 +210,24 @@ def _row(tree: Any, i: int) -> Any:
     return jax.tree_util.tree_map(lambda tensor: tensor[i : i + 1], tree)
 
 
-class _Ours:
-    """Predictions and their derivatives as they were translated, in one program."""
+def _compare_predictions(what: str, some: Problem, params: Params, theirs: _Told) -> bool:
+    """An error where predictions are not PyTorch's; whether their derivatives are, or are not known."""
+    leaves = jax.tree_util.tree_leaves(theirs.yhat)
+    try:
+        slope, yhat = _moving(some, params, [_weights(leaf.shape) for leaf in leaves])
+    except Exception:  # without a derivative, predictions alone; what else was wrong fails again
+        slope, yhat = None, some.predict(params, some.x)
+    for mine, their in zip(jax.tree_util.tree_leaves(yhat), leaves, strict=True):
+        _compare(what, mine, their)
+    return slope is None or theirs.slope is None or _are_near(slope, theirs.slope)
 
-    def __init__(self, some: Problem) -> None:
-        self.some = some
-        self._moving = jax.jit(jax.grad(self._weighted, has_aux=True))
 
-    def compare(self, what: str, params: Params, theirs: _Told) -> bool:
-        """An error where predictions are not PyTorch's; whether their derivatives are, or are not known."""
-        leaves = jax.tree_util.tree_leaves(theirs.yhat)
-        try:
-            slope, yhat = self._moving(params, [_weights(leaf.shape) for leaf in leaves])
-        except (
-            Exception
-        ):  # without a derivative, predictions alone; what else was wrong fails again
-            slope, yhat = None, self.some.predict(params, self.some.x)
-        for mine, their in zip(jax.tree_util.tree_leaves(yhat), leaves, strict=True):
-            _compare(what, mine, their)
-        return slope is None or theirs.slope is None or _are_near(slope, theirs.slope)
+@jax.jit
+def _moving(some: Problem, params: Params, weights: list[Any]) -> tuple[Params, Any]:
+    """The derivative of weighted predictions, and the predictions."""
 
-    def _weighted(self, params: Params, weights: list[Any]) -> tuple[Any, Any]:
-        yhat = self.some.predict(params, self.some.x)
+    def weighted(params: Params) -> tuple[Any, Any]:
+        yhat = some.predict(params, some.x)
         leaves = jax.tree_util.tree_leaves(yhat)
         each = [
             jnp.sum(jnp.real(leaf * by.astype(leaf.dtype)))
@@ -239,6 +235,14 @@ class _Ours:
             if jnp.issubdtype(leaf.dtype, jnp.inexact)
         ]
         return sum(each, jnp.zeros(())), yhat
+
+    return jax.grad(weighted, has_aux=True)(params)
+
+
+@jax.jit
+def _loss_slope(some: Problem, given: Any) -> Any:
+    """The derivative of the risk by the predictions."""
+    return jax.grad(lambda given: predicting(some, given).risk(some.params))(given)
 
 
 def _weights(shape: Any) -> np.ndarray:
