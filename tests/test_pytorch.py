@@ -943,6 +943,35 @@ def test_a_losss_own_frozen_parameters_are_constants():
     assert float(problem.risk(problem.params)) == pytest.approx(loss(module(x), y).item(), rel=1e-5)
 
 
+def test_complex_predictions_are_compared_whole():
+    class Complex(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 8)
+
+        def forward(self, x):
+            h = torch.view_as_complex(self.layer(x).reshape(-1, 4, 2))
+            return torch.complex(h.real, Sign.apply(h.imag))
+
+    def loss(yhat, y):
+        return (yhat - y).abs().square().mean()
+
+    x, y = torch.randn(9, 4), torch.randn(9, 4)
+    with pytest.raises(InputError, match="their derivative is not"):
+        tw.from_torch(Complex(), loss, x, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_may_round(dtype):
+    for seed in range(4):
+        torch.manual_seed(seed)
+        module = Recurrent(nn.LSTM).to(dtype)
+        problem = tw.from_torch(
+            module, "mse", torch.randn(9, 7, 4).to(dtype), torch.randn(9, 3).to(dtype)
+        )
+        assert np.isfinite(float(problem.risk(problem.params)))
+
+
 def test_what_a_forward_pass_has_left_behind_is_no_obstacle():
     class Leaves(nn.Module):
         def __init__(self):

@@ -19,6 +19,8 @@ _SEARCHED = 2**20  # entries of y in which classes are looked for
 # How far float32 results of the same arithmetic in another order may differ, relative to their size;
 # a wrong translation is off by more than that.
 _AGREES = 1e-3
+_ROUNDINGS = 64  # of half precision
+_STEEPER = 10  # of derivatives, in which more of it adds up
 # It is compared at so many other points too, so far away relative to a tensor's size: a layer that starts at
 # zero tells nothing where it starts, and a loss may seem to be a mean there.
 _OTHERS, _AWAY = 2, 0.1
@@ -230,7 +232,7 @@ def _moving(some: Problem, params: Params, weights: list[Any]) -> tuple[Params, 
         yhat = some.predict(params, some.x)
         leaves = jax.tree_util.tree_leaves(yhat)
         each = [
-            jnp.sum(jnp.real(leaf * by.astype(leaf.dtype)))
+            jnp.sum((jnp.real(leaf) + jnp.imag(leaf) if jnp.iscomplexobj(leaf) else leaf) * by)
             for leaf, by in zip(leaves, weights, strict=True)
             if jnp.issubdtype(leaf.dtype, jnp.inexact)
         ]
@@ -260,15 +262,25 @@ def _are_near(ours: Any, theirs: Any) -> bool:
     if not np.isfinite(size):
         return True
     off = max((np.abs(mine - their).max(initial=0) for mine, their in pairs), default=0.0)
-    return bool(off <= _AGREES * max(size, np.finfo(np.float32).eps))
+    close = _STEEPER * max(map(_closeness, jax.tree_util.tree_leaves(ours)), default=0.0)
+    return bool(off <= close * max(size, np.finfo(np.float32).eps))
+
+
+def _closeness(array: Any) -> float:
+    """How far numbers of this precision may differ."""
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return _AGREES
+    return max(_AGREES, _ROUNDINGS * float(jnp.finfo(array.dtype).eps))
 
 
 def _compare(what: str, ours: Any, theirs: Any) -> None:
-    ours, theirs = np.asarray(ours, float), theirs.double().numpy()
+    close = _closeness(ours)
+    kind = complex if theirs.is_complex() else float
+    ours, theirs = np.asarray(ours, kind), np.asarray(of_tensor(theirs), kind)
     if not np.isfinite(theirs).all():
         raise InputError(f"the {what} in PyTorch are not finite.")
     off = np.abs(ours - theirs).max(initial=0)
-    if not off <= _AGREES * max(np.abs(theirs).max(initial=0), np.finfo(float).tiny):
+    if not off <= close * max(np.abs(theirs).max(initial=0), np.finfo(float).tiny):
         raise InputError(
             f"the {what} differ from PyTorch's by {off:.2g}, so that this model was not translated "
             f"rightly. What is written in place (mul_, masked_fill_) into a view of a tensor is lost: use "
@@ -304,13 +316,13 @@ def _slope(leaves: list[Any], free: dict[str, Any]) -> dict[str, Any] | None:
     """The derivatives of weighted predictions, or of a loss, by PyTorch; None where it has none."""
     import torch
 
-    each = [
-        (leaf * torch.from_numpy(_weights(leaf.shape)).to(leaf.dtype)).sum()
-        for leaf in leaves
-        if leaf.requires_grad
-    ]
     try:
-        parts = [part.real.double() if part.is_complex() else part.double() for part in each]
+        real = [leaf.real + leaf.imag if leaf.is_complex() else leaf for leaf in leaves]
+        parts = [
+            (leaf.double() * torch.from_numpy(_weights(leaf.shape))).sum()
+            for leaf in real
+            if leaf.requires_grad
+        ]
         total = torch.stack(
             [*parts, torch.zeros((), dtype=torch.float64, requires_grad=True)]
         ).sum()

@@ -201,9 +201,7 @@ def _combined(matrix: np.ndarray, x: Any, axis: int) -> Any:
     """The product of an axis with a sparse matrix (n, m), by a gather, so that what is infinite stays where
     it is; and its derivative, by the product."""
     count = max(1, int((matrix != 0).sum(axis=0).max(initial=0)))
-    places = np.argsort(matrix == 0, axis=0, kind="stable")[
-        :count
-    ]  # (count, m), those that count first
+    places = np.argsort(matrix == 0, axis=0, kind="stable")[:count]  # (count, m)
     weights = np.take_along_axis(matrix, places, axis=0)
     shape = [1] * (x.ndim + 1)
     shape[axis : axis + 2] = weights.shape
