@@ -29,7 +29,7 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
     torchax = _torchax()
     import torch
 
-    env = _environment()
+    env, kind = _environment(), torchax.tensor.Tensor
 
     def of_arrays(*arguments: Any) -> Any:
         with ONE_AT_A_TIME:
@@ -41,9 +41,9 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
             # tensors of inference mode are none that torchax can stand for
             with (
                 _undecided(),
-                # torchax's changes the tensor itself
-                _replaced(torchax.tensor.Tensor, "type_as", lambda x, other: x.to(other.dtype)),
-                _replaced(torchax.tensor.Tensor, "data", property(lambda x: x.detach())),
+                # torchax's changes the tensor itself, and keeps its derivative
+                _replaced(kind, "type_as", lambda x, other: x.to(other.dtype)),
+                _replaced(kind, "data", property(lambda x: x.detach(), kind.data.fset)),
                 torch.inference_mode(False),
                 torch.enable_grad(),
                 env,
