@@ -925,6 +925,8 @@ def test_a_loss_that_reads_parameters_is_refused():
     for loss in (regularised, Uncertain()):
         with pytest.raises(InputError, match="give penalty= for what"):
             tw.from_torch(module, loss, x, y)
+        with pytest.raises(InputError, match="give penalty= for what"), torch.no_grad():
+            tw.from_torch(module, loss, x, y)
 
 
 def test_a_losss_own_frozen_parameters_are_constants():
