@@ -25,8 +25,8 @@ _STEEPER = 10  # of derivatives, in which more of it adds up
 # zero tells nothing where it starts, and a loss may seem to be a mean there.
 _OTHERS, _AWAY = 2, 0.1
 _NOT_FOLLOWED = (
-    "what autograd is told beside the numbers (a torch.autograd.Function, a hook on a tensor) is not "
-    "followed. For values f(x) with the derivative of g(x) write g(x) + (f(x) - g(x)).detach()."
+    "a hook on a tensor, and what is written in place where autograd is off, are not followed. For values "
+    "f(x) with the derivative of g(x) write g(x) + (f(x) - g(x)).detach()."
 )
 
 
@@ -217,8 +217,12 @@ def _compare_predictions(what: str, some: Problem, params: Params, theirs: _Told
     leaves = jax.tree_util.tree_leaves(theirs.yhat)
     try:
         slope, yhat = _moving(some, params, [_weights(leaf.shape) for leaf in leaves])
-    except Exception:  # without a derivative, predictions alone; what else was wrong fails again
+    except (
+        Exception
+    ) as error:  # without a derivative, predictions alone; what else was wrong fails again
         slope, yhat = None, some.predict(params, some.x)
+        if isinstance(error, InputError) and theirs.slope is not None:
+            raise  # in a backward of the user's own
     for mine, their in zip(jax.tree_util.tree_leaves(yhat), leaves, strict=True):
         _compare(what, mine, their)
     return slope is None or theirs.slope is None or _are_near(slope, theirs.slope)

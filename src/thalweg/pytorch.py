@@ -24,6 +24,7 @@ from thalweg.errors import InputError, first_line, optional, unknown
 from thalweg.inputs import of_tensor
 from thalweg.params import Params
 from thalweg.problem import Problem
+from thalweg.reruns import Reached
 from thalweg.translation import ONE_AT_A_TIME, translated
 
 _BATCH_NORM = ("frozen", "recomputed")
@@ -241,7 +242,12 @@ class _Forward:
         args, kwargs = _arguments(x)
 
         def run(state: Any, args: Any, kwargs: Any) -> Any:
-            return torch.func.functional_call(self.module, state, args, kwargs)
+            depth = len(self._inside)
+            try:
+                return torch.func.functional_call(self.module, state, args, kwargs)
+            except Reached:
+                del self._inside[depth:]
+                raise
 
         with ONE_AT_A_TIME:
             self.leave()

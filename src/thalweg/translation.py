@@ -10,13 +10,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from traceback import walk_tb
 from typing import Any
 
 import jax
 
-from thalweg import kinks, substitutes
+from thalweg import kinks, reruns, substitutes, transforms
 from thalweg.errors import InputError, first_line, optional
 
 # A module's code runs on the one copy, into which the stand-ins are put: from one thread after another.
@@ -27,29 +25,14 @@ _UNNAMED = "privateuseone"  # what PyTorch calls a device of others' until they 
 def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callable[..., Any]:
     """A function of tensors as one of arrays; `where` says what was at work when it failed."""
     torchax = _torchax()
-    import torch
-
-    env, kind = _environment(), torchax.tensor.Tensor
 
     def of_arrays(*arguments: Any) -> Any:
         with ONE_AT_A_TIME:
             return translate(arguments)
 
     def translate(arguments: Any) -> Any:
-        tensors = env.j2t_iso(arguments)
         try:
-            # tensors of inference mode are none that torchax can stand for
-            with (
-                _undecided(),
-                # torchax's changes the tensor itself, and keeps its derivative
-                _replaced(kind, "type_as", lambda x, other: x.to(other.dtype)),
-                _replaced(kind, "data", property(lambda x: x.detach(), kind.data.fset)),
-                torch.inference_mode(False),
-                torch.enable_grad(),
-                env,
-                torch.device(_UNNAMED),
-            ):
-                out = env.t2j_iso(function(*tensors))
+            out = reruns.Code(_environment(), function, arguments, _as_arrays)()
             for leaf in jax.tree_util.tree_leaves(out):
                 if not isinstance(leaf, (jax.Array, int, float, complex)):
                     raise InputError(
@@ -79,8 +62,6 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
         except AssertionError as error:
             if "mixed math" not in str(error):
                 raise
-            if _derives(error):
-                raise _within(where) from error
             raise InputError(
                 f"the code{where()} uses a tensor that is neither a parameter nor a buffer; make it one "
                 f"with self.register_buffer(name, tensor)."
@@ -88,13 +69,42 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
-            if _derives(error):
-                raise _within(where) from error
+            if "does not have a grad_fn" in str(error):
+                raise InputError(
+                    f"the code{where()} calls backward(), which has no translation; ask for derivatives with "
+                    f"torch.autograd.grad or torch.func.grad."
+                ) from error
             raise InputError(
                 f"the code{where()} failed: {first_line(_pytorchs_error(function, arguments) or error)}."
             ) from error
 
     return of_arrays
+
+
+@contextmanager
+def _as_arrays() -> Iterator[None]:
+    """Where tensors stand for arrays."""
+    import torch
+
+    env, kind = _environment(), _torchax().tensor.Tensor
+    with ExitStack() as stack:
+        stack.enter_context(_undecided())
+        for where, name, instead in (
+            # torchax's changes the tensor itself, and keeps its derivative
+            (kind, "type_as", lambda x, other: x.to(other.dtype)),
+            (kind, "data", property(lambda x: x.detach(), kind.data.fset)),
+            *transforms.replacements(env, translated),
+        ):
+            stack.enter_context(_replaced(where, name, instead))
+        # tensors of inference mode are none that torchax can stand for
+        for context in (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            env,
+            torch.device(_UNNAMED),
+        ):
+            stack.enter_context(context)
+        yield
 
 
 @contextmanager
@@ -117,21 +127,6 @@ def _undecided() -> Iterator[None]:
             distribution.set_default_validate_args(checks)
 
 
-def _derives(error: Exception) -> bool:
-    """Whether code failed where it asked PyTorch for derivatives."""
-    files = (Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__))
-    own = {"eager_transforms.py", "vmap.py", "apis.py"}
-    inside = any(path.parent.name == "_functorch" and path.name in own for path in files)
-    return inside or "does not have a grad_fn" in str(error)
-
-
-def _within(where: Callable[[], str]) -> InputError:
-    return InputError(
-        f"the code{where()} takes derivatives itself (torch.autograd.grad, torch.func), which has no "
-        f"translation; write this model in JAX (thalweg.Problem), where jax.grad may stand inside."
-    )
-
-
 def _pytorchs_error(function: Callable[..., Any], arguments: Any) -> Exception | None:
     """What PyTorch says of arguments of these shapes: a user knows its words rather than JAX's."""
     import torch
@@ -143,7 +138,8 @@ def _pytorchs_error(function: Callable[..., Any], arguments: Any) -> Exception |
         with _undecided():
             function(*jax.tree_util.tree_map(like, arguments))
     except Exception as error:  # whatever the user's code raises
-        return None if "meta tensors" in str(error) else error
+        unlike = ("meta tensors", "does not require grad")  # what has no numbers, or no derivative
+        return None if any(words in str(error) for words in unlike) else error
     return None
 
 
@@ -193,14 +189,15 @@ def _environment() -> Any:
         return called
 
     environment.get_and_rotate_prng_key = _refuse_to_draw
-    _keep_still(environment)
+    _follow(environment)
     for operation, ours in {**kinks.operations(), **substitutes.operations()}.items():
         environment.override_op_definition(operation, of_tensors(ours))
     return environment
 
 
-def _keep_still(environment: Any) -> None:
-    """Let what is computed where autograd is off, as in `torch.no_grad()`, have no derivative."""
+def _follow(environment: Any) -> None:
+    """Let runs know the calls of PyTorch's functions, and what is computed where autograd is off, as in
+    `torch.no_grad()`, have no derivative."""
     import torch
     from torch.utils import _pytree
 
@@ -209,15 +206,23 @@ def _keep_still(environment: Any) -> None:
     def still(tensor: Any) -> Any:
         return environment.j2t_iso(jax.lax.stop_gradient(environment.t2j_iso(tensor)))
 
+    leaves = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)
+
     class Mode(torchax.tensor.XLAFunctionMode):
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            found = super().__torch_function__(func, types, args, kwargs)
-            if torch.is_grad_enabled() or (args and found is args[0]):  # written in place
-                return found
-            kinds = (torchax.tensor.Tensor, torchax.view.View)
-            return _pytree.tree_map_only(kinds, still, found)
+            run = reruns.at_work()
+            if func is torch.autograd.grad:
+                found = run.grad(*args, **(kwargs or {}))
+            else:
+                found = super().__torch_function__(func, types, args, kwargs)
+            if not torch.is_grad_enabled() and not (args and found is args[0]):  # written in place
+                kinds = (torchax.tensor.Tensor, torchax.view.View)
+                found = _pytree.tree_map_only(kinds, still, found)
+            marks = func in leaves
+            run.made(args[0] if marks else found, as_leaves=marks)
+            return found
 
     environment._function_mode = Mode(environment)
 
@@ -233,12 +238,18 @@ def _refuse_to_draw(generator: Any = None) -> Any:
 @contextmanager
 def _replaced(where: Any, name: str, instead: Any) -> Iterator[None]:
     """With something else in the place of an attribute."""
-    own = getattr(where, name)
+    own = vars(where).get(name, _INHERITED)
     setattr(where, name, instead)
     try:
         yield
     finally:
-        setattr(where, name, own)
+        if own is _INHERITED:
+            delattr(where, name)
+        else:
+            setattr(where, name, own)
+
+
+_INHERITED = object()
 
 
 def _unname_device(torchax: Any) -> None:
