@@ -16,9 +16,7 @@ from thalweg.errors import InputError
 from thalweg.reruns import at_work, is_tensor
 
 
-def replacements(
-    env: Any, translated: Callable[..., Any]
-) -> Iterator[tuple[Any, str, Callable[..., Any]]]:
+def replacements(env: Any, translated: Callable[..., Any]) -> Iterator[tuple[Any, str, Any]]:
     """What stands in for PyTorch's own while tensors stand for arrays: a module or class, a name in it, and
     what is called in its place by code at work here.
 
@@ -82,7 +80,8 @@ def replacements(
 
     def apply(kind: Any, *args: Any) -> Any:
         if at_work() is None:
-            return super(_SingleLevelFunction, kind).apply(*args)
+            theirs: Any = super(_SingleLevelFunction, kind)
+            return theirs.apply(*args)
         if kind is CheckpointFunction:  # who saves memory that XLA decides about
             run, _, *rest = args
             return run(*rest)

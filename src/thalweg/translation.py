@@ -206,13 +206,14 @@ def _follow(environment: Any) -> None:
     def still(tensor: Any) -> Any:
         return environment.j2t_iso(jax.lax.stop_gradient(environment.t2j_iso(tensor)))
 
-    leaves = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)
+    attribute: Any = torch.Tensor.requires_grad
+    leaves = (torch.Tensor.requires_grad_, attribute.__set__)
 
     class Mode(torchax.tensor.XLAFunctionMode):
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            run = reruns.at_work()
+            run: Any = reruns.at_work()
             if func is torch.autograd.grad:
                 found = run.grad(*args, **(kwargs or {}))
             else:
