@@ -109,12 +109,8 @@ def _are_followed(some: Problem, given: Any, loss: Any, yhat: Any, y: Any) -> bo
     free = {str(k): leaf.clone().requires_grad_() for k, leaf in enumerate(leaves)}
     with torch.enable_grad():
         whole = loss(jax.tree_util.tree_unflatten(structure, free.values()), y)
-        theirs = _slope([whole.mean()], free)
-    if theirs is None:
-        return True
-    by = float(_weights(()))
-    ours = [by * leaf for leaf in jax.tree_util.tree_leaves(_loss_slope(some, given))]
-    return _are_near(ours, list(theirs.values()))
+        theirs = _slope(whole.mean(), free)
+    return theirs is None or _are_near(_loss_slope(some, given), list(theirs.values()))
 
 
 def _moved(params: Params, seed: int) -> Params:
@@ -312,27 +308,29 @@ def _torchs_predictions(forward: Forward, module: Any, some: Problem, params: Pa
     y = jax.tree_util.tree_map(lambda t: t.long() if t.dtype == torch.int32 else t, y)
     with torch.enable_grad():
         yhat = forward.in_torch(state | free, x)
-        slope = _slope(jax.tree_util.tree_leaves(yhat), free)
+        slope = _slope(_weighted(jax.tree_util.tree_leaves(yhat)), free)
     return _Told(jax.tree_util.tree_map(lambda t: t.detach(), yhat), y, slope)
 
 
-def _slope(leaves: list[Any], free: dict[str, Any]) -> dict[str, Any] | None:
-    """The derivatives of weighted predictions, or of a loss, by PyTorch; None where it has none."""
+def _weighted(leaves: list[Any]) -> Any:
+    """Weighted predictions, added up."""
     import torch
 
-    try:
-        real = [leaf.real + leaf.imag if leaf.is_complex() else leaf for leaf in leaves]
-        parts = [
-            (leaf.double() * torch.from_numpy(_weights(leaf.shape))).sum()
-            for leaf in real
-            if leaf.requires_grad
-        ]
-        total = torch.stack(
-            [*parts, torch.zeros((), dtype=torch.float64, requires_grad=True)]
-        ).sum()
-        found = torch.autograd.grad(total, list(free.values()), allow_unused=True)
-    except Exception:  # written in place, or a user's backward
-        return None
+    real = [leaf.real + leaf.imag if leaf.is_complex() else leaf for leaf in leaves]
+    parts = [(leaf.double() * torch.from_numpy(_weights(leaf.shape))).sum() for leaf in real]
+    return torch.stack(parts).sum()
+
+
+def _slope(total: Any, free: dict[str, Any]) -> dict[str, Any] | None:
+    """The derivatives of a number by PyTorch; None where it fails."""
+    import torch
+
+    found: Any = [None] * len(free)
+    if total.requires_grad:
+        try:
+            found = torch.autograd.grad(total, list(free.values()), allow_unused=True)
+        except Exception:  # written in place, or a user's backward
+            return None
     return {
         name: np.zeros(tensor.shape) if by is None else by.double().numpy()
         for (name, tensor), by in zip(free.items(), found, strict=True)
