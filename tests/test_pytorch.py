@@ -872,29 +872,22 @@ def test_what_has_no_derivative_in_pytorch_has_none(gate):
     assert np.any(gradient["b.weight"])
 
 
-def hooked(layer, x):
+def unseen(layer, x):
+    """A hook on a node of autograd's graph, which is not there where the model is translated."""
     h = layer(x)
-    if h.requires_grad:
-        h.register_hook(lambda grad: 2 * grad)
+    if h.grad_fn is not None:
+        h.grad_fn.register_prehook(lambda slopes: (2 * slopes[0],))
     return h
 
 
-def clamped_unseen(layer, x):
-    h = layer(x)
-    with torch.no_grad():
-        h.clamp_(min=0)
-    return h
-
-
-@pytest.mark.parametrize("gate", [hooked, clamped_unseen])
-def test_a_derivative_that_is_not_followed_is_refused(gate):
+def test_a_derivative_that_is_not_followed_is_refused():
     torch.manual_seed(0)
     x, y = torch.randn(9, 4), torch.randn(9, 1)
     with pytest.raises(InputError, match="predictions are PyTorch's, and their derivative is not"):
-        tw.from_torch(Gate(gate), "mse", x, y)
+        tw.from_torch(Gate(unseen), "mse", x, y)
     with pytest.raises(InputError, match="the loss is PyTorch's, and its derivative is not"):
         tw.from_torch(
-            nn.Linear(4, 1), lambda yhat, y: (hooked(abs, yhat) - y).square().mean(), x, y
+            nn.Linear(4, 1), lambda yhat, y: (unseen(abs, yhat) - y).square().mean(), x, y
         )
 
 
@@ -943,7 +936,7 @@ def test_complex_predictions_are_compared_whole():
 
         def forward(self, x):
             h = torch.view_as_complex(self.layer(x).reshape(-1, 4, 2))
-            return torch.complex(h.real, hooked(abs, h.imag))
+            return torch.complex(h.real, unseen(abs, h.imag))
 
     def loss(yhat, y):
         return (yhat - y).abs().square().mean()

@@ -25,8 +25,8 @@ _STEEPER = 10  # of derivatives, in which more of it adds up
 # zero tells nothing where it starts, and a loss may seem to be a mean there.
 _OTHERS, _AWAY = 2, 0.1
 _NOT_FOLLOWED = (
-    "a hook on a tensor, and what is written in place where autograd is off, are not followed. For values "
-    "f(x) with the derivative of g(x) write g(x) + (f(x) - g(x)).detach()."
+    "what autograd is told beside the numbers (a hook on a node of its graph) is not followed. For values "
+    "f(x) with the derivative of g(x) write g(x) + (f(x) - g(x)).detach(). Anything else please report."
 )
 
 

@@ -21,6 +21,15 @@ def jvp(f: Callable[[Any], Any], point: Any, vector: Any) -> tuple[Any, Any]:
     return jax.jvp(f, (point,), (vector,))
 
 
+def gradient_jvp(f: Callable[[Any], Any], point: Any, vector: Any) -> Any:
+    """H v: how the gradient of f moves along a vector."""
+    gradient = jax.grad(f)
+    # a rule of the user's may be differentiated by itself, by autodiff or by that rule again
+    if _only_reverse(f, point) and _only_reverse(gradient, point):
+        return _by_reverse(gradient, point)[1](vector)
+    return jax.jvp(gradient, (point,), (vector,))[1]
+
+
 def linearize(f: Callable[[Any], Any], point: Any) -> tuple[Any, Callable[[Any], Any]]:
     """f at a point, and v ↦ J v."""
     return (_by_reverse if _only_reverse(f, point) else jax.linearize)(f, point)

@@ -76,7 +76,7 @@ def summed_product(
     """
     losses = losses_of(problem, layout)
     if kind == "hessian":
-        return jax.jvp(jax.grad(lambda w: losses(w).sum()), (point,), (vector,))[1]
+        return forward.gradient_jvp(lambda w: losses(w).sum(), point, vector)
     if kind == "gauss_newton":
         return _gauss_newton(problem, layout, point, vector)
 
@@ -102,14 +102,14 @@ def _gauss_newton(problem: Problem, layout: Layout, point: Any, vector: Any) -> 
         return losses_of(predicting(problem, yhat), layout)(point).sum()
 
     yhat, change = forward.jvp(predicted, point, vector)
-    bent = jax.jvp(jax.grad(loss), (yhat,), (change,))[1]
+    bent = forward.gradient_jvp(loss, yhat, change)
     return jax.vjp(predicted, point)[1](bent)[0]
 
 
 def penalty_product(problem: Problem, layout: Layout, point: Any, vector: Any) -> Any:
     """The penalty's Hessian at `point` (p,), times `vector` (p,)."""
     penalty = problem.penalty
-    return jax.jvp(jax.grad(lambda w: penalty(layout.unflatten(w))), (point,), (vector,))[1]
+    return forward.gradient_jvp(lambda w: penalty(layout.unflatten(w)), point, vector)
 
 
 def whole_product(

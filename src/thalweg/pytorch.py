@@ -249,9 +249,12 @@ class _Forward:
                 del self._inside[depth:]
                 raise
 
+        def free(state: Any, *inputs: Any) -> list[Any]:
+            return [state[name] for name in params]
+
         with ONE_AT_A_TIME:
             self.leave()
-            return translated(run, self.where)({**held, **params}, args, kwargs)
+            return translated(run, self.where, free)({**held, **params}, args, kwargs)
 
     def in_torch(self, state: dict[str, Any], x: Any) -> Any:
         """What PyTorch itself predicts, on the CPU, from tensors, with its derivatives."""

@@ -1,18 +1,18 @@
 """`torch.autograd.grad` in PyTorch code that is translated, by running the code again.
 
 PyTorch differentiates what it has computed, JAX functions. Where code asks for the derivative of u by x, that
-function is the code itself: it is traced once more, and where x was made it goes on with other values.
+function is the code itself: it is traced once more, something is added to x where x is made, and u moves.
 Tensors are known by the call of PyTorch's that made them, counted from the start, which is the same in each
-run. What the code was told when it asked before enters as an argument, and only where u depends on it is it
-derived again.
+run. What the code was told when it asked before enters as an argument, and only where u depends on it, and it
+on x, is it derived again.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import jax
@@ -22,19 +22,20 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from thalweg.errors import InputError
 
-_Place = tuple[int, int]  # the number of a call, and which of the tensors that it returned
+_Place = tuple[int, int]  # the number of a call, and which of the tensors that it made
+_Shift = dict[_Place, Any]  # what is added to tensors where they are made
+_AT_THE_START = -1  # the number of the call that the code itself is
 _thread = threading.local()
 
 
-def at_work() -> _Run | None:
+def at_work() -> Run | None:
     """The innermost run of this thread's."""
     return getattr(_thread, "run", None)
 
 
 class _Question(NamedTuple):
-    """Code asks for the derivatives of Σ weights · outputs by its inputs."""
+    """Code asks for the derivatives of Σ weights · outputs, as PyTorch writes them."""
 
-    inputs: list[Any]
     outputs: list[Any]
     weights: list[Any]
 
@@ -42,7 +43,9 @@ class _Question(NamedTuple):
 class _Asked(NamedTuple):
     """A question of the first run's."""
 
-    places: tuple[_Place, ...]  # of its inputs
+    call: int
+    places: tuple[_Place, ...]  # of its inputs, each once
+    zeros: list[Any]  # shaped as they are
     question: _Question
     batched: bool  # whether weights have one axis more
     told: list[Any]  # the derivatives, and None where no way leads from an input to the outputs
@@ -50,9 +53,6 @@ class _Asked(NamedTuple):
 
 class Reached(BaseException):
     """A run came to the question that it is for."""
-
-    def __init__(self, question: _Question) -> None:
-        self.question = question
 
 
 class Code:
@@ -62,6 +62,7 @@ class Code:
         env: torchax's environment.
         function: of tensors.
         arguments: its arguments, with arrays in the place of tensors.
+        free: of the tensors of the arguments, those that require a derivative; all by default.
         within: a context in which tensors stand for arrays.
     """
 
@@ -70,90 +71,110 @@ class Code:
         env: Any,
         function: Callable[..., Any],
         arguments: Sequence[Any],
+        free: Callable[..., Iterable[Any]] | None,
         within: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        self.env, self.function, self.arguments, self.within = env, function, arguments, within
+        self.env, self.function, self.arguments = env, function, arguments
+        self.free, self.within = free, within
+        self.calls: list[Any] = []  # of PyTorch's functions, in the first run
         self.asked: list[_Asked] = []
         self._programs: dict[Any, _Program] = {}
+        self._known: dict[Any, tuple[_Shift, list[Any]]] = {}  # while a question is answered
 
     def __call__(self) -> Any:
         """What the function returns, in arrays."""
-        return _Run(self)()
+        return Run(self)()
 
-    def answer(self, places: tuple[_Place, ...], question: _Question, batched: bool) -> list[Any]:
+    def answer(
+        self,
+        call: int,
+        places: Sequence[_Place],
+        inputs: list[Any],
+        question: _Question,
+        batched: bool,
+    ) -> list[Any]:
         """What the first run is told."""
-        asked = _Asked(places, question, batched, [])
+        each = dict(zip(places, map(jnp.zeros_like, inputs), strict=True))
+        asked = _Asked(call, tuple(each), list(each.values()), question, batched, [])
         self.asked.append(asked)
         number = len(self.asked) - 1
         found = self._derivatives(number, {})
-        at = dict(zip(places, question.inputs, strict=True))
-        values, told = self._program(number, at).needs("outputs")
+        self._known.clear()
+        values, told = self._program(number, each).needs("outputs")
         for slope, needed in zip(found, values, strict=True):
             asked.told.append(slope if needed or any(map(any, told)) else None)
         return asked.told
 
-    def _derivatives(self, number: int, instead: dict[_Place, Any]) -> list[Any]:
-        """The answer to a question, with other arrays at some places."""
+    def _derivatives(self, number: int, shift: _Shift) -> list[Any]:
+        """The answer to a question, where something is added at some places."""
         asked = self.asked[number]
-        inputs, weights = asked.question.inputs, asked.question.weights
-        if instead:
-            inputs = self._reached("inputs", number, instead)
-            weights = self._reached("weights", number, instead)
+        # what is made later is not seen
+        shift = {place: by for place, by in shift.items() if place[0] < asked.call}
+        if asked.told and not shift:
+            return asked.told
+        key = number, frozenset((place, id(by)) for place, by in shift.items())
+        if key in self._known:
+            return self._known[key][1]
+        weights = self._reached("weights", number, shift) if shift else asked.question.weights
 
-        def outputs(*values: Any) -> list[Any]:
-            there = dict(zip(asked.places, values, strict=True))
-            return self._reached("outputs", number, {**instead, **there})
+        def outputs(*added: Any) -> list[Any]:
+            there = dict(shift)
+            for place, by in zip(asked.places, added, strict=True):
+                there[place] = there[place] + by if place in there else by
+            return self._reached("outputs", number, there)
 
-        _, back = jax.vjp(outputs, *inputs)
-        return list((jax.vmap(back) if asked.batched else back)(weights))
+        _, back = jax.vjp(outputs, *asked.zeros)
+        back = jax.vmap(back) if asked.batched else back
+        found = conjugated(list(back(conjugated(weights))))
+        self._known[key] = shift, found  # the arrays stay, and so do their ids
+        return found
 
-    def _reached(self, part: str, number: int, instead: dict[_Place, Any]) -> list[Any]:
-        """A part of a question, with other arrays at some places."""
-        program = self._program(number, instead)
+    def _reached(self, part: str, number: int, shift: _Shift) -> list[Any]:
+        """A part of a question, where something is added at some places."""
+        program = self._program(number, shift)
         told = []
         for i, needed in enumerate(program.needs(part)[1]):
             known = self.asked[i].told
             if any(needed):
-                new = self._derivatives(i, instead)
+                new = self._derivatives(i, shift)
                 known = [k if k is None else n for k, n in zip(known, new, strict=True)]
             told.append(known)
-        return program(part, [instead[place] for place in program.places], told)
+        return program(part, [shift[place] for place in program.places], told)
 
-    def _program(self, number: int, instead: dict[_Place, Any]) -> _Program:
-        key = number, frozenset(instead)
+    def _program(self, number: int, shift: _Shift) -> _Program:
+        key = number, frozenset(shift)
         if key not in self._programs:
-            self._programs[key] = _Program(self, number, instead)
+            self._programs[key] = _Program(self, number, shift)
         return self._programs[key]
 
 
 class _Program:
-    """A question as a function of arrays at some places, and of what was told before."""
+    """A question as a function of what is added at some places, and of what was told before."""
 
-    def __init__(self, code: Code, number: int, instead: dict[_Place, Any]) -> None:
-        self.places = tuple(instead)
+    def __init__(self, code: Code, number: int, shift: _Shift) -> None:
+        self.places = tuple(shift)
 
-        def asked(values: list[Any], told: list[list[Any]]) -> _Question:
-            try:
-                _Run(code, dict(zip(self.places, values, strict=True)), told)()
-            except Reached as reached:
-                return reached.question
-            raise InputError(
-                "code that asks for derivatives must ask the same each time that it runs."
-            )
+        def asked(added: list[Any], told: list[list[Any]]) -> _Question:
+            run = Run(code, dict(zip(self.places, added, strict=True)), told)
+            with suppress(Reached):
+                run()
+            if run.question is None:
+                raise _other_calls()
+            return run.question
 
-        given = list(instead.values()), [asked.told for asked in code.asked[:number]]
+        given = list(shift.values()), [asked.told for asked in code.asked[:number]]
         self._structure = jax.tree_util.tree_structure(given)
         self._closed, shapes = jax.make_jaxpr(asked, return_shape=True)(*given)
         self._sizes = dict(zip(_Question._fields, map(len, shapes), strict=True))
 
     def needs(self, part: str) -> tuple[list[bool], list[list[bool]]]:
-        """Which values, and what of what was told, a part depends on."""
-        values, told = jax.tree_util.tree_unflatten(self._structure, self._alone(part)[1])
-        return values, [[bool(needed) for needed in each] for each in told]
+        """Which of what is added, and of what was told, a part depends on."""
+        added, told = jax.tree_util.tree_unflatten(self._structure, self._alone(part)[1])
+        return added, [[bool(needed) for needed in each] for each in told]
 
-    def __call__(self, part: str, values: list[Any], told: list[list[Any]]) -> list[Any]:
+    def __call__(self, part: str, added: list[Any], told: list[list[Any]]) -> list[Any]:
         closed, needed = self._alone(part)
-        given = jax.tree_util.tree_leaves((values, told))
+        given = jax.tree_util.tree_leaves((added, told))
         return jaxpr_as_fun(closed)(*itertools.compress(given, needed))
 
     def _alone(self, part: str) -> tuple[ClosedJaxpr, list[bool]]:
@@ -162,12 +183,12 @@ class _Program:
         return ClosedJaxpr(program, self._closed.consts), needed
 
 
-class _Run:
+class Run:
     """One run of some code.
 
     Args:
         code: what runs.
-        instead: arrays that tensors have from some places on.
+        shift: what is added at some places.
         told: the answers to earlier questions; the run ends at the next one (`Reached`). None in the first
             run, which is told all.
     """
@@ -175,41 +196,105 @@ class _Run:
     def __init__(
         self,
         code: Code,
-        instead: dict[_Place, Any] | None = None,
+        shift: _Shift | None = None,
         told: Sequence[list[Any]] | None = None,
     ) -> None:
         self.code, self.told = code, told
-        self.instead = instead or {}
-        self._calls, self._questions = itertools.count(), itertools.count()
+        self.shift = shift or {}
+        self.question: _Question | None = None
+        self._call = _AT_THE_START
+        self._questions = itertools.count()
+        self._depth = 0
 
     def __call__(self) -> Any:
         outer, _thread.run = at_work(), self
+        env, code = self.code.env, self.code
         try:
-            with self.code.within():
-                arguments = self.code.env.j2t_iso(self.code.arguments)
-                self.made(arguments)
-                return self.code.env.t2j_iso(self.code.function(*arguments))
+            with code.within():
+                arguments = env.j2t_iso(code.arguments)
+                free = arguments if code.free is None else code.free(*arguments)
+                wanted = {id(tensor) for tensor in _tensors(free)}
+                for k, tensor in enumerate(_tensors(arguments)):
+                    self._place(tensor, k, id(tensor) in wanted)
+                return env.t2j_iso(code.function(*arguments))
         finally:
             _thread.run = outer
 
-    def made(self, tensors: Any, as_leaves: bool = False) -> None:
-        """Number a call, and so what it made: tensors, or those that are marked as ones to derive by."""
-        from torch.utils import _pytree
-        from torchax.tensor import Tensor
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Where a function runs that JAX derives or maps."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
 
-        number = next(self._calls)
-        for k, tensor in enumerate(_pytree.tree_leaves(tensors)):
-            if not is_tensor(tensor):
-                continue
-            known = getattr(tensor, "_made", None)
-            if known and known.holds(tensor) and (known.as_leaf or not as_leaves):
-                continue
-            if (number, k) in self.instead:
-                tensor.__class__ = Tensor  # a view has no values of its own
-                tensor._elem = self.instead[number, k]
-            tensor._made = _Made((number, k), getattr(tensor, "_elem", None), as_leaves)
+    def call(self, func: Any, args: Any, kwargs: Any, theirs: Callable[..., Any]) -> Any:
+        """A call of PyTorch's: what is asked of autograd, or what `theirs` does. `func` is a function of
+        tensors, or the name of one of functions."""
+        import torch
 
-    def grad(
+        self._call += 1
+        if self.told is None:
+            self.code.calls.append(func)
+        elif self.question is None and func not in self.code.calls[self._call : self._call + 1]:
+            raise _other_calls()
+        number = self._call
+        closes = isinstance(func, str)  # over tensors that it is not given
+        ours = self._of_autograd(func)
+        if ours is not None:
+            return ours(*args, **kwargs)
+        marked = not closes and kwargs.pop("requires_grad", False)
+        found = theirs(*args, **kwargs)
+        needs = torch.is_grad_enabled() and (
+            closes or any(map(needs_gradient, _tensors((args, kwargs))))
+        )
+        needs = needs and func not in (torch.Tensor.detach, torch.detach)
+        for k, tensor in enumerate(_tensors(found)):
+            made = getattr(tensor, "_made", None)
+            if made is None or not made.holds(self.code, tensor):
+                self._place(tensor, k, needs or marked, number)
+        return found
+
+    def _of_autograd(self, func: Any) -> Callable[..., Any] | None:
+        import torch
+
+        attribute: Any = torch.Tensor.requires_grad
+        if func in (torch.Tensor.backward, torch.autograd.backward):
+            raise InputError(
+                "backward() inside a model has no translation; ask for derivatives with torch.autograd.grad "
+                "or torch.func.grad."
+            )
+        return {
+            torch.autograd.grad: self._grad,
+            torch.Tensor.requires_grad_: self._mark,
+            torch.Tensor.detach_: lambda tensor: self._mark(tensor, False),
+            torch.detach_: lambda tensor: self._mark(tensor, False),
+            attribute.__set__: self._mark,
+            attribute.__get__: lambda tensor, *_: needs_gradient(tensor),
+        }.get(func)
+
+    def _mark(self, tensor: Any, requires_grad: bool = True) -> Any:
+        """`requires_grad_`: from here on a tensor is one to derive by, or one without a derivative."""
+        if requires_grad != needs_gradient(tensor):
+            if requires_grad and not tensor.is_floating_point() and not tensor.is_complex():
+                raise RuntimeError(
+                    "only Tensors of floating point and complex dtype can require gradients"
+                )
+            if not requires_grad:
+                _become(tensor, jax.lax.stop_gradient(tensor.jax()))
+            self._place(tensor, 0, requires_grad)
+        return tensor
+
+    def _place(self, tensor: Any, k: int, needs: bool, number: int | None = None) -> None:
+        """Know a tensor by the call that made it, and add what there is to add."""
+        place = (self._call if number is None else number), k
+        if place in self.shift:
+            _become(tensor, tensor.jax() + self.shift[place])
+        numeric = tensor.is_floating_point() or tensor.is_complex()
+        tensor._made = _Made(self.code, place, source(tensor)._elem, needs and numeric)
+
+    def _grad(
         self,
         outputs: Any,
         inputs: Any,
@@ -222,65 +307,71 @@ class _Run:
         materialize_grads: bool = False,
     ) -> tuple[Any, ...]:
         """`torch.autograd.grad`."""
+        if self._depth:
+            raise InputError(
+                "torch.autograd.grad inside a function that torch.func derives or maps has no translation; "
+                "use torch.func.grad there."
+            )
+        call = self._call
         outputs, inputs = map(_listed, (outputs, inputs))
         weights = _listed(grad_outputs) if grad_outputs is not None else [None] * len(outputs)
         question = _Question(
-            [tensor.jax() for tensor in inputs],
             [tensor.jax() for tensor in outputs],
             [_weight(*pair) for pair in zip(weights, outputs, strict=True)],
         )
+        arrays = [tensor.jax() for tensor in inputs]
+        places = [self._place_of(tensor) for tensor in inputs]
         number = next(self._questions)
         if self.told is None:
-            told = self.code.answer(tuple(map(_place, inputs)), question, is_grads_batched)
+            told = self.code.answer(call, places, arrays, question, is_grads_batched)
         elif number < len(self.told):
             told = self.told[number]
         else:
-            raise Reached(question)
-        if not (allow_unused or materialize_grads) and any(slope is None for slope in told):
+            self.question = self.question or question  # code may catch all exceptions there are
+            raise Reached
+        by_place = dict(zip(dict.fromkeys(places), told, strict=True))
+        found = [by_place[place] for place in places]
+        if not (allow_unused or materialize_grads) and any(slope is None for slope in found):
             raise RuntimeError(
                 "One of the differentiated Tensors appears to not have been used in the graph. Set "
                 "allow_unused=True if this is the desired behavior."
             )
         if materialize_grads:
-            pairs = zip(told, question.inputs, strict=True)
-            told = [jnp.zeros_like(x) if slope is None else slope for slope, x in pairs]
-        if not create_graph:
-            told = jax.lax.stop_gradient(told)
-        return tuple(self.code.env.j2t_iso(told))
+            pairs = zip(found, arrays, strict=True)
+            found = [jnp.zeros_like(x) if slope is None else slope for slope, x in pairs]
+        tensors = self.code.env.j2t_iso(found if create_graph else jax.lax.stop_gradient(found))
+        for k, tensor in enumerate(tensors):
+            if tensor is not None:
+                self._place(tensor, k, create_graph, call)
+        return tuple(tensors)
+
+    def _place_of(self, tensor: Any) -> _Place:
+        made = getattr(tensor, "_made", None)
+        if made is None or not made.holds(self.code, tensor):
+            raise InputError(
+                "torch.autograd.grad takes derivatives by tensors that x.requires_grad_() was called of, or "
+                "that PyTorch's operations return, if nothing is written into them afterwards."
+            )
+        return made.place
 
 
 class _Made(NamedTuple):
     """Where a tensor was made, and of what array it then was."""
 
+    code: Code
     place: _Place
     array: Any
-    as_leaf: bool
+    needs: bool  # whether it requires a derivative
 
-    def holds(self, tensor: Any) -> bool:
-        """Whether nothing was written into the tensor since."""
-        return getattr(tensor, "_elem", None) is self.array
+    def holds(self, code: Code, tensor: Any) -> bool:
+        """Whether it was made in this code, and nothing was written into it since."""
+        return self.code is code and self.array is source(tensor)._elem
 
 
-def _place(tensor: Any) -> _Place:
+def needs_gradient(tensor: Any) -> bool:
+    """What PyTorch would say of a tensor that stands for an array."""
     made = getattr(tensor, "_made", None)
-    if made is None or not made.holds(tensor):
-        raise InputError(
-            "torch.autograd.grad takes derivatives by tensors that x.requires_grad_() was called of, or that "
-            "PyTorch's operations return, if nothing is written into them afterwards."
-        )
-    return made.place
-
-
-def _weight(weight: Any, output: Any) -> Any:
-    if weight is not None:
-        return weight.jax()
-    if output.numel() != 1:
-        raise RuntimeError("grad can be implicitly created only for scalar outputs")
-    return jnp.ones_like(output.jax())
-
-
-def _listed(tensors: Any) -> list[Any]:
-    return [tensors] if is_tensor(tensors) else list(tensors)
+    return made is not None and made.needs
 
 
 def is_tensor(value: Any) -> bool:
@@ -289,3 +380,54 @@ def is_tensor(value: Any) -> bool:
     from torchax.view import View
 
     return isinstance(value, (Tensor, View))
+
+
+def conjugated(arrays: list[Any]) -> list[Any]:
+    """PyTorch's derivative by a complex number is the conjugate of JAX's."""
+    return [jnp.conj(a) if jnp.iscomplexobj(a) else a for a in arrays]
+
+
+def _other_calls() -> InputError:
+    return InputError(
+        "code that asks for derivatives must call the same of PyTorch's functions each time that it runs."
+    )
+
+
+def _tensors(tree: Any) -> list[Any]:
+    from torch.utils import _pytree
+
+    return [leaf for leaf in _pytree.tree_leaves(tree) if is_tensor(leaf)]
+
+
+def source(tensor: Any) -> Any:
+    """The tensor that a tensor is a view of, or itself."""
+    while hasattr(tensor, "parent"):
+        tensor = tensor.parent
+    return tensor
+
+
+def written(tensor: Any, array: Any) -> None:
+    """Let a tensor be another array from now on, in the same place."""
+    _become(tensor, array)
+    if made := getattr(tensor, "_made", None):
+        tensor._made = made._replace(array=array)
+
+
+def _become(tensor: Any, array: Any) -> None:
+    """A view has no values of its own."""
+    from torchax.tensor import Tensor
+
+    tensor.__class__ = Tensor
+    tensor._elem = array
+
+
+def _weight(weight: Any, output: Any) -> Any:
+    if weight is not None:
+        return weight.jax().astype(output.jax().dtype)
+    if output.numel() != 1:
+        raise RuntimeError("grad can be implicitly created only for scalar outputs")
+    return jnp.ones_like(output.jax())
+
+
+def _listed(tensors: Any) -> list[Any]:
+    return [tensors] if is_tensor(tensors) else list(tensors)

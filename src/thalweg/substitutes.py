@@ -36,6 +36,9 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         torch.rnn_relu: partial(_recurrent, partial(_rnn, jax.nn.relu)),
         torch.nn.functional.interpolate: _interpolate,
         torch.as_tensor: _as_tensor,
+        torch.detach: jax.lax.stop_gradient,
+        torch.Tensor.detach: jax.lax.stop_gradient,
+        aten.detach.default: jax.lax.stop_gradient,  # torchax's keeps the derivative
         torch.Tensor.type_as: lambda x, other: x.astype(other.dtype),
         torch.nn.functional.embedding_bag: _embedding_bag,
         pad: partial(_pad, all_torch_functions[pad].func),

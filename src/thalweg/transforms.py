@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from thalweg.errors import InputError
-from thalweg.reruns import at_work, is_tensor
+from thalweg.reruns import at_work, conjugated, is_tensor, needs_gradient, written
 
 
 def replacements(env: Any, translated: Callable[..., Any]) -> Iterator[tuple[Any, str, Any]]:
@@ -26,119 +27,187 @@ def replacements(env: Any, translated: Callable[..., Any]) -> Iterator[tuple[Any
     """
     import torch
     from torch._functorch import apis, eager_transforms
+    from torch._functorch.vmap import _process_batched_inputs
     from torch.autograd.function import _SingleLevelFunction
+    from torch.utils import _pytree
     from torch.utils.checkpoint import CheckpointFunction
+    from torchax.tensor import Tensor
+    from torchax.view import View
 
     def grad_and_value(f: Any, argnums: Any, has_aux: bool, args: Any, kwargs: Any) -> Any:
-        derived = jax.value_and_grad(_of_arrays(env, f, kwargs), argnums, has_aux)
-        value, slope = derived(*env.t2j_iso(args))
-        return _kept(env, (slope, value))
+        g = _Flat(env, functools.partial(f, **kwargs), args, argnums, has_aux)
+        value, back, aux = jax.vjp(g, *g.arrays, has_aux=True)
+        if [v.shape for v in value] != [()]:
+            raise RuntimeError("grad(f)(*args): Expected f(*args) to return a scalar tensor")
+        slopes = conjugated(list(back(list(map(jnp.ones_like, value)))))
+        out = g.outputs(value)
+        return g.inputs(slopes), (out, g.others(aux)) if has_aux else out
 
     def vmap(
         f: Any, in_dims: Any, out_dims: Any, _: Any, __: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        mapped = jax.vmap(_of_arrays(env, f, kwargs), in_dims, out_dims)
-        return env.j2t_iso(mapped(*env.t2j_iso(args)))
+        g = _Flat(env, functools.partial(f, **kwargs), args)
+        axes, leaves = _process_batched_inputs(in_dims, args, f)[1:3]
+        axes = [axis for axis, leaf in zip(axes, leaves, strict=True) if is_tensor(leaf)]
+        mapped, _ = jax.vmap(g, axes)(*g.arrays)
+        places: Any = _pytree._broadcast_to_and_flatten(out_dims, g.out)
+        pairs = zip(mapped, places, strict=True)
+        return g.outputs([jnp.moveaxis(array, 0, place) for array, place in pairs])
 
     def vjp(f: Any, *primals: Any, argnums: Any = None, has_aux: bool = False) -> Any:
-        f, some = _by(env, f, primals, argnums)
-        value, back, *aux = jax.vjp(f, *some, has_aux=has_aux)
+        g = _Flat(env, f, primals, argnums, has_aux)
+        value, back, aux = jax.vjp(g, *g.arrays, has_aux=True)
 
         def pulled(slopes: Any, **_: Any) -> Any:
-            found = _kept(env, back(env.t2j_iso(slopes)))
-            return found[0] if isinstance(argnums, int) else found
+            pairs = zip(env.t2j_iso(_pytree.tree_leaves(slopes)), value, strict=True)
+            given = conjugated([slope.astype(v.dtype) for slope, v in pairs])
+            return g.inputs(conjugated(list(back(given))))
 
-        return (_kept(env, value), pulled, *env.j2t_iso(aux))
+        return (g.outputs(value), pulled, *([g.others(aux)] if has_aux else []))
 
     def jvp(f: Any, primals: Any, tangents: Any, argnums: Any, *, has_aux: bool, **_: Any) -> Any:
-        f, some = _by(env, f, primals, argnums)
-        return _kept(env, jax.jvp(f, some, tuple(env.t2j_iso(tangents)), has_aux=has_aux))
+        g = _Flat(env, f, primals, argnums, has_aux)
+        moved = env.t2j_iso(_pytree.tree_leaves(tangents))
+        value, slope, aux = jax.jvp(g, g.arrays, moved, has_aux=True)
+        return (g.outputs(value), g.outputs(slope), *([g.others(aux)] if has_aux else []))
 
     def basis(tensors: Any, sizes: Any, chunk_size: Any = None) -> Any:
+        for part in flat_basis(tensors, sizes, chunk_size):
+            yield tuple(u.reshape(-1, *t.shape) for u, t in zip(part, tensors, strict=True))
+
+    def flat_basis(tensors: Any, sizes: Any, chunk_size: Any = None) -> Any:
         ends = list(itertools.accumulate(sizes))
         eye = jnp.eye(ends[-1])
         for start in range(0, ends[-1], chunk_size or ends[-1]):
-            rows = eye[start : start + (chunk_size or ends[-1])]
-            parts = zip(jnp.split(rows, ends[:-1], axis=1), tensors, strict=True)
-            yield tuple(
-                env.j2t_iso(part.astype(t.jax().dtype)).reshape(-1, *t.shape) for part, t in parts
-            )
-
-    def grad(
-        outputs: Any,
-        inputs: Any,
-        grad_outputs: Any = None,
-        create_graph: bool = False,
-        retain_graph: Any = None,
-        is_grads_batched: bool = False,
-    ) -> Any:
-        how = {"create_graph": create_graph, "is_grads_batched": is_grads_batched}
-        return torch.autograd.grad(outputs, inputs, grad_outputs, allow_unused=True, **how)
-
-    def new(inputs: Any, create_graph: bool, need_graph: bool) -> Any:
-        return tuple(x.view_as(x) if create_graph else x.detach().requires_grad_() for x in inputs)
+            rows = jnp.split(eye[start : start + (chunk_size or ends[-1])], ends[:-1], axis=1)
+            pairs = zip(rows, tensors, strict=True)
+            yield env.j2t_iso(tuple(part.astype(t.jax().dtype) for part, t in pairs))
 
     def apply(kind: Any, *args: Any) -> Any:
-        if at_work() is None:
+        run = at_work()
+        if run is None:
             theirs: Any = super(_SingleLevelFunction, kind)
             return theirs.apply(*args)
         if kind is CheckpointFunction:  # who saves memory that XLA decides about
-            run, _, *rest = args
-            return run(*rest)
-        return _applied(env, translated, kind, args)
+            function, _, *rest = args
+            return function(*rest)
+        return run.call("apply", args, {}, functools.partial(_applied, env, translated, kind))
 
+    def register_hook(tensor: Any, hook: Callable[..., Any]) -> Any:
+        class Hook(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, x: Any) -> Any:
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx: Any, *slopes: Any) -> Any:
+                found = hook(*slopes)
+                return slopes if found is None else found
+
+        written(tensor, _applied(env, translated, Hook, tensor).jax())
+        return torch.utils.hooks.RemovableHandle(OrderedDict())
+
+    yield Tensor, "register_hook", register_hook
+    yield View, "register_hook", register_hook
     for where, name, ours in (
         (apis, "vmap_impl", vmap),
         (eager_transforms, "grad_and_value_impl", grad_and_value),
         (eager_transforms, "_vjp_with_argnums", vjp),
         (eager_transforms, "_jvp_with_argnums", jvp),
         (eager_transforms, "_chunked_standard_basis_for_", basis),
-        (torch.autograd.functional, "_autograd_grad", grad),
-        (torch.autograd.functional, "_grad_preprocess", new),
+        (
+            torch.autograd.functional,
+            "_construct_standard_basis_for",
+            lambda *of: next(flat_basis(*of)),
+        ),
     ):
-        yield where, name, functools.partial(_here, ours, getattr(where, name))
+        yield where, name, functools.partial(_here, name, ours, getattr(where, name))
     yield _SingleLevelFunction, "apply", classmethod(apply)
 
 
-def _here(ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _here(
+    name: str, ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     """Ours for code at work in this thread; others may train with PyTorch meanwhile."""
-    return (theirs if at_work() is None else ours)(*args, **kwargs)
+    run = at_work()
+    return theirs(*args, **kwargs) if run is None else run.call(name, args, kwargs, ours)
 
 
-def _of_arrays(env: Any, f: Callable[..., Any], kwargs: Any) -> Callable[..., Any]:
-    """A function of tensors as one of arrays, right here; autograd is on in it."""
-    import torch
+class _Flat:
+    """A function of tensors as one of arrays, right here: those of some of its arguments, in PyTorch's order
+    (JAX sorts dictionaries). It returns a list of arrays, and one of what comes beside it.
 
-    def of_arrays(*args: Any) -> Any:
-        with torch.enable_grad():
-            return env.t2j_iso(f(*env.j2t_iso(args), **kwargs))
+    Args:
+        argnums: which arguments: one, several, or by default all.
+        has_aux: whether the function returns a pair.
+    """
 
-    return of_arrays
+    def __init__(
+        self,
+        env: Any,
+        f: Callable[..., Any],
+        args: Sequence[Any],
+        argnums: Any = None,
+        has_aux: bool = False,
+    ) -> None:
+        from torch.utils import _pytree
 
+        self.env, self.f, self.args, self.argnums, self.has_aux = env, f, args, argnums, has_aux
+        every = range(len(args)) if argnums is None else argnums
+        self.numbers = (every,) if isinstance(every, int) else tuple(every)
+        some = tuple(args[number] for number in self.numbers)
+        self.leaves, self.structure = _pytree.tree_flatten(some)
+        self.arrays = env.t2j_iso([leaf for leaf in self.leaves if is_tensor(leaf)])
+        self.out: Any = None
+        self.aux: Any = None
 
-def _by(env: Any, f: Callable[..., Any], primals: Any, argnums: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A function of some of its arguments, and those."""
-    every = range(len(primals)) if argnums is None else argnums
-    numbers = (every,) if isinstance(every, int) else tuple(every)
-    arrays = env.t2j_iso(primals)
+    def __call__(self, *arrays: Any) -> tuple[list[Any], list[Any]]:
+        import torch
+        from torch.utils import _pytree
 
-    def of_some(*some: Any) -> Any:
-        args = list(arrays)
-        for number, value in zip(numbers, some, strict=True):
+        args = list(self.args)
+        for number, value in zip(self.numbers, self._like_inputs(arrays), strict=True):
             args[number] = value
-        return _of_arrays(env, f, {})(*args)
+        run: Any = at_work()
+        with run.inside(), torch.enable_grad():
+            out = self.f(*args)
+        out, aux = out if self.has_aux else (out, ())
+        flat, self.out = _pytree.tree_flatten(out)
+        beside, self.aux = _pytree.tree_flatten(aux)
+        return self.env.t2j_iso(flat), self.env.t2j_iso(beside)
 
-    return of_some, tuple(arrays[number] for number in numbers)
+    def inputs(self, arrays: Sequence[Any]) -> Any:
+        """Arrays as tensors, structured as the arguments are."""
+        found = self._like_inputs(_kept(arrays))
+        return found[0] if isinstance(self.argnums, int) else found
+
+    def outputs(self, arrays: Sequence[Any]) -> Any:
+        """And as what the function returns."""
+        return self._structured(_kept(arrays), self.out)
+
+    def others(self, arrays: Sequence[Any]) -> Any:
+        """And as what comes beside it."""
+        return self._structured(arrays, self.aux)
+
+    def _like_inputs(self, arrays: Sequence[Any]) -> Any:
+        rest = iter(arrays)
+        leaves = [next(rest) if is_tensor(leaf) else leaf for leaf in self.leaves]
+        return self._structured(leaves, self.structure)
+
+    def _structured(self, leaves: Sequence[Any], structure: Any) -> Any:
+        from torch.utils import _pytree
+
+        return _pytree.tree_unflatten(self.env.j2t_iso(list(leaves)), structure)
 
 
-def _kept(env: Any, arrays: Any) -> Any:
-    """As tensors, which have no derivative where autograd is off."""
+def _kept(arrays: Any) -> Any:
+    """Arrays, which have no derivative where autograd is off."""
     import torch
 
-    return env.j2t_iso(arrays if torch.is_grad_enabled() else jax.lax.stop_gradient(arrays))
+    return arrays if torch.is_grad_enabled() else jax.lax.stop_gradient(arrays)
 
 
-def _applied(env: Any, translated: Callable[..., Any], kind: Any, args: Sequence[Any]) -> Any:
+def _applied(env: Any, translated: Callable[..., Any], kind: Any, *args: Any) -> Any:
     """What a `torch.autograd.Function` returns, with the derivatives that its backward tells."""
     import torch
     from torch.autograd.function import _is_setup_context_defined
@@ -149,7 +218,8 @@ def _applied(env: Any, translated: Callable[..., Any], kind: Any, args: Sequence
     own = own.__wrapped__ if once else own  # of once_differentiable
     places = [k for k, value in enumerate(args) if is_tensor(value)]
     inputs = env.t2j_iso([args[k] for k in places])
-    # what forward leaves beside arrays, the same in each of its runs
+    needed = tuple(is_tensor(value) and needs_gradient(value) for value in args)
+    # what forward leaves, as far as it is no array; the same in each of its runs
     left: dict[str, Any] = {}
 
     def forward(*tensors: Any) -> tuple[Any, list[Any]]:
@@ -157,7 +227,7 @@ def _applied(env: Any, translated: Callable[..., Any], kind: Any, args: Sequence
         for k, tensor in zip(places, tensors, strict=True):
             given[k] = tensor
         context = _context()()
-        context.needs_input_grad = tuple(is_tensor(v) and v.is_floating_point() for v in given)
+        context.needs_input_grad = needed
         if _is_setup_context_defined(kind.setup_context):
             out = kind.forward(*given)
             kind.setup_context(context, tuple(given), out)
@@ -166,43 +236,66 @@ def _applied(env: Any, translated: Callable[..., Any], kind: Any, args: Sequence
         flat = out if isinstance(out, tuple) else (out,)
         left["still"] = [any(t is each for each in context.non_differentiable) for t in flat]
         leaves, left["structure"] = _pytree.tree_flatten(vars(context))
-        left["fixed"] = [_TENSOR if is_tensor(leaf) else leaf for leaf in leaves]
-        return out, [leaf for leaf in leaves if is_tensor(leaf)]
+        left["leaves"], saved = [], []
+        for leaf in leaves:
+            output = next((k for k, tensor in enumerate(flat) if tensor is leaf), None)
+            if output is not None:
+                left["leaves"].append((_OUTPUT, output))
+            elif is_tensor(leaf):
+                left["leaves"].append((_SAVED, len(saved)))
+                saved.append(leaf)
+            else:
+                left["leaves"].append((None, leaf))
+        return out, saved
 
-    def backward(saved: list[Any], slopes: Any) -> list[Any]:
-        rest = iter(saved)
-        leaves = [next(rest) if leaf is _TENSOR else leaf for leaf in left["fixed"]]
+    def backward(saved: list[Any], out: Any, slopes: Any) -> list[Any]:
+        flat = out if isinstance(out, tuple) else (out,)
+        kept = {_OUTPUT: flat, _SAVED: saved}
+        leaves = [kept[where][leaf] if where else leaf for where, leaf in left["leaves"]]
         context = _context()()
         vars(context).update(_pytree.tree_unflatten(leaves, left["structure"]))
         found = own(context, *(slopes if isinstance(slopes, tuple) else (slopes,)))
         found = found if isinstance(found, tuple) else (found,)
+        if len(found) < len(args) or not all(each is None or is_tensor(each) for each in found):
+            raise RuntimeError(
+                f"backward must return a tensor or None for each of {len(args)} arguments"
+            )
         return [found[k] for k in places]
 
     def where() -> str:
         return f" of the torch.autograd.Function {kind.__name__}"
 
-    on_arrays, back_on_arrays = translated(forward, where), translated(backward, where)
+    def free(*tensors: Any) -> list[Any]:
+        return [tensor for tensor, k in zip(tensors, places, strict=True) if needed[k]]
 
-    def back(saved: list[Any], slopes: Any) -> tuple[Any, ...]:
+    on_arrays, back_on_arrays = translated(forward, where, free), translated(backward, where)
+
+    def there(*arrays: Any) -> Any:
+        # what is differentiated again has the same derivative again
+        saved, out = on_arrays(*arrays)[1], applied(*arrays)
+        return out, (saved, out)
+
+    def back(left: tuple[list[Any], Any], slopes: Any) -> tuple[Any, ...]:
         def array(value: Any) -> Any:  # of NumPy's is what does not depend on anything
-            return (
-                jnp.zeros(value.shape) if value.dtype == jax.dtypes.float0 else jnp.asarray(value)
-            )
+            if value.dtype == jax.dtypes.float0:
+                return jnp.zeros(value.shape)
+            return conjugated([jnp.asarray(value)])[0]
 
-        found = back_on_arrays(*jax.tree_util.tree_map(array, (saved, slopes)))
+        saved, out = jax.tree_util.tree_map(jnp.asarray, left)
+        found = back_on_arrays(saved, out, jax.tree_util.tree_map(array, slopes))
         found = [_summed(where(), slope, x) for slope, x in zip(found, inputs, strict=True)]
         return tuple(_once(where(), found) if once else found)
 
     applied = jax.custom_vjp(lambda *arrays: on_arrays(*arrays)[0])
-    applied.defvjp(on_arrays, back)
+    applied.defvjp(there, back)
     out = applied(*inputs)
     if isinstance(out, tuple):
         pairs = zip(out, left["still"], strict=True)
         out = tuple(jax.lax.stop_gradient(each) if still else each for each, still in pairs)
-    return _kept(env, out)
+    return env.j2t_iso(_kept(out))
 
 
-_TENSOR = object()  # in the place of one
+_SAVED, _OUTPUT = "saved", "output"
 
 
 @functools.cache
@@ -213,6 +306,9 @@ def _context() -> type:
     class Context(FunctionCtx):
         to_save = non_differentiable = ()
         saved_tensors = property(lambda context: context.to_save)
+
+        def mark_dirty(self, *tensors: Any) -> None:
+            raise RuntimeError("what a torch.autograd.Function writes into its arguments is lost")
 
     return Context
 
@@ -227,7 +323,7 @@ def _summed(where: str, slope: Any, x: Any) -> Any:
         raise InputError(
             f"the backward{where} returns a derivative of shape {slope.shape} by a tensor of shape {x.shape}."
         ) from error
-    return back(slope.astype(x.dtype))[0]
+    return back(conjugated([slope.astype(x.dtype)])[0])[0]
 
 
 def _once(where: str, slopes: list[Any]) -> list[Any]:

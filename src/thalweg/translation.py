@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from thalweg import kinks, reruns, substitutes, transforms
 from thalweg.errors import InputError, first_line, optional
@@ -22,8 +23,18 @@ ONE_AT_A_TIME = threading.RLock()
 _UNNAMED = "privateuseone"  # what PyTorch calls a device of others' until they name it
 
 
-def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callable[..., Any]:
-    """A function of tensors as one of arrays; `where` says what was at work when it failed."""
+def translated(
+    function: Callable[..., Any],
+    where: Callable[[], str],
+    free: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """A function of tensors as one of arrays.
+
+    Args:
+        where: what was at work when it failed, in words.
+        free: of the tensors that the function is called with, those that require a derivative; by default
+            all.
+    """
     torchax = _torchax()
 
     def of_arrays(*arguments: Any) -> Any:
@@ -32,7 +43,7 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
 
     def translate(arguments: Any) -> Any:
         try:
-            out = reruns.Code(_environment(), function, arguments, _as_arrays)()
+            out = reruns.Code(_environment(), function, arguments, free, _as_arrays)()
             for leaf in jax.tree_util.tree_leaves(out):
                 if not isinstance(leaf, (jax.Array, int, float, complex)):
                     raise InputError(
@@ -69,11 +80,6 @@ def translated(function: Callable[..., Any], where: Callable[[], str]) -> Callab
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
-            if "does not have a grad_fn" in str(error):
-                raise InputError(
-                    f"the code{where()} calls backward(), which has no translation; ask for derivatives with "
-                    f"torch.autograd.grad or torch.func.grad."
-                ) from error
             raise InputError(
                 f"the code{where()} failed: {first_line(_pytorchs_error(function, arguments) or error)}."
             ) from error
@@ -86,13 +92,21 @@ def _as_arrays() -> Iterator[None]:
     """Where tensors stand for arrays."""
     import torch
 
-    env, kind = _environment(), _torchax().tensor.Tensor
+    env, torchax = _environment(), _torchax()
+    tensor, view = torchax.tensor.Tensor, torchax.view.View
+    still = property(lambda x: x.detach(), tensor.data.fset)
     with ExitStack() as stack:
         stack.enter_context(_undecided())
         for where, name, instead in (
             # torchax's changes the tensor itself, and keeps its derivative
-            (kind, "type_as", lambda x, other: x.to(other.dtype)),
-            (kind, "data", property(lambda x: x.detach(), kind.data.fset)),
+            (tensor, "type_as", lambda x, other: x.to(other.dtype)),
+            (tensor, "data", still),
+            (view, "data", still),
+            # what does not come by as a call
+            (tensor, "detach", torch.Tensor.detach),
+            (tensor, "flatten", torch.Tensor.flatten),
+            (tensor, "__setitem__", torch.Tensor.__setitem__),
+            (view, "__setitem__", torch.Tensor.__setitem__),
             *transforms.replacements(env, translated),
         ):
             stack.enter_context(_replaced(where, name, instead))
@@ -131,14 +145,17 @@ def _pytorchs_error(function: Callable[..., Any], arguments: Any) -> Exception |
     """What PyTorch says of arguments of these shapes: a user knows its words rather than JAX's."""
     import torch
 
+    if reruns.at_work() is not None:  # inside of other code, tensors stand for arrays
+        return None
+
     def like(leaf: Any) -> Any:
         return torch.empty(leaf.shape, dtype=getattr(torch, str(leaf.dtype)), device="meta")
 
     try:
-        with _undecided():
+        with _undecided(), torch.enable_grad(), torch.device("meta"):
             function(*jax.tree_util.tree_map(like, arguments))
     except Exception as error:  # whatever the user's code raises
-        unlike = ("meta tensors", "does not require grad")  # what has no numbers, or no derivative
+        unlike = ("meta", "does not require grad")  # what has no numbers, or no derivative
         return None if any(words in str(error) for words in unlike) else error
     return None
 
@@ -202,30 +219,78 @@ def _follow(environment: Any) -> None:
     from torch.utils import _pytree
 
     torchax = _torchax()
+    kinds = (torchax.tensor.Tensor, torchax.view.View)
+    setitems = {kind: kind.__setitem__ for kind in kinds}
 
     def still(tensor: Any) -> Any:
         return environment.j2t_iso(jax.lax.stop_gradient(environment.t2j_iso(tensor)))
-
-    attribute: Any = torch.Tensor.requires_grad
-    leaves = (torch.Tensor.requires_grad_, attribute.__set__)
 
     class Mode(torchax.tensor.XLAFunctionMode):
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
+            def called(*args: Any, **kwargs: Any) -> Any:
+                if func is torch.Tensor.__setitem__:
+                    setitems[type(args[0])](*args)
+                    return args[0]
+                call = functools.partial(super(Mode, self).__torch_function__, func, types)
+                if not (_writes(func) and args and reruns.is_tensor(args[0])):
+                    return call(args, kwargs)
+                # torchax writes into a copy of a view, and for some functions only into what it returns
+                target, is_view = args[0], isinstance(args[0], torchax.view.View)
+                values = target.torch() if is_view else target
+                array = call((values, *args[1:]), kwargs).jax().astype(values.jax().dtype)
+                if is_view:
+                    target.update(array)
+                else:
+                    target._elem = array
+                return target
+
+            def theirs(*args: Any, **kwargs: Any) -> Any:
+                if torch.is_grad_enabled():
+                    return called(*args, **kwargs)
+                into: Any = reruns.source(args[0]) if args and reruns.is_tensor(args[0]) else None
+                before = getattr(into, "_elem", None)
+                found = called(*args, **kwargs)
+                if into is None or found is not args[0]:
+                    return _pytree.tree_map_only(kinds, still, found)
+                into._elem = _with_derivative_of(before, into._elem)  # written in place
+                return found
+
             run: Any = reruns.at_work()
-            if func is torch.autograd.grad:
-                found = run.grad(*args, **(kwargs or {}))
-            else:
-                found = super().__torch_function__(func, types, args, kwargs)
-            if not torch.is_grad_enabled() and not (args and found is args[0]):  # written in place
-                kinds = (torchax.tensor.Tensor, torchax.view.View)
-                found = _pytree.tree_map_only(kinds, still, found)
-            marks = func in leaves
-            run.made(args[0] if marks else found, as_leaves=marks)
-            return found
+            return run.call(func, args, kwargs or {}, theirs)
 
     environment._function_mode = Mode(environment)
+
+
+def _writes(func: Any) -> bool:
+    """Whether a function of PyTorch's writes into its first argument, and leaves its shape."""
+    name = getattr(func, "__name__", "")
+    if name.startswith("__i"):
+        return name in {
+            f"__i{of}__" for of in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+        }
+    others = {
+        "squeeze_",
+        "unsqueeze_",
+        "transpose_",
+        "t_",
+        "swapaxes_",
+        "swapdims_",
+        "resize_",
+        "set_",
+    }
+    return name.endswith("_") and not name.endswith("__") and name not in others
+
+
+def _with_derivative_of(before: Any, after: Any) -> Any:
+    """An array that was written while autograd did not look."""
+    still = jax.lax.stop_gradient
+    if before.shape != after.shape or not jnp.issubdtype(before.dtype, jnp.inexact):
+        return still(after)
+    return still(after).astype(before.dtype) + jnp.where(
+        jnp.isfinite(before), before - still(before), 0
+    )
 
 
 class _DrawnError(Exception):
