@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -18,9 +19,11 @@ _CHECKED, _CLASSES = 8, 16
 _SEARCHED = 2**20  # entries of y in which classes are looked for
 # How far float32 results of the same arithmetic in another order may differ, relative to their size;
 # a wrong translation is off by more than that.
-_AGREES = 1e-3
+_AGREES, _AGREES_IN_DOUBLE = 1e-3, 1e-6
+_DOUBLE = float(np.finfo(np.float64).eps)
 _ROUNDINGS = 64  # of half precision
-_STEEPER = 10  # of derivatives, in which more of it adds up
+_STEEPER = 10  # of derivatives, in which more of it adds up,
+_SMALL = 1e-2  # and in tensors whose derivatives are as small, beside the largest ones
 # It is compared at so many other points too, so far away relative to a tensor's size: a layer that starts at
 # zero tells nothing where it starts, and a loss may seem to be a mean there.
 _OTHERS, _AWAY = 2, 0.1
@@ -28,6 +31,10 @@ _NOT_FOLLOWED = (
     "what autograd is told beside the numbers (a hook on a node of its graph) is not followed. For values "
     "f(x) with the derivative of g(x) write g(x) + (f(x) - g(x)).detach(). Anything else please report."
 )
+
+
+# JAX's errors where a derivative rule closes over what is being differentiated
+_LEFT_BEHIND = {"CustomVJPException", "UnexpectedTracerError"}
 
 
 class _Told(NamedTuple):
@@ -43,8 +50,8 @@ class Forward(Protocol):
 
     known: set[str]  # the tensors that it is evaluated with, by name
 
-    def in_torch(self, state: dict[str, Any], x: Any) -> Any:
-        """What PyTorch itself predicts from tensors, with its derivatives."""
+    def in_torch(self, state: dict[str, Any], x: Any, then: Callable[[Any], Any]) -> Any:
+        """What PyTorch itself predicts from tensors, with its derivatives, and what `then` makes of it."""
         ...
 
 
@@ -131,7 +138,7 @@ def _reduction(wholes: list[Any], each: list[Any], preferred: str) -> str:
     names = {"mean", "sum"}
     for loss, losses in zip(wholes, each, strict=True):
         whole = float(loss.double().mean())  # of one that leaves the samples apart
-        values = losses.numpy()
+        values = losses.double().numpy()
         if np.isfinite(whole) and not np.isfinite(values).all():
             raise InputError(
                 "some samples have no loss of their own (ignore_index, a mask): leave them out of the data."
@@ -161,7 +168,7 @@ def _each(loss: Any, yhat: Any, y: Any) -> Any:
     import torch
 
     count = len(jax.tree_util.tree_leaves(yhat)[0])
-    values = [loss(*(_row(v, i) for v in (yhat, y))).double().mean() for i in range(count)]
+    values = [loss(*(_row(v, i) for v in (yhat, y))).mean() for i in range(count)]
     return torch.stack([value.detach().cpu() for value in values])
 
 
@@ -213,12 +220,15 @@ def _compare_predictions(what: str, some: Problem, params: Params, theirs: _Told
     leaves = jax.tree_util.tree_leaves(theirs.yhat)
     try:
         slope, yhat = _moving(some, params, [_weights(leaf.shape) for leaf in leaves])
-    except (
-        Exception
-    ) as error:  # without a derivative, predictions alone; what else was wrong fails again
+    except Exception as error:  # there is no derivative, or a backward of the user's own fails
         slope, yhat = None, some.predict(params, some.x)
-        if isinstance(error, InputError) and theirs.slope is not None:
-            raise  # in a backward of the user's own
+        if theirs.slope is not None and isinstance(error, InputError):
+            raise
+        if theirs.slope is not None and type(error).__name__ in _LEFT_BEHIND:
+            raise InputError(
+                "the derivative depends on a tensor that a torch.autograd.Function uses and is not called "
+                "with: make it one of its arguments."
+            ) from error
     for mine, their in zip(jax.tree_util.tree_leaves(yhat), leaves, strict=True):
         _compare(what, mine, their)
     return slope is None or theirs.slope is None or _are_near(slope, theirs.slope)
@@ -254,27 +264,28 @@ def _weights(shape: Any) -> np.ndarray:
 
 def _are_near(ours: Any, theirs: Any) -> bool:
     """Whether derivatives agree, which PyTorch may not have everywhere."""
-    pairs = [
-        (np.asarray(mine, float), np.asarray(their, float))
-        for mine, their in zip(*map(jax.tree_util.tree_leaves, (ours, theirs)), strict=True)
-    ]
-    size = max((np.abs(their).max(initial=0) for _, their in pairs), default=0.0)
-    if not np.isfinite(size):
+    pairs = list(zip(*map(jax.tree_util.tree_leaves, (ours, theirs)), strict=True))
+    sizes = [np.abs(np.asarray(their, float)).max(initial=0) for _, their in pairs]
+    largest = max(sizes, default=0.0)
+    if not np.isfinite(largest):
         return True
-    off = max((np.abs(mine - their).max(initial=0) for mine, their in pairs), default=0.0)
-    close = _STEEPER * max(map(_closeness, jax.tree_util.tree_leaves(ours)), default=0.0)
-    return bool(off <= close * max(size, np.finfo(np.float32).eps))
+    least = max(_SMALL * largest, np.finfo(np.float32).eps)
+    return all(
+        np.abs(np.asarray(mine, float) - np.asarray(their, float)).max(initial=0)
+        <= _STEEPER * _closeness(mine, their) * max(size, least)
+        for (mine, their), size in zip(pairs, sizes, strict=True)
+    )
 
 
-def _closeness(array: Any) -> float:
-    """How far numbers of this precision may differ."""
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return _AGREES
-    return max(_AGREES, _ROUNDINGS * float(jnp.finfo(array.dtype).eps))
+def _closeness(*arrays: Any) -> float:
+    """How far numbers of these precisions may differ."""
+    kinds = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)]
+    eps = max((float(jnp.finfo(kind).eps) for kind in kinds), default=0.0)
+    return max(_AGREES if eps > _DOUBLE else _AGREES_IN_DOUBLE, _ROUNDINGS * eps)
 
 
 def _compare(what: str, ours: Any, theirs: Any) -> None:
-    close = _closeness(ours)
+    close = _closeness(ours, of_tensor(theirs))
     kind = complex if theirs.is_complex() else float
     ours, theirs = np.asarray(ours, kind), np.asarray(of_tensor(theirs), kind)
     if not np.isfinite(theirs).all():
@@ -307,8 +318,9 @@ def _torchs_predictions(forward: Forward, module: Any, some: Problem, params: Pa
     # NumPy's classes may be of 32 bits
     y = jax.tree_util.tree_map(lambda t: t.long() if t.dtype == torch.int32 else t, y)
     with torch.enable_grad():
-        yhat = forward.in_torch(state | free, x)
-        slope = _slope(_weighted(jax.tree_util.tree_leaves(yhat)), free)
+        yhat, slope = forward.in_torch(
+            state | free, x, lambda yhat: _slope(_weighted(jax.tree_util.tree_leaves(yhat)), free)
+        )
     return _Told(jax.tree_util.tree_map(lambda t: t.detach(), yhat), y, slope)
 
 
@@ -332,6 +344,6 @@ def _slope(total: Any, free: dict[str, Any]) -> dict[str, Any] | None:
         except Exception:  # written in place, or a user's backward
             return None
     return {
-        name: np.zeros(tensor.shape) if by is None else by.double().numpy()
+        name: np.zeros(tensor.shape) if by is None else of_tensor(by.to_dense())
         for (name, tensor), by in zip(free.items(), found, strict=True)
     }

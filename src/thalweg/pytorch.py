@@ -77,7 +77,7 @@ def from_torch(
                 raise InputError("a DataLoader brings its own y; leave y= out.")
             x, y = _read(x)
         entries, module = module.state_dict(keep_vars=True), inputs.unwrapped(module)
-        forward = _Forward(module, batch_norm, entries)
+        forward = _Forward(module, batch_norm, entries, x)
         free, held = forward.split(module)
         named, function, own_reduction = _loss(loss)
         problem = Problem(
@@ -129,10 +129,11 @@ def _forward_of(problem: Any) -> _Forward:
 class _Forward:
     """A module as a pure function of arrays: held ones, parameters and inputs."""
 
-    def __init__(self, module: Any, batch_norm: str, entries: Mapping[str, Any]) -> None:
-        """Of a module, and the `state_dict` of what it may be wrapped in."""
+    def __init__(self, module: Any, batch_norm: str, entries: Mapping[str, Any], x: Any) -> None:
+        """Of a module, the `state_dict` of what it may be wrapped in, and inputs like those to come."""
         import torch
 
+        self.order = _order(x)
         if any(map(torch.nn.parameter.is_lazy, module.parameters())):
             raise InputError(
                 "the module has lazy parameters without a shape; call it once on a batch first."
@@ -239,7 +240,7 @@ class _Forward:
     def __call__(self, held: dict[str, Any], params: dict[str, Any], x: Any) -> Any:
         import torch
 
-        args, kwargs = _arguments(x)
+        args, kwargs = _arguments(_ordered(x, self.order))
 
         def run(state: Any, args: Any, kwargs: Any) -> Any:
             depth = len(self._inside)
@@ -256,17 +257,31 @@ class _Forward:
             self.leave()
             return translated(run, self.where, free)({**held, **params}, args, kwargs)
 
-    def in_torch(self, state: dict[str, Any], x: Any) -> Any:
-        """What PyTorch itself predicts, on the CPU, from tensors, with its derivatives."""
+    def in_torch(self, state: dict[str, Any], x: Any, then: Callable[[Any], Any]) -> Any:
+        """What PyTorch itself predicts, on the CPU, from tensors, and what `then` makes of it while the
+        module has them: a backward may look there."""
         import torch
 
-        args, kwargs = _arguments(x)
+        args, kwargs = _arguments(_ordered(x, self.order))
+
+        class Both(torch.nn.Module):
+            def __init__(self, module: Any) -> None:
+                super().__init__()
+                self.module = module
+
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    yhat = self.module(*args, **kwargs)
+                except Exception as error:  # a module's own code may fail in any way
+                    raise InputError(
+                        f"the code{where()} failed in PyTorch: {first_line(error)}."
+                    ) from error
+                return yhat, then(yhat)
+
+        where = self.where
         try:
-            return torch.func.functional_call(self.module, state, args, kwargs)
-        except Exception as error:  # a module's own code may fail in any way
-            raise InputError(
-                f"the code{self.where()} failed in PyTorch: {first_line(error)}."
-            ) from error
+            every = {f"module.{name}": tensor for name, tensor in state.items()}
+            return torch.func.functional_call(Both(self.module), every, args, kwargs)
         finally:
             self.leave()
 
@@ -288,6 +303,21 @@ class _Forward:
 
 def _array(value: Any, dtype: Any) -> np.ndarray:
     return np.asarray(of_tensor(value) if inputs.is_tensor(value) else value).astype(dtype)
+
+
+def _order(x: Any) -> Any:
+    """The keys of dictionaries among inputs, in the user's order: JAX sorts them."""
+    if isinstance(x, Mapping):
+        return {key: _order(value) for key, value in x.items()}
+    return [_order(value) for value in x] if isinstance(x, (tuple, list)) else None
+
+
+def _ordered(x: Any, order: Any) -> Any:
+    if isinstance(x, dict):
+        return {key: _ordered(x[key], each) for key, each in order.items()}
+    if isinstance(x, (tuple, list)) and not hasattr(x, "_fields"):
+        return type(x)(_ordered(*pair) for pair in zip(x, order, strict=True))
+    return x
 
 
 def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

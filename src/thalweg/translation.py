@@ -75,7 +75,7 @@ def translated(
                 raise
             raise InputError(
                 f"the code{where()} uses a tensor that is neither a parameter nor a buffer; make it one "
-                f"with self.register_buffer(name, tensor)."
+                f"with self.register_buffer(name, tensor) (in a torch.autograd.Function: an argument)."
             ) from error
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):
