@@ -237,7 +237,7 @@ class Run:
         self._call += 1
         if self.told is None:
             self.code.calls.append(func)
-        elif self.question is None and func not in self.code.calls[self._call : self._call + 1]:
+        elif self.question is None and [func] != self.code.calls[self._call : self._call + 1]:
             raise _other_calls()
         number = self._call
         closes = isinstance(func, str)  # over tensors that it is not given
@@ -291,8 +291,9 @@ class Run:
         place = (self._call if number is None else number), k
         if place in self.shift:
             _become(tensor, tensor.jax() + self.shift[place])
-        numeric = tensor.is_floating_point() or tensor.is_complex()
-        tensor._made = _Made(self.code, place, source(tensor)._elem, needs and numeric)
+        array = source(tensor)._elem
+        needs = needs and jnp.issubdtype(array.dtype, jnp.inexact)
+        tensor._made = _Made(self.code, place, array, needs)
 
     def _grad(
         self,
