@@ -595,6 +595,23 @@ def test_what_is_differentiable_once_has_no_curvature():
         tw.hessian(problem, problem.params) @ np.ones(4)
 
 
+def test_what_pytorch_must_compute_itself_is_named():
+    """A loss that takes derivatives of the network beside its arguments, and a penalty of tensors."""
+    layer, x = nn.Linear(3, 1).double(), torch.from_numpy(X)
+
+    def loss(yhat, y):
+        z = x.clone().requires_grad_()
+        return (yhat - y).square().mean() + by(layer(z).tanh(), z).square().mean()
+
+    def penalty(params):
+        return torch.func.functional_call(layer, params, (x,)).square().mean()
+
+    with pytest.raises(InputError, match="the loss reads parameters by itself"):
+        tw.from_torch(layer, loss, x, torch.zeros(5, 1, dtype=torch.float64))
+    with pytest.raises(InputError, match="penalty must be a pure function written with jax"):
+        tw.from_torch(layer, "mse", x, torch.zeros(5, 1, dtype=torch.float64), penalty=penalty)
+
+
 class Rounded(torch.autograd.Function):
     """Straight through, which is nobody's derivative, of a saved output."""
 

@@ -273,7 +273,13 @@ def written_in_jax(name: str) -> Iterator[None]:
     """Turn JAX's errors about functions that cannot be traced into one line about `name`."""
     try:
         yield
-    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+    except (
+        jax.errors.TracerArrayConversionError,
+        jax.errors.ConcretizationTypeError,
+        TypeError,
+    ) as error:
+        if isinstance(error, TypeError) and "torch" not in str(error):
+            raise
         raise InputError(
             f"{name} must be a pure function written with jax.numpy (jnp.exp, not np.exp), without "
             f"float() or if on parameters or data (jnp.where instead)."

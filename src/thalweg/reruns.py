@@ -242,7 +242,7 @@ class Run:
         number = self._call
         closes = isinstance(func, str)  # over tensors that it is not given
         ours = self._of_autograd(func)
-        if ours is not None:
+        if ours is not None and _tensors((args, kwargs)):  # PyTorch's own know themselves
             return ours(*args, **kwargs)
         marked = not closes and kwargs.pop("requires_grad", False)
         found = theirs(*args, **kwargs)
@@ -320,8 +320,7 @@ class Run:
             [tensor.jax() for tensor in outputs],
             [_weight(*pair) for pair in zip(weights, outputs, strict=True)],
         )
-        arrays = [tensor.jax() for tensor in inputs]
-        places = [self._place_of(tensor) for tensor in inputs]
+        arrays, places = [tensor.jax() for tensor in inputs], list(map(self._place_of, inputs))
         number = next(self._questions)
         if self.told is None:
             told = self.code.answer(call, places, arrays, question, is_grads_batched)
