@@ -144,6 +144,15 @@ def written_into_views(x, w, v):
     return h @ v
 
 
+def copied(x, w, v):
+    h = torch.zeros(5, 3, dtype=x.dtype)
+    h[:, 0].copy_(x[:, 1])
+    h[1].copy_(x[0])
+    assert h.requires_grad
+    assert not torch.ones_like(h).requires_grad
+    return h @ w
+
+
 def without_views(x, w, v):
     return x[:, :1].detach() * x + x[0].data + torch.detach(x.T)[:1, :1] * x
 
@@ -280,6 +289,7 @@ ASKS = [
     in_another_precision,
     caught,
     written_into_views,
+    copied,
     without_views,
     langevin,
     momentum,
@@ -457,6 +467,22 @@ class Swish(torch.autograd.Function):
         return slope * (s + ctx.beta * x * s * (1 - s)), None
 
 
+class Needed(Swish):
+    """Which derives by what is asked for alone."""
+
+    @staticmethod
+    def forward(x):
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope * ctx.saved_tensors[0] if ctx.needs_input_grad[0] else None
+
+
 class Square(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -498,6 +524,13 @@ def hooked(h, hook):
     return h
 
 
+def unhooked(h):
+    h.register_hook(lambda g: 2 * g).remove()
+    h.register_hook(torch.tanh)
+    h.retain_grad()
+    return h
+
+
 def written_unseen(h, write):
     with torch.no_grad():
         write(h)
@@ -518,6 +551,9 @@ FUNCTIONS = {
     "hooked": lambda x, w, v: hooked(x @ w, lambda slope: 2 * slope) @ v,
     "hooked, and watched": lambda x, w, v: hooked((x @ w)[:, :2], seen.append) @ v[:2],
     "hooked and asked for": lambda x, w, v: by(hooked(x @ w, torch.tanh).square().sum(), x),
+    "hooked twice": lambda x, w, v: hooked(hooked(x @ w, lambda g: 2 * g), torch.tanh) @ v,
+    "hooked no more": lambda x, w, v: unhooked(x @ w) @ v,
+    "needed in a grad": lambda x, w, v: x @ grad(lambda w: Needed.apply(w).sum())(w) @ v,
     "written unseen": lambda x, w, v: written_unseen(x @ w, lambda h: h.clamp_(min=0)) @ v,
     "set unseen": lambda x, w, v: written_unseen(x @ w, lambda h: h.__setitem__(0, 1)) @ v,
     "asked for": lambda x, w, v: by(Scaled.apply(x @ w, v.T, torch.tensor(2)).sum(), x),

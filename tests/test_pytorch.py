@@ -1183,3 +1183,83 @@ def test_what_looks_like_a_point_of_torchs_is_told_what_is_one():
             function(vector)
         with pytest.raises(tw.InputError, match=r"give its state_dict\(\)"):
             function(module)
+
+
+# Models whose numbers have few digits ------------------------------------------------------------
+
+
+class Kernel(nn.Module):
+    """An ill-conditioned system, whose solution has few digits in any order of the same arithmetic."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.out = nn.Parameter(torch.zeros(())), nn.Linear(4, 3)
+        self.register_buffer("z", torch.linspace(-1, 1, 20))
+
+    def forward(self, x):
+        near = torch.exp(-(self.z[:, None] - self.z).square() / 2 * self.scale.exp())
+        near = near + 1e-12 * torch.eye(20, dtype=near.dtype)
+        return (self.out(x) * torch.linalg.solve(near, self.z.sin())[:3]).sum(1, keepdim=True)
+
+
+class Lower(nn.Module):
+    """Of double precision, with a part in single precision that cancels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 32), nn.Linear(32, 1)
+
+    def forward(self, x):
+        h = nn.functional.layer_norm((self.a(x) + 100).float(), (32,))
+        return self.b(h.to(x.dtype))
+
+
+class Difference(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 1), nn.Linear(4, 1)
+        self.b.load_state_dict({k: 1.0001 * v for k, v in self.a.state_dict().items()})
+
+    def forward(self, x):
+        return self.a(x) - self.b(x)
+
+
+@pytest.mark.parametrize(
+    "module", [Kernel().double(), Lower().double(), Difference()], ids=lambda m: type(m).__name__
+)
+def test_few_digits_are_no_wrong_translation(module):
+    torch.manual_seed(0)
+    dtype = next(module.parameters()).dtype
+    x, y = torch.randn(12, 4, dtype=dtype), torch.randn(12, 1, dtype=dtype)
+    problem = tw.from_torch(module, "mse", x, y)
+    theirs = nn.functional.mse_loss(module(x), y).item()
+    assert float(problem.risk(problem.params)) == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("margin", [14, 20, 40])
+def test_fits_without_a_slope_are_accepted(margin, dtype):
+    x = torch.eye(3).repeat(4, 1).to(dtype)
+    layer = nn.Linear(3, 3, bias=False).to(dtype)
+    layer.weight.data = margin * torch.eye(3, dtype=dtype)
+    classes = torch.arange(3).repeat(4)
+
+    def loss(a, y):
+        return (torch.logsumexp(a, 1) - a.gather(1, y[:, None])[:, 0]).mean()
+
+    tw.from_torch(layer, loss, x, classes)
+    tw.from_torch(nn.Sequential(layer, nn.Sigmoid()), nn.BCELoss(), x, x)
+
+
+def test_a_small_wrong_term_is_seen_in_double_precision():
+    class Off(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 1)
+
+        def forward(self, x):
+            h = self.layer(x)
+            return h if h.grad_fn is None else (1 + 1e-5) * h
+
+    with pytest.raises(InputError, match="differ from PyTorch's by"):
+        tw.from_torch(Off().double(), "mse", torch.randn(9, 4).double(), torch.randn(9, 1).double())

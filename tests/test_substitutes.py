@@ -419,3 +419,15 @@ def test_a_likelihood_of_impossible_variances_is_pytorchs_error():
         tw.from_torch(
             module, lambda f, y: F.gaussian_nll_loss(f[:, :1], y, -f[:, 1:].square()), x, y
         )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_binary_cross_entropy_has_pytorchs_bounds(reduction):
+    p = np.array([0, 1e-13, 0.3, 1 - 1e-13, 1, 0, 0.7, 1])
+    y = np.array([0, 0, 1, 0, 0, 1, 1, 1.0])
+
+    def loss(p):
+        target, weight = torch.tensor(y), torch.arange(1.0, 9, dtype=torch.float64)
+        return torch.nn.functional.binary_cross_entropy(p, target, weight, reduction=reduction)
+
+    same_as_pytorch(loss, p, rounding=1e-8)  # PyTorch's 1e-12 is of single precision

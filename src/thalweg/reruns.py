@@ -25,6 +25,7 @@ from thalweg.errors import InputError
 _Place = tuple[int, int]  # the number of a call, and which of the tensors that it made
 _Shift = dict[_Place, Any]  # what is added to tensors where they are made
 _AT_THE_START = -1  # the number of the call that the code itself is
+_BASE = -1  # what a call made of the tensor whose view it wrote into
 _thread = threading.local()
 
 
@@ -249,7 +250,10 @@ class Run:
         needs = torch.is_grad_enabled() and (
             closes or any(map(needs_gradient, _tensors((args, kwargs))))
         )
-        needs = needs and func not in (torch.Tensor.detach, torch.detach)
+        name = getattr(func, "__name__", "")
+        needs = needs and name != "detach" and not name.endswith("_like") and name[:4] != "new_"
+        if args and found is args[0] and is_tensor(found) and source(found) is not found:
+            self._place(source(found), _BASE, needs, number)
         for k, tensor in enumerate(_tensors(found)):
             made = getattr(tensor, "_made", None)
             if made is None or not made.holds(self.code, tensor):
@@ -268,6 +272,7 @@ class Run:
         return {
             torch.autograd.grad: self._grad,
             torch.Tensor.requires_grad_: self._mark,
+            torch.Tensor.retain_grad: lambda tensor: None,
             torch.Tensor.detach_: lambda tensor: self._mark(tensor, False),
             torch.detach_: lambda tensor: self._mark(tensor, False),
             attribute.__set__: self._mark,
@@ -370,8 +375,8 @@ class _Made(NamedTuple):
 
 def needs_gradient(tensor: Any) -> bool:
     """What PyTorch would say of a tensor that stands for an array."""
-    made = getattr(tensor, "_made", None)
-    return made is not None and made.needs
+    made = [getattr(each, "_made", None) for each in (tensor, source(tensor))]
+    return any(each is not None and each.needs for each in made)
 
 
 def is_tensor(value: Any) -> bool:

@@ -45,6 +45,7 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         aten.adaptive_max_pool2d.default: partial(_adaptive_max_pool, 2),
         aten.adaptive_max_pool3d.default: partial(_adaptive_max_pool, 3),
         torch.nn.functional.gaussian_nll_loss: _gaussian_nll_loss,
+        torch.nn.functional.binary_cross_entropy: _binary_cross_entropy,
         torch.linalg.solve: _solve,
         aten.linalg_householder_product.default: _householder_product,
         aten.mT.default: lambda x: jnp.swapaxes(x, -1, -2),
@@ -363,6 +364,37 @@ def _as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
         floats = np.issubdtype(np.asarray(data).dtype, np.floating)
         dtype = torch.get_default_dtype() if floats else None
     return jnp.asarray(data, dtype and mappings.t2j_dtype(dtype))
+
+
+def _binary_cross_entropy(
+    p: Any,
+    y: Any,
+    weight: Any = None,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+) -> Any:
+    """PyTorch's bounds: a logarithm is −100 at least, and p (1 − p) in a derivative 1e-12."""
+    if p.shape != y.shape:
+        raise ValueError(
+            f"Using a target size ({y.shape}) that is different to the input size ({p.shape}) is deprecated"
+        )
+
+    @jax.custom_jvp
+    def each(p: Any, y: Any) -> Any:
+        log, log_of_rest = (jnp.maximum(jnp.log(a), -100) for a in (p, 1 - p))
+        return (y - 1) * log_of_rest - y * log
+
+    @each.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        (p, y), (of_p, of_y) = primals, tangents
+        slope = (p - y) / jnp.maximum((1 - p) * p, 1e-12)
+        log, log_of_rest = (jnp.maximum(jnp.log(a), -100) for a in (p, 1 - p))
+        return each(p, y), slope * of_p + (log_of_rest - log) * of_y
+
+    loss = each(p, y)
+    loss = loss if weight is None else loss * weight
+    return {"mean": jnp.mean, "sum": jnp.sum, "none": jnp.asarray}[reduction](loss)
 
 
 def _gaussian_nll_loss(

@@ -46,7 +46,7 @@ def replacements(env: Any, translated: Callable[..., Any]) -> Iterator[tuple[Any
     def vmap(
         f: Any, in_dims: Any, out_dims: Any, _: Any, __: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        g = _Flat(env, functools.partial(f, **kwargs), args)
+        g = _Flat(env, functools.partial(f, **kwargs), args, derives=False)
         axes, leaves = _process_batched_inputs(in_dims, args, f)[1:3]
         axes = [axis for axis, leaf in zip(axes, leaves, strict=True) if is_tensor(leaf)]
         mapped, _ = jax.vmap(g, axes)(*g.arrays)
@@ -94,18 +94,14 @@ def replacements(env: Any, translated: Callable[..., Any]) -> Iterator[tuple[Any
         return run.call("apply", args, {}, functools.partial(_applied, env, translated, kind))
 
     def register_hook(tensor: Any, hook: Callable[..., Any]) -> Any:
-        class Hook(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, x: Any) -> Any:
-                return x.clone()
-
-            @staticmethod
-            def backward(ctx: Any, *slopes: Any) -> Any:
-                found = hook(*slopes)
-                return slopes if found is None else found
-
-        written(tensor, _applied(env, translated, Hook, tensor).jax())
-        return torch.utils.hooks.RemovableHandle(OrderedDict())
+        known, array = getattr(tensor, "_hooks", (OrderedDict(), None))
+        if array is None or array is not getattr(tensor, "_elem", None):
+            known = OrderedDict()
+            written(tensor, _applied(env, translated, _hooked(known), tensor).jax())
+            tensor._hooks = known, tensor._elem
+        handle = torch.utils.hooks.RemovableHandle(known)
+        known[handle.id] = hook
+        return handle
 
     yield Tensor, "register_hook", register_hook
     yield View, "register_hook", register_hook
@@ -140,6 +136,7 @@ class _Flat:
     Args:
         argnums: which arguments: one, several, or by default all.
         has_aux: whether the function returns a pair.
+        derives: whether it is derived by them, and not mapped over.
     """
 
     def __init__(
@@ -149,6 +146,7 @@ class _Flat:
         args: Sequence[Any],
         argnums: Any = None,
         has_aux: bool = False,
+        derives: bool = True,
     ) -> None:
         from torch.utils import _pytree
 
@@ -158,6 +156,7 @@ class _Flat:
         some = tuple(args[number] for number in self.numbers)
         self.leaves, self.structure = _pytree.tree_flatten(some)
         self.arrays = env.t2j_iso([leaf for leaf in self.leaves if is_tensor(leaf)])
+        self.derives = derives
         self.out: Any = None
         self.aux: Any = None
 
@@ -165,10 +164,14 @@ class _Flat:
         import torch
         from torch.utils import _pytree
 
-        args = list(self.args)
-        for number, value in zip(self.numbers, self._like_inputs(arrays), strict=True):
-            args[number] = value
         run: Any = at_work()
+        tensors = run.call("inputs", (), {}, lambda: self.env.j2t_iso(list(arrays)))
+        if not self.derives:
+            for tensor, own in zip(tensors, filter(is_tensor, self.leaves), strict=True):
+                tensor._made = tensor._made._replace(needs=needs_gradient(own))
+        args = list(self.args)
+        for number, value in zip(self.numbers, self._like_inputs(tensors), strict=True):
+            args[number] = value
         with run.inside(), torch.enable_grad():
             out = self.f(*args)
         out, aux = out if self.has_aux else (out, ())
@@ -296,6 +299,26 @@ def _applied(env: Any, translated: Callable[..., Any], kind: Any, *args: Any) ->
 
 
 _SAVED, _OUTPUT = "saved", "output"
+
+
+def _hooked(hooks: OrderedDict[int, Callable[..., Any]]) -> Any:
+    """The identity, whose derivative goes through hooks, in their order."""
+    import torch
+
+    class Hooks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *slopes: Any) -> Any:
+            (slope,) = slopes
+            for hook in hooks.values():
+                found = hook(slope)
+                slope = slope if found is None else found
+            return slope
+
+    return Hooks
 
 
 @functools.cache

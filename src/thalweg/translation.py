@@ -239,7 +239,8 @@ def _follow(environment: Any) -> None:
                 # torchax writes into a copy of a view, and for some functions only into what it returns
                 target, is_view = args[0], isinstance(args[0], torchax.view.View)
                 values = target.torch() if is_view else target
-                array = call((values, *args[1:]), kwargs).jax().astype(values.jax().dtype)
+                rest = environment.v2t_iso((args[1:], kwargs))
+                array = call((values, *rest[0]), rest[1]).jax().astype(values.jax().dtype)
                 if is_view:
                     target.update(array)
                 else:
