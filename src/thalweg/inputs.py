@@ -273,12 +273,10 @@ def written_in_jax(name: str) -> Iterator[None]:
     """Turn JAX's errors about functions that cannot be traced into one line about `name`."""
     try:
         yield
-    except (
-        jax.errors.TracerArrayConversionError,
-        jax.errors.ConcretizationTypeError,
-        TypeError,
-    ) as error:
-        if isinstance(error, TypeError) and "torch" not in str(error):
+    except Exception as error:
+        untraced = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
+        of_torch = isinstance(error, TypeError) and "torch.Tensor" in str(error)
+        if not isinstance(error, untraced) and not of_torch:
             raise
         raise InputError(
             f"{name} must be a pure function written with jax.numpy (jnp.exp, not np.exp), without "
