@@ -297,6 +297,7 @@ def _are_near(some: Problem, ours: Any, theirs: Any, nudged: Any) -> bool:
 
 
 def _is_near(some: Problem, mine: Any, their: Any, nudged: Any, size: float) -> bool:
+    """Whether numbers agree, relative to `size` and to what PyTorch's own change by when nudged."""
     mine, their, nudged = map(np.asarray, (mine, their, nudged))
     kind = complex if np.iscomplexobj(their) else float
     off, rough = (_size(array.astype(kind) - their.astype(kind)) for array in (mine, nudged))
@@ -371,8 +372,11 @@ def _torchs_predictions(forward: Forward, module: Any, some: Problem, params: Pa
 
 def _milder(yhat: Any) -> Any:
     """Predictions where losses have derivatives that tell something, as those of a fit need not."""
-    shrunk = jax.tree_util.tree_map
-    return shrunk(lambda t: 0.1 * t + 0.25 if t.is_floating_point() else t, yhat)
+
+    def milder(leaf: Any) -> Any:
+        return 0.1 * leaf + 0.25 if leaf.is_floating_point() else leaf
+
+    return jax.tree_util.tree_map(milder, yhat)
 
 
 def _nudged(tree: Any) -> Any:

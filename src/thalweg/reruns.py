@@ -165,23 +165,25 @@ class _Program:
 
         given = list(shift.values()), [asked.told for asked in code.asked[:number]]
         self._structure = jax.tree_util.tree_structure(given)
-        self._closed, shapes = jax.make_jaxpr(asked, return_shape=True)(*given)
-        self._sizes = dict(zip(_Question._fields, map(len, shapes), strict=True))
+        closed, shapes = jax.make_jaxpr(asked, return_shape=True)(*given)
+        sizes = list(map(len, shapes))
+        # each part alone, and which of the arguments it needs
+        self._parts: dict[str, tuple[ClosedJaxpr, list[bool]]] = {}
+        for k, part in enumerate(_Question._fields):
+            wanted = [i == k for i, size in enumerate(sizes) for _ in range(size)]
+            program, needed = dce_jaxpr(closed.jaxpr, wanted)
+            self._parts[part] = ClosedJaxpr(program, closed.consts), needed
 
     def needs(self, part: str) -> tuple[list[bool], list[list[bool]]]:
         """Which of what is added, and of what was told, a part depends on."""
-        added, told = jax.tree_util.tree_unflatten(self._structure, self._alone(part)[1])
-        return added, [[bool(needed) for needed in each] for each in told]
+        _, needed = self._parts[part]
+        added, told = jax.tree_util.tree_unflatten(self._structure, needed)
+        return added, [[bool(n) for n in each] for each in told]
 
     def __call__(self, part: str, added: list[Any], told: list[list[Any]]) -> list[Any]:
-        closed, needed = self._alone(part)
+        closed, needed = self._parts[part]
         given = jax.tree_util.tree_leaves((added, told))
         return jaxpr_as_fun(closed)(*itertools.compress(given, needed))
-
-    def _alone(self, part: str) -> tuple[ClosedJaxpr, list[bool]]:
-        wanted = [name == part for name, size in self._sizes.items() for _ in range(size)]
-        program, needed = dce_jaxpr(self._closed.jaxpr, wanted)
-        return ClosedJaxpr(program, self._closed.consts), needed
 
 
 class Run:

@@ -94,13 +94,13 @@ def replacements(env: Any, translated: Callable[..., Any]) -> Iterator[tuple[Any
         return run.call("apply", args, {}, functools.partial(_applied, env, translated, kind))
 
     def register_hook(tensor: Any, hook: Callable[..., Any]) -> Any:
-        known, array = getattr(tensor, "_hooks", (OrderedDict(), None))
-        if array is None or array is not getattr(tensor, "_elem", None):
-            known = OrderedDict()
-            written(tensor, _applied(env, translated, _hooked(known), tensor).jax())
-            tensor._hooks = known, tensor._elem
-        handle = torch.utils.hooks.RemovableHandle(known)
-        known[handle.id] = hook
+        hooks, array = getattr(tensor, "_hooks", (None, None))
+        if hooks is None or array is not getattr(tensor, "_elem", None):
+            hooks = OrderedDict()
+            written(tensor, _applied(env, translated, _hooked(hooks), tensor).jax())
+            tensor._hooks = hooks, tensor._elem
+        handle = torch.utils.hooks.RemovableHandle(hooks)
+        hooks[handle.id] = hook
         return handle
 
     yield Tensor, "register_hook", register_hook
