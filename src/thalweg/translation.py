@@ -236,16 +236,7 @@ def _follow(environment: Any) -> None:
                 call = functools.partial(super(Mode, self).__torch_function__, func, types)
                 if not (_writes(func) and args and reruns.is_tensor(args[0])):
                     return call(args, kwargs)
-                # torchax writes into a copy of a view, and for some functions only into what it returns
-                target, is_view = args[0], isinstance(args[0], torchax.view.View)
-                values = target.torch() if is_view else target
-                rest = environment.v2t_iso((args[1:], kwargs))
-                array = call((values, *rest[0]), rest[1]).jax().astype(values.jax().dtype)
-                if is_view:
-                    target.update(array)
-                else:
-                    target._elem = array
-                return target
+                return _written_into(environment, call, args, kwargs)
 
             def theirs(*args: Any, **kwargs: Any) -> Any:
                 if torch.is_grad_enabled():
@@ -262,6 +253,19 @@ def _follow(environment: Any) -> None:
             return run.call(func, args, kwargs or {}, theirs)
 
     environment._function_mode = Mode(environment)
+
+
+def _written_into(environment: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The first argument, written into: torchax writes into a copy of a view, and for some functions only
+    into what it returns."""
+    target, rest = args[0], environment.v2t_iso((args[1:], kwargs))
+    values = environment.v2t_iso(target)
+    array = call((values, *rest[0]), rest[1]).jax().astype(values.jax().dtype)
+    if values is target:
+        target._elem = array
+    else:
+        target.update(array)
+    return target
 
 
 def _writes(func: Any) -> bool:
