@@ -1,5 +1,6 @@
 """The pages and notebooks: their code runs and their links lead somewhere."""
 
+import importlib.util
 import re
 
 import jupytext
@@ -8,6 +9,7 @@ import nbclient
 import pages
 import pytest
 
+import thalweg
 from thalweg import studies
 
 ROOT = pages.ROOT
@@ -46,6 +48,17 @@ def test_the_code_on_a_page_runs(page, scratch):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_page_of_names_has_all_of_them_as_they_are():
+    """`python -m docs.reference` writes it."""
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    page = reference.text()
+    assert reference.PAGE.read_text(encoding="utf-8") == page
+    for name in set(thalweg.__all__) - {"__version__", "optimizers"}:
+        assert f"`tw.{name}`" in page, name
 
 
 @pytest.mark.parametrize("name", sorted(studies.STUDIES))

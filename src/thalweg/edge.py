@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 
 from thalweg import curvature, lanczos, products
 from thalweg.errors import InputError
-from thalweg.observables import At, Observable
+from thalweg.observables import At, Observable, documented
 from thalweg.params import Layout, Params, promoted
 from thalweg.problem import Problem, in_precision
 
@@ -82,10 +82,14 @@ def _of(preconditioned: bool) -> tuple[Any, Any]:
     return Partial(partial(_first, preconditioned)), Partial(partial(_next, preconditioned))
 
 
-sharpness = Sharpness(*_of(False))
-"""λ_max of the Hessian of the risk on all the problem's data, as an observable. Each recorded step costs
-ten Hessian products, and up to 400 where many eigenvalues lie close to the largest, so that a long descent
-wants `every=`. `tw.sharpness(problem, params)` is the same number at one point."""
+sharpness = documented(
+    Sharpness(*_of(False)),
+    """λ_max of the Hessian of the risk on all the data: an observable, and a function of a point.
+
+`record={"sharpness": tw.sharpness}` follows it from step to step: each recorded one costs ten Hessian
+products, and up to 400 where many eigenvalues lie close to the largest, so that a long descent wants
+`every=`. `tw.sharpness(problem, params)` is the same number at one point.""",
+)
 
 
 @jax.tree_util.register_dataclass
@@ -98,5 +102,7 @@ class _Preconditioned(Observable):
         )
 
 
-preconditioned_sharpness = _Preconditioned(*_of(True))
-"""λ_max of P⁻¹H as an observable, P being what Adam, AdamW, RMSprop or Adagrad divides its step by."""
+preconditioned_sharpness = documented(
+    _Preconditioned(*_of(True)),
+    "λ_max of P⁻¹H as an observable, P being what Adam, AdamW, RMSprop or Adagrad divides its step by.",
+)

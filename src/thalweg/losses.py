@@ -20,6 +20,8 @@ from jax.tree_util import Partial
 from thalweg import backend as _backend  # noqa: F401
 from thalweg.errors import InputError, unknown
 
+__all__ = ["bce_with_logits", "by_name", "cross_entropy", "huber", "l1", "mse", "smooth_l1"]
+
 Loss = Callable[[Any, Any], Any]
 
 

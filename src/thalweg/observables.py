@@ -72,6 +72,12 @@ class Observable:
     relative: bool = field(default=False, metadata={"static": True})
 
 
+def documented(observable: Any, text: str) -> Any:
+    """An observable with a docstring of its own, in place of its class's."""
+    object.__setattr__(observable, "__doc__", text)
+    return observable
+
+
 def relative_movement(at: At) -> Any:
     """‖w_t − w_0‖ / ‖w_0‖; the absolute movement where the start has norm zero."""
     start = norm(at.start)
@@ -138,8 +144,10 @@ def _change(at: At, previous: Params) -> tuple[Any, Params]:
     return norm(difference(at.params, previous)) / jnp.where(size == 0, 1, size), at.params
 
 
-# ‖w_t − w_{t−1}‖ / ‖w_t‖, with the step before as its state
-successive_change = Observable(Partial(_previous), Partial(_change), every_step=True)
+successive_change = documented(
+    Observable(Partial(_previous), Partial(_change), every_step=True),
+    "‖w_t − w_{t−1}‖ / ‖w_t‖, of every two steps that follow each other.",
+)
 
 NAMED: dict[str, Any] = {
     "grad_norm": gradient_norm,

@@ -33,7 +33,7 @@ def record(
     record: Iterable[str] = ("params", "loss"),
     every: int = 1,
 ) -> Iterator[xr.Dataset]:
-    """Record a PyTorch training loop that is not ours, as in
+    """Record a PyTorch training loop that is not ours, as it runs.
 
         with thalweg.record(optimizer, model) as path:
             train()                     # the loop as it is

@@ -18,6 +18,8 @@ from thalweg import results, studies
 from thalweg.errors import MissingExtra, optional
 from thalweg.pages import rendered
 
+__all__ = ["write"]
+
 _PLOTLY = {"responsive": True, "displaylogo": False}
 _HEAD = 2**16  # of a report: it says early which figures it has
 # plotly's slider, let go of while its step is being drawn, remains held and no longer follows the play

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from thalweg import blocks, forward, inputs
 from thalweg.backend import matmul
 from thalweg.errors import InputError
-from thalweg.observables import At, Observable
+from thalweg.observables import At, Observable, documented
 from thalweg.params import Layout, Params
 from thalweg.problem import Problem, check_is_problem
 
@@ -91,10 +91,13 @@ def _drift(at: At, first: Any) -> tuple[Any, Any]:
     return drift / jnp.where(size == 0, 1, size), first
 
 
-kernel_drift = Observable(Partial(_first_kernel), Partial(_drift), relative=True)
-"""‖Θ_t − Θ_0‖ / ‖Θ_0‖ in the Frobenius norm, Θ_t the tangent kernel of all the problem's data at the
-iterate and Θ_0 at the start; absolute where Θ_0 is zero. Each recorded step costs a kernel, so that a
-long descent wants `every=`."""
+kernel_drift = documented(
+    Observable(Partial(_first_kernel), Partial(_drift), relative=True),
+    """‖Θ_t − Θ_0‖ / ‖Θ_0‖ in the Frobenius norm: how far the tangent kernel of all the data has moved.
+
+Θ_t is that at the iterate and Θ_0 that at the start; absolute where Θ_0 is zero. Each recorded step costs a
+kernel, so that a long descent wants `every=`.""",
+)
 
 
 def _checked(problem: Problem, params: Params, x: Any) -> tuple[Any, int]:

@@ -25,6 +25,8 @@ from thalweg import results
 from thalweg.errors import InputError, unknown
 from thalweg.plots import films, fits, members, panels, paths, style, surfaces
 
+__all__ = ["Animation", "fit", "path", "pointwise", "save"]
+
 _SUFFIXES = (".mp4", ".gif", ".html")
 _SPACINGS = ("even", "geometric")
 _ITERATE = "iterate"

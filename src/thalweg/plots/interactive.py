@@ -22,6 +22,8 @@ from thalweg.plots.canvas import Canvas, axis, plain
 from thalweg.plots.members import in_a_row
 from thalweg.plots.tracks import Track
 
+__all__ = ["path3d", "surface"]
+
 _CAMERA = {"eye": {"x": -1.1, "y": -1.45, "z": 0.95}, "center": {"x": 0, "y": 0, "z": -0.1}}
 _TIMES = np.linspace(0, 1, 11)  # where the colour scale of time is given
 

@@ -25,6 +25,23 @@ from thalweg.errors import InputError, MissingExtra, unknown
 if TYPE_CHECKING:
     import xarray as xr
 
+__all__ = [
+    "STUDIES",
+    "Drawing",
+    "Findings",
+    "drawings",
+    "figures",
+    "findings",
+    "make_settings",
+    "name_of",
+    "rerun",
+    "run",
+    "settings_help",
+    "settings_of",
+    "summary",
+    "title",
+]
+
 # name -> what it shows; its module has the same name, with underscores
 STUDIES = {
     "minimal-mlp": "the stochastic landscape of two parameters: pointwise, empirical and expected risk",
