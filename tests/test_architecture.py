@@ -24,8 +24,10 @@ FLOORS = {
 }
 SIBLINGS = {
     "catalogue": {"backend"},
+    "checks": {"inputs"},
     "losses": {"backend"},
     "params": {"backend"},
+    "weights": {"params"},
     "ensemble": {"optimizers"},
     "names": {"errors"},
     "substitutes": {"kinks"},

@@ -1,5 +1,7 @@
 """Planes through models: what they are by hand, and what they must not change."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,11 +137,37 @@ def test_filters_have_the_models_norms(problem):
             over = tuple(range(1, w.ndim)) or None  # a vector is one filter
             np.testing.assert_allclose((d**2).sum(over), (w**2).sum(over), rtol=1e-12)
     last = tw.random_plane(problem, problem.params, filter_axis=-1)
+    assert json.loads(last.dataset().attrs["plane_filter_axis"]) == {"a": -1, "c": -1}
     d, w = np.asarray(problem.unflatten(last.directions[0])["a"]), np.asarray(problem.params["a"])
     np.testing.assert_allclose((d**2).sum(0), (w**2).sum(0), rtol=1e-12)
     layer = tw.random_plane(problem, problem.params, normalize="layer")
     d = np.asarray(problem.unflatten(layer.directions[0])["a"])
     np.testing.assert_allclose((d**2).sum(), (w**2).sum(), rtol=1e-12)
+
+
+def test_each_weight_has_its_filters_along_its_own_axis():
+    """Flax has them last in its kernels, and an embedding's are its rows."""
+    drawn = np.random.default_rng(0).standard_normal((3, 4, 2))
+    start = {"embedding": drawn[0], "kernel": drawn[1], "other": {"kernel": {"value": drawn[2]}}}
+    problem = tw.Problem.from_function(
+        lambda w: sum(jnp.sum(leaf**2) for leaf in jax.tree_util.tree_leaves(w)), start
+    )
+    own = tw.random_plane(problem, start)
+    told = tw.random_plane(
+        problem, start, filter_axis=lambda name, shape: 0 if name == "embedding" else len(shape) - 1
+    )
+    np.testing.assert_array_equal(own.directions, told.directions)
+    d = problem.unflatten(own.directions[0])
+    for direction, weight, over in (
+        (d["embedding"], start["embedding"], 1),
+        (d["kernel"], start["kernel"], 0),
+        (d["other"]["kernel"]["value"], start["other"]["kernel"]["value"], 0),
+    ):
+        np.testing.assert_allclose((direction**2).sum(over), (weight**2).sum(over), rtol=1e-12)
+    named = json.loads(own.dataset().attrs["plane_filter_axis"])
+    assert named == {"kernel": -1, "other.kernel.value": -1}
+    with pytest.raises(InputError, match=r"'embedding' has 2, 'rows' given"):
+        tw.random_plane(problem, start, filter_axis=lambda name, shape: "rows")
 
 
 def test_vectors_are_left_out_and_the_result_says_so(problem):

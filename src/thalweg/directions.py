@@ -6,7 +6,8 @@ cosines, what was left out, how much of a path's variance lies in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 Span = tuple[float, float]
+FilterAxis = int | Callable[[str, tuple[int, ...]], int] | None
 
 _NORMALIZATIONS = ("filter", "layer", "none")
 _MOST_ROWS = 5000  # iterates (or parameters) whose Gram matrix is decomposed
@@ -36,7 +38,7 @@ def random_plane(
     *,
     seed: int = 0,
     normalize: str = "filter",
-    filter_axis: int = 0,
+    filter_axis: FilterAxis = None,
     vectors: bool = False,
     directions: int = 2,
     points: Points = 51,
@@ -50,8 +52,9 @@ def random_plane(
         normalize: "filter" gives each filter of a direction the norm of the model's own filter, so that
             landscapes of networks whose layers are scaled against each other agree; "layer" each
             parameter tensor; "none" leaves the Gaussian as it is.
-        filter_axis: the axis of a weight that counts its filters: 0 as in PyTorch (out, in), −1 for
-            kernels (in, out).
+        filter_axis: the axis of a weight that counts its filters, or a function of its name and shape that
+            says so. By default 0, as in PyTorch and Equinox (out, in), and −1 for what is called `kernel`, as
+            in Flax (in, out). Haiku's `w` has them last too.
         vectors: whether one-dimensional parameters (biases, the scales of norm layers) and scalars vary
             too, each as one filter. By default they stay where they are, as in the paper.
         directions: how many.
@@ -64,14 +67,13 @@ def random_plane(
     if normalize not in _NORMALIZATIONS:
         raise unknown("normalisation", normalize, _NORMALIZATIONS)
     count = inputs.whole_number("directions", directions, 1)
-    if not isinstance(filter_axis, (int, np.integer)):
-        raise InputError(f"filter_axis must be a whole number; {filter_axis!r} given.")
     origin = point_of(problem, params)
     # Not the stream of default_rng(seed) alone: whoever draws data with the same small seed would find their
     # own samples among the directions, along which a first layer's curvature is many times the usual
     rng = np.random.default_rng([inputs.whole_number("seed", seed, 0), _STREAM])
     rows = rng.standard_normal((count, problem.size))
     left_out, at = [], 0
+    axes: dict[str, int] = {}
     layout = problem.layout
     for name, shape, size in zip(layout.leaf_names, layout.shapes, layout.sizes, strict=True):
         part = slice(at, at + size)
@@ -80,13 +82,10 @@ def random_plane(
             rows[:, part] = 0
             left_out.append(name)
             continue
-        if normalize == "filter" and len(shape) > 1 and not -len(shape) <= filter_axis < len(shape):
-            raise InputError(
-                f"filter_axis must be an axis of every weight; {name!r} has {len(shape)}, "
-                f"{filter_axis!r} given."
-            )
+        if normalize == "filter" and len(shape) > 1:
+            axes[name] = _filter_axis(filter_axis, name, shape)
         for row in rows:
-            row[part] = _normalized(row[part], origin[part], shape, normalize, filter_axis)
+            row[part] = _normalized(row[part], origin[part], shape, normalize, axes.get(name))
     if len(left_out) == len(layout.leaf_names):
         raise InputError(
             "every parameter of this problem is one-dimensional, and random_plane leaves those out; ask "
@@ -107,18 +106,35 @@ def random_plane(
         seed=int(seed),
         normalize=normalize,
         left_out=", ".join(left_out),
+        filter_axis=json.dumps({name: axis for name, axis in axes.items() if axis != 0}),
     )
 
 
+def _filter_axis(given: FilterAxis, name: str, shape: tuple[int, ...]) -> int:
+    """The axis that counts a weight's filters."""
+    if given is None:
+        last = name.removesuffix(".value").rsplit(".", 1)[
+            -1
+        ]  # Flax's NNX has a variable's value as its leaf
+        return -1 if last == "kernel" else 0
+    axis = given(name, shape) if callable(given) else given
+    if not isinstance(axis, (int, np.integer)) or not -len(shape) <= axis < len(shape):
+        raise InputError(
+            f"filter_axis must be an axis of every weight; {name!r} has {len(shape)}, {axis!r} given."
+        )
+    return int(axis)
+
+
 def _normalized(
-    direction: np.ndarray, own: np.ndarray, shape: tuple[int, ...], normalize: str, axis: int
+    direction: np.ndarray, own: np.ndarray, shape: tuple[int, ...], normalize: str, axis: int | None
 ) -> np.ndarray:
-    """A tensor's part of a direction, flat, with the norms of the model's own filters, or of all of it."""
+    """A tensor's part of a direction, flat, with the norms of the model's own filters along `axis`, or of all
+    of it."""
     if normalize == "none" or not direction.size:
         return direction
     d, w = direction.reshape(shape), own.reshape(shape)
     over = None
-    if normalize == "filter" and len(shape) > 1:
+    if axis is not None:
         over = tuple(i for i in range(len(shape)) if i != axis % len(shape))
     size = np.sqrt((d * d).sum(axis=over, keepdims=True))
     return (d * (np.sqrt((w * w).sum(axis=over, keepdims=True)) / size)).reshape(-1)

@@ -6,7 +6,6 @@ computed.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from thalweg import losses, names
+from thalweg import names, weights
 from thalweg.errors import InputError
 from thalweg.params import Layout, Params, path_name
-
-_IGNORED = (
-    " (ignore_index): leave such samples out, or average a sample's others in a loss of your own"
-)
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,12 @@ class InDtype:
             floating = jnp.issubdtype(leaf.dtype, jnp.floating)
             return leaf.astype(self.dtype) if floating else leaf
 
-        return jax.tree_util.tree_map(cast, self.init(key))
+        return jax.tree_util.tree_map(cast, weights.all_trained(self.init(key)))
+
+
+def drawn(init: Callable[[jax.Array], Params]) -> Params:
+    """The shapes of what `init` draws."""
+    return jax.eval_shape(lambda key: weights.all_trained(init(key)), jax.random.key(0))
 
 
 def as_function(f: Any, name: str, dtype: np.dtype | None = None) -> Any:
@@ -61,7 +61,18 @@ def as_function(f: Any, name: str, dtype: np.dtype | None = None) -> Any:
         array = jnp.array(leaf)
         return array.astype(dtype) if dtype and jnp.issubdtype(array.dtype, jnp.floating) else array
 
-    return jax.tree_util.tree_map(copy, f)
+    leaves = [copy(leaf) for leaf in leaves]
+    if all(isinstance(leaf, (jax.Array, int, float)) for leaf in leaves):
+        return treedef.unflatten(leaves)
+    # Equinox's filter_jit holds functions and text too, which cannot be traced
+    is_array = [isinstance(leaf, jax.Array) for leaf in leaves]
+
+    def with_arrays(arrays: list[jax.Array], *args: Any) -> Any:
+        left = iter(arrays)
+        own = (next(left) if ours else leaf for ours, leaf in zip(is_array, leaves, strict=True))
+        return treedef.unflatten(own)(*args)
+
+    return Partial(with_arrays, [leaf for leaf in leaves if isinstance(leaf, jax.Array)])
 
 
 def own_data(data: Any, name: str, dtype: np.dtype | None) -> Any:
@@ -103,7 +114,7 @@ def own_params(params: Params, dtype: np.dtype | None, default: np.dtype) -> Par
         return jax.device_put(array)
 
     try:
-        own = jax.tree_util.tree_map_with_path(copy, params)
+        own = jax.tree_util.tree_map_with_path(copy, weights.all_trained(params))
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -136,6 +147,7 @@ def point(params: Any, layout: Layout) -> Params:
             "a vector of torch's has the parameters in their module's order, and here they are sorted by "
             "name: give the module's state_dict()."
         )
+    params = weights.trained(params)
     if not layout.matches(params):
         params = _in_dicts(params)
         leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -292,176 +304,8 @@ def is_loose(leaf: Any) -> bool:
     return not isinstance(leaf, np.generic | np.ndarray) or leaf.dtype.kind in "iub"
 
 
-def _check_real(what: str, value: Any) -> None:
-    for leaf in jax.tree_util.tree_leaves(value):
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-            raise InputError(
-                f"{what} returns complex numbers, which have no minimum: take their absolute values, as in "
-                f"jnp.abs(...) ** 2."
-            )
-
-
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "shape")
-
-
-def _shape(value: Any) -> Any:
-    if _is_array(value):
-        return value.shape
-    return jax.tree_util.tree_map(lambda v: v.shape, value)
-
-
 def entries(layout: Layout) -> str:
     """The names and shapes of a pytree's leaves, for an error."""
     leaves = [f"{n} {s}" for n, s in zip(layout.leaf_names, layout.shapes, strict=True)]
     more = ", …" if len(leaves) > 8 else ""
     return f"{{{', '.join(leaves[:8])}{more}}}"
-
-
-def _shapes(tree: Any) -> str:
-    shapes = [tuple(np.shape(leaf)) for leaf in jax.tree_util.tree_leaves(tree)]
-    return f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {shapes}"
-
-
-def _reshape_hint(yhat: Any, y: Any) -> str:
-    if len(yhat) == len(y) + 1 and yhat[-1] == 1:
-        return "predict(...)[:, 0], or y[:, None]" if len(y) == 1 else "y[..., None]"
-    if len(y) == len(yhat) + 1 and y[-1] == 1:
-        return "y[..., 0], or predict(...)[..., None]"
-    return "they must agree in every axis"
-
-
-def _check_classes(yhat: Any, y: Any) -> None:
-    if len(yhat.shape) < 2:
-        raise InputError(
-            f"cross_entropy needs predictions (n, classes); predict returns {yhat.shape}."
-        )
-    classes = yhat.shape[1]
-    if jnp.issubdtype(y.dtype, jnp.integer):
-        if y.shape != (yhat.shape[0], *yhat.shape[2:]):
-            raise InputError(
-                f"cross_entropy: class indices must have shape "
-                f"{(yhat.shape[0], *yhat.shape[2:])}; y has {y.shape}."
-            )
-        low, high = int(np.min(y)), int(np.max(y))
-        if low < 0 or high >= classes:
-            raise InputError(
-                f"cross_entropy: classes go from 0 to {classes - 1}; y holds {low} to {high}"
-                f"{_IGNORED if low == -100 else ''}."
-            )
-    elif y.shape != yhat.shape:
-        raise InputError(
-            f"cross_entropy: y must hold integer classes, or probabilities of shape {yhat.shape}; "
-            f"it has dtype {y.dtype} and shape {y.shape}."
-        )
-
-
-def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
-    """An error where functions, data and parameters do not fit together.
-
-    Shapes are traced, once and without computing: the classic silent broadcast is an error here.
-    `pointwise` gives a problem's pointwise risks.
-    """
-    layout = problem.layout
-    if layout.size == 0:
-        raise InputError("params hold no parameters.")
-    for name, dtype in zip(layout.leaf_names, layout.dtypes, strict=True):
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise InputError(
-                f"parameter {name!r} must be a real number; init= gives dtype {dtype}."
-            )
-    if len(set(layout.leaf_names)) != len(layout.leaf_names):
-        twice = next(n for n in layout.leaf_names if layout.leaf_names.count(n) > 1)
-        raise InputError(f"two parameters have the name {twice!r}; rename one of them.")
-    if any("[" in name for name in layout.leaf_names) and len(layout.names) <= names.FEW:
-        twice = [name for name, count in Counter(layout.names).items() if count > 1]
-        if twice:  # "a[0]" beside an array "a"
-            raise InputError(f"two parameters have the name {twice[0]!r}; rename one of them.")
-    if problem.params is not None and problem.init is not None:
-        drawn = Layout.of(jax.eval_shape(problem.init, jax.random.key(0)))
-        if (drawn.treedef, drawn.shapes) != (layout.treedef, layout.shapes):
-            raise InputError(
-                f"init= and params= must give the same parameters; init= gives "
-                f"{entries(drawn)}, params= {entries(layout)}."
-            )
-    if not (jax.tree_util.tree_leaves(problem.x) or problem.is_without_data):
-        raise InputError(
-            "x holds no data; a model without inputs is Problem.from_function(f) or "
-            "Problem.from_residuals(r)."
-        )
-    if problem.x is not None and problem.y is None and losses.is_entrywise(problem.loss):
-        raise InputError("the loss compares predictions with y, and y is None.")
-    sizes = {
-        tuple(np.shape(leaf))[:1] for leaf in jax.tree_util.tree_leaves((problem.x, problem.y))
-    }
-    if () in sizes:
-        raise InputError(
-            "x and y need a first axis over samples; a scalar was given (a tuple is a pytree: "
-            "write a list or an array)."
-        )
-    if len(sizes) > 1:
-        raise InputError(
-            f"x and y must have the same number of samples; x has {_shapes(problem.x)}, "
-            f"y has {_shapes(problem.y)}."
-        )
-    if sizes == {(0,)}:
-        raise InputError("the data hold no samples: x and y have length 0.")
-    like = layout.like
-    for name, term in (("expected", problem.expected_risk), ("penalty", problem.penalty)):
-        if term is None:
-            continue
-        with written_in_jax(name):
-            value = jax.eval_shape(term, like)
-        if _shape(value) != ():
-            raise InputError(
-                f"{name}(params) must return a scalar; it returns shape {_shape(value)}."
-            )
-        _check_real(f"{name}(params)", value)
-    with written_in_jax("the function" if problem.is_without_data else "predict"):
-        yhat = jax.eval_shape(problem.predict, like, problem.x)
-    if problem.x is None:
-        _check_real("the function", yhat)
-        wanted = () if problem.is_function else (None,)
-        if len(getattr(yhat, "shape", (0, 0))) != len(wanted):
-            raise InputError(
-                f"the function must return {'a scalar' if wanted == () else 'a vector (m,)'}; "
-                f"it returns {_shapes(yhat)}."
-            )
-        return
-    n = problem.n_samples
-    for path, leaf in jax.tree_util.tree_leaves_with_path(yhat):
-        if leaf.shape[:1] != (n,):
-            which = jax.tree_util.keystr(path)
-            leave = "; return what the loss needs, and leave this out" if path else ""
-            raise InputError(
-                f"the model must return one prediction a sample, {n} along the first axis; "
-                f"{'its output ' + which if path else 'it'} has shape {leaf.shape}{leave}."
-            )
-    if losses.is_entrywise(problem.loss) and not (_is_array(yhat) and _is_array(problem.y)):
-        raise InputError(
-            "a named loss compares one array with one array; predict(params, x) or y is a pytree. "
-            "Give loss= as a function (yhat, y) -> (n,)."
-        )
-    if losses.wants_equal_shapes(problem.loss) and _shape(yhat) != _shape(problem.y):
-        raise InputError(
-            f"predictions have shape {_shape(yhat)} but y has shape {_shape(problem.y)}; the loss "
-            f"would broadcast them against each other. Reshape one: "
-            f"{_reshape_hint(_shape(yhat), _shape(problem.y))}."
-        )
-    if losses.is_entrywise(problem.loss) and not losses.wants_equal_shapes(problem.loss):
-        _check_classes(yhat, problem.y)
-    if losses.wants_probabilities(problem.loss):
-        targets = np.asarray(problem.y)
-        low, high = float(targets.min()), float(targets.max())
-        if low < 0 or high > 1:
-            raise InputError(
-                f"bce_with_logits: targets lie between 0 and 1; y holds {low:g} to {high:g}."
-            )
-    with written_in_jax("loss"):
-        risks = jax.eval_shape(pointwise, problem, like)
-    if _shape(risks) != (n,):
-        raise InputError(
-            f"loss(yhat, y) must return one value a sample, shape ({n},); "
-            f"it returns {_shape(risks)}. Do not average inside it: reduction= does."
-        )
-    _check_real("the loss", risks)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from thalweg import identity, inputs, losses
+from thalweg import checks, identity, inputs, losses
 from thalweg.errors import InputError, unknown
 from thalweg.params import Layout, Params, promoted
 
@@ -103,7 +103,7 @@ class Problem:
         )
         self.mask = None
         self.reduction = reduction
-        inputs.check(self, pointwise)
+        checks.check(self, pointwise)
         self._know_functions()
 
     @classmethod
@@ -206,7 +206,7 @@ class Problem:
         if self.params is not None:
             return Layout.of(self.params)
         assert self.init is not None
-        return Layout.of(jax.eval_shape(self.init, jax.random.key(0)))
+        return Layout.of(inputs.drawn(self.init))
 
     @property
     def names(self) -> Sequence[str]:
