@@ -1,5 +1,6 @@
 """The PyTorch door: numbers against PyTorch's own, and nothing of the user's changed."""
 
+import collections
 import copy
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import thalweg as tw
 from thalweg.errors import InputError
@@ -978,6 +980,71 @@ def test_what_a_forward_pass_has_left_behind_is_no_obstacle():
 @dataclasses.dataclass
 class Out:
     yhat: torch.Tensor
+
+
+class Output(collections.OrderedDict):
+    """As Hugging Face's `ModelOutput`: a dictionary with attributes, which PyTorch looks into."""
+
+    def __init__(self, **values):
+        super().__init__(**values)
+        vars(self).update(values)
+
+
+pytree.register_pytree_node(
+    Output,
+    lambda output: (list(output.values()), list(output.keys())),
+    lambda values, keys: Output(**dict(zip(keys, values, strict=True))),
+    serialized_type_name="tests.Output",
+    flatten_with_keys_fn=pytree._dict_flatten_with_keys,
+)
+
+
+class Classifier(nn.Module):
+    """As theirs: it takes a tokenizer's dictionary, and returns an output with more than the loss needs."""
+
+    def __init__(self, cache=None):
+        super().__init__()
+        self.embedding, self.head, self.cache = nn.Embedding(10, 4), nn.Linear(4, 3), cache
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.embedding(input_ids) * attention_mask[..., None]
+        out = {"logits": self.head(hidden.sum(1)), "inner": Output(states=hidden)}
+        return Output(**out, **({"cache": self.cache} if self.cache else {}))
+
+
+def _of_logits(out, y):
+    return nn.functional.cross_entropy(out.logits, y) + out.inner.states.square().mean()
+
+
+TOKENS = collections.UserDict(  # a tokenizer's BatchEncoding is one
+    input_ids=torch.arange(24).reshape(6, 4) % 10,
+    attention_mask=torch.ones(6, 4, dtype=torch.long).tril(2),
+)
+LABELS = torch.tensor([0, 1, 2, 2, 1, 0])
+
+
+def test_a_tokenizers_dictionary_and_an_output_with_attributes():
+    module = Classifier().double()
+    problem = tw.from_torch(module, _of_logits, TOKENS, LABELS)
+    value, slopes = jax.value_and_grad(problem.risk)(problem.params)
+    theirs = _of_logits(module(**TOKENS), LABELS)
+    theirs.backward()
+    assert float(value) == pytest.approx(theirs.item(), rel=1e-12)
+    for name, parameter in module.named_parameters():
+        np.testing.assert_allclose(slopes[name], parameter.grad, rtol=1e-10, atol=1e-12)
+    assert tw.descend(problem, tw.SGD(lr=0.1), steps=2)["loss"][-1] < value
+
+
+@pytest.mark.parametrize(
+    ("module", "loss", "words"),
+    [
+        (Classifier(), nn.CrossEntropyLoss(), r"returns Output with \['logits'\], \['inner'\]"),
+        (Classifier(object()), _of_logits, r"returns object in its output \['cache'\].*use_cache"),
+    ],
+)
+def test_outputs_that_a_loss_cannot_take_are_named(module, loss, words):
+    with pytest.raises(InputError, match=words):
+        tw.from_torch(module, loss, TOKENS, LABELS)
 
 
 class Returns(nn.Module):

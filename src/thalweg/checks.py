@@ -103,8 +103,8 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
             )
     if losses.is_entrywise(problem.loss) and not (_is_array(yhat) and _is_array(problem.y)):
         raise InputError(
-            "a named loss compares one array with one array; predict(params, x) or y is a pytree. "
-            "Give loss= as a function (yhat, y) -> (n,)."
+            f"a named loss compares one array with one array; {_several(yhat, problem.y)}. Give loss= as a "
+            f"function of both, (yhat, y) -> (n,), that takes what it compares out of them."
         )
     if losses.wants_equal_shapes(problem.loss) and _shape(yhat) != _shape(problem.y):
         raise InputError(
@@ -165,6 +165,15 @@ def _check_real(what: str, value: Any) -> None:
                 f"{what} returns complex numbers, which have no minimum: take their absolute values, as in "
                 f"jnp.abs(...) ** 2."
             )
+
+
+def _several(yhat: Any, y: Any) -> str:
+    """What is no array, predictions or y, in words."""
+    what, tree = ("y is", y) if _is_array(yhat) else ("the model returns", yhat)
+    if tree is None:
+        return f"{what} None"
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return f"{what} {type(tree).__name__} with {', '.join(paths) or 'nothing in it'}"
 
 
 def _is_array(value: Any) -> bool:

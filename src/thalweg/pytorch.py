@@ -76,6 +76,7 @@ def from_torch(
             if y is not None:
                 raise InputError("a DataLoader brings its own y; leave y= out.")
             x, y = _read(x)
+        x, y = map(_plain, (x, y))
         entries, module = module.state_dict(keep_vars=True), inputs.unwrapped(module)
         forward = _Forward(module, batch_norm, entries, x)
         free, held = forward.split(module)
@@ -303,6 +304,13 @@ class _Forward:
 
 def _array(value: Any, dtype: Any) -> np.ndarray:
     return np.asarray(of_tensor(value) if inputs.is_tensor(value) else value).astype(dtype)
+
+
+def _plain(data: Any) -> Any:
+    """Dictionaries of the kinds that JAX does not look into (what a tokenizer returns) as dictionaries."""
+    return jax.tree_util.tree_map(
+        lambda leaf: dict(leaf) if isinstance(leaf, Mapping) else leaf, data
+    )
 
 
 def _order(x: Any) -> Any:

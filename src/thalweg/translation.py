@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -44,11 +45,14 @@ def translated(
     def translate(arguments: Any) -> Any:
         try:
             out = reruns.Code(_environment(), function, arguments, free, _as_arrays)()
-            for leaf in jax.tree_util.tree_leaves(out):
+            _make_known(out)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(out):
                 if not isinstance(leaf, (jax.Array, int, float, complex)):
+                    inside = f" in its output {jax.tree_util.keystr(path)}" if path else ""
                     raise InputError(
-                        f"the code{where()} returns {type(leaf).__name__}; tensors were expected, or tuples, "
-                        f"lists or dictionaries of them."
+                        f"the code{where()} returns {type(leaf).__name__}{inside}; tensors were expected, or "
+                        f"tuples, lists or dictionaries of them"
+                        f"{_LEFT_OUT if path else ''}."
                     )
             return out
         except torchax.tensor.OperatorNotFound as error:
@@ -85,6 +89,54 @@ def translated(
             ) from error
 
     return of_arrays
+
+
+_LEFT_OUT = (
+    ": let the module leave this out (a cache of keys and values: model.config.use_cache = False), or a module "
+    "around it return what the loss needs"
+)
+
+
+def _make_known(tree: Any) -> None:
+    """Let JAX look into what PyTorch looks into, as the outputs of Hugging Face's models (`ModelOutput`)."""
+    from torch.utils import _pytree
+
+    known = _pytree.SUPPORTED_NODES
+    while kinds := {type(leaf) for leaf in jax.tree_util.tree_leaves(tree)} & known.keys():
+        for kind in kinds:
+            _make_kind_known(kind, known[kind])
+
+
+def _make_kind_known(kind: type, node: Any) -> None:
+    def parts(value: Any) -> tuple[Any, _Context]:
+        values, context = node.flatten_fn(value)
+        return values, _Context(context)
+
+    def named_parts(value: Any) -> tuple[Any, _Context]:
+        values, context = parts(value)
+        if node.flatten_with_keys_fn is None:
+            return list(map(_at, range(len(values)), values)), context
+        return [(_name(key), v) for key, v in node.flatten_with_keys_fn(value)[0]], context
+
+    def whole(context: _Context, values: Any) -> Any:
+        return node.unflatten_fn(list(values), context.context)
+
+    jax.tree_util.register_pytree_with_keys(kind, named_parts, whole, parts)
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What PyTorch knows of a node beside its parts, which need not have a hash."""
+
+    context: Any = field(hash=False)
+
+
+def _at(place: int, value: Any) -> tuple[Any, Any]:
+    return jax.tree_util.SequenceKey(place), value
+
+
+def _name(key: Any) -> Any:
+    return jax.tree_util.DictKey(getattr(key, "key", str(key)))
 
 
 @contextmanager
