@@ -431,3 +431,23 @@ def test_binary_cross_entropy_has_pytorchs_bounds(reduction):
         return torch.nn.functional.binary_cross_entropy(p, target, weight, reduction=reduction)
 
     same_as_pytorch(loss, p, rounding=1e-8)  # PyTorch's 1e-12 is of single precision
+
+
+BY_NAMES = {
+    "linear": (lambda x, w: F.linear(input=x, weight=w, bias=None), (2, 4), (3, 4)),
+    "linear's weight": (lambda x, w: F.linear(x, weight=w), (2, 4), (3, 4)),
+    "pad": (lambda x, w: F.pad(input=x, pad=(1, 1)) * w, (2, 4), (6,)),
+    "interpolate": (lambda x, w: F.interpolate(input=x, size=6) * w, (2, 3, 4), (6,)),
+    "cross entropy": (
+        lambda x, w: F.binary_cross_entropy(target=w.sigmoid(), input=x.sigmoid()),
+        (2, 4),
+        (2, 4),
+    ),
+    "solve": (lambda x, w: torch.linalg.solve(A=x, B=w), (4, 4), (4, 2)),
+}
+
+
+@pytest.mark.parametrize("name", BY_NAMES)
+def test_arguments_by_pytorchs_names(name):
+    function, *shapes = BY_NAMES[name]
+    same_as_pytorch(function, *map(RNG.standard_normal, shapes), rounding=1e-9)

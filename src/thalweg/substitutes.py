@@ -26,9 +26,10 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
     import torch
     from torchax.ops.ops_registry import all_aten_ops, all_torch_functions
 
-    aten, pad = torch.ops.aten, torch.nn.functional.pad
+    aten, pad, linear = torch.ops.aten, torch.nn.functional.pad, torch.nn.functional.linear
     convolution = aten.convolution
-    return {
+    found = {
+        linear: all_torch_functions[linear].func,
         convolution.default: partial(_convolution, all_aten_ops[convolution].func),
         torch.lstm: partial(_recurrent, _lstm),
         torch.gru: partial(_recurrent, _gru),
@@ -57,6 +58,26 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         aten.digamma.default: _digamma,
         aten.polygamma.default: jax.scipy.special.polygamma,
     }
+    names = {
+        linear: ("input", "weight", "bias"),
+        pad: ("input",),
+        torch.nn.functional.interpolate: ("input",),
+        torch.nn.functional.embedding_bag: ("input",),
+        torch.nn.functional.binary_cross_entropy: ("input", "target"),
+        torch.nn.functional.gaussian_nll_loss: ("input", "target"),
+        torch.bucketize: ("input", "boundaries"),
+        torch.searchsorted: ("sorted_sequence", "input"),
+        torch.linalg.solve: ("A", "B"),
+    }
+    for function, first_ones in names.items():
+        found[function] = partial(_by_names, first_ones, found[function])
+    return found
+
+
+def _by_names(names: Sequence[str], ours: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A function whose first arguments may be given by PyTorch's names for them."""
+    rest = [kwargs.pop(name) for name in names[len(args) :] if name in kwargs]
+    return ours(*args, *rest, **kwargs)
 
 
 # Recurrent layers: torchax writes every step out, which takes minutes to compile -----------------
