@@ -92,8 +92,8 @@ def translated(
 
 
 _LEFT_OUT = (
-    ": let the module leave this out (a cache of keys and values: model.config.use_cache = False), or a module "
-    "around it return what the loss needs"
+    ": let the module leave this out (a cache of keys and values: model.config.use_cache = False), or a "
+    "module around it return what the loss needs"
 )
 
 
