@@ -224,7 +224,7 @@ def test_losses_are_pytorchs(loss, kind):
 def test_a_loss_that_is_no_mean_of_samples_is_refused():
     module, x = small()
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
-    with pytest.raises(InputError, match="class weights under reduction='mean'"):
+    with pytest.raises(InputError, match=r"class weights .* use reduction='sum'"):
         tw.from_torch(module, weighted, x, CLASSES)
     with pytest.raises(InputError, match="that of the samples one by one has"):
         tw.from_torch(module, lambda yhat, y: yhat.std() + 0 * y.sum(), x, torch.randn(6, 3))
@@ -239,7 +239,7 @@ def test_a_loss_is_seen_on_samples_of_every_class(kind, weights):
     module = nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1))
     loss = kind(weight=torch.tensor(weights))
     if weights[0] != weights[1]:
-        with pytest.raises(InputError, match="class weights under reduction='mean'"):
+        with pytest.raises(InputError, match=r"class weights .* use reduction='sum'"):
             tw.from_torch(module, loss, x, y)
     loss = kind(weight=torch.tensor(weights), reduction="sum")
     problem = tw.from_torch(module, loss, x, y)
@@ -977,6 +977,13 @@ def test_what_a_forward_pass_has_left_behind_is_no_obstacle():
     assert module.seen is seen
 
 
+class Turns(nn.Module):
+    """Classes along axis 1, where a loss has them."""
+
+    def forward(self, x):
+        return x.transpose(1, 2)
+
+
 @dataclasses.dataclass
 class Out:
     yhat: torch.Tensor
@@ -1073,12 +1080,35 @@ def test_modules_that_cannot_be_translated(module, words):
     assert "\n" not in str(raised.value)
 
 
-def test_an_ignored_class_is_named():
-    y = torch.tensor([0, 1, -100, 2, 2, 1])
-    with pytest.raises(
-        InputError, match=r"y holds -100 to 2 \(ignore_index\): leave such samples out"
+@pytest.mark.parametrize("ignored", [-100, 1])
+def test_padding_that_a_loss_ignores_is_left_out_of_its_sum(ignored):
+    """As causal language models have it; a mean over what is left is none over samples."""
+    module = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3), Turns()).double()
+    x = torch.arange(24).reshape(6, 4) % 5
+    y = (x % 2) * 2
+    y[0, 2:] = y[1, :3] = ignored
+    y[5] = ignored  # a sample without any loss
+    loss = nn.CrossEntropyLoss(ignore_index=ignored, reduction="sum")
+    problem = tw.from_torch(module, loss, x, y)
+    theirs = loss(module(x), y)
+    theirs.backward()
+    value, slopes = jax.value_and_grad(problem.risk)(problem.params)
+    assert float(value) == pytest.approx(theirs.item(), rel=1e-12)
+    for name, parameter in module.named_parameters():
+        np.testing.assert_allclose(slopes[name], parameter.grad, rtol=1e-10, atol=1e-12)
+    mean = nn.CrossEntropyLoss(ignore_index=ignored)
+    for some, words in (
+        (slice(None), "no loss of their own"),
+        (slice(5), "ignored padding"),
     ):
-        tw.from_torch(nn.Linear(4, 3), nn.CrossEntropyLoss(), torch.randn(6, 4), y)
+        with pytest.raises(InputError, match=words + ".*reduction='sum'"):
+            tw.from_torch(module, mean, x[some], y[some])
+
+
+def test_a_named_loss_ignores_no_class():
+    y = np.array([0, 1, -100, 2, 2, 1])
+    with pytest.raises(InputError, match="y holds -100 to 2: leave such samples out"):
+        tw.from_torch(nn.Linear(4, 3), "cross_entropy", torch.randn(6, 4), y)
 
 
 def test_bad_input_is_one_line():
@@ -1099,7 +1129,7 @@ def test_bad_input_is_one_line():
         (lambda: tw.from_torch(Draws(), "mse", x, y), "draws random numbers"),
         (lambda: tw.from_torch(Forgets(), "mse", x, y), "self.register_buffer"),
         (lambda: tw.from_torch(module, nn.CrossEntropyLoss(ignore_index=1), x, CLASSES),
-         "leave those samples"),
+         "have no loss of their own"),
         (lambda: tw.from_torch(nn.Embedding(3, 3, scale_grad_by_freq=True), "mse", CLASSES, y),
          "not those of any risk"),
         (lambda: tw.from_torch(module, nn.MSELoss, x, y), r"give an instance of it: MSELoss\(\)"),

@@ -158,7 +158,8 @@ def _reduction(wholes: list[Any], each: list[Any], preferred: str) -> str:
         values = losses.double().numpy()
         if np.isfinite(whole) and not np.isfinite(values).all():
             raise InputError(
-                "some samples have no loss of their own (ignore_index, a mask): leave them out of the data."
+                "some samples have no loss of their own (ignore_index, a mask): leave them out of the data, "
+                "or use reduction='sum'."
             )
         sums = {"mean": values.mean(), "sum": values.sum()}
         off = _AGREES * max(abs(whole), np.abs(values).max())
@@ -167,7 +168,7 @@ def _reduction(wholes: list[Any], each: list[Any], preferred: str) -> str:
             raise InputError(
                 f"on {len(values)} of the samples the loss is {whole:.6g}, and that of the samples one by "
                 f"one has the mean {values.mean():.6g} and the sum {values.sum():.6g}: a loss must be one or "
-                f"the other (class weights under reduction='mean' are neither; use reduction='sum')."
+                f"the other (with class weights or ignored padding a mean is neither; use reduction='sum')."
             )
     return preferred if preferred in names else names.pop()
 

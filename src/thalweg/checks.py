@@ -15,9 +15,7 @@ from thalweg.errors import InputError
 from thalweg.inputs import drawn, entries, written_in_jax
 from thalweg.params import Layout, Params
 
-_IGNORED = (
-    " (ignore_index): leave such samples out, or average a sample's others in a loss of your own"
-)
+_IGNORED = ": leave such samples out, or average a sample's others in a loss of your own"
 
 
 def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:

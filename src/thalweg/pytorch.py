@@ -80,7 +80,7 @@ def from_torch(
         entries, module = module.state_dict(keep_vars=True), inputs.unwrapped(module)
         forward = _Forward(module, batch_norm, entries, x)
         free, held = forward.split(module)
-        named, function, own_reduction = _loss(loss)
+        named, function, own_reduction = _loss(loss, y)
         problem = Problem(
             Partial(forward, held),
             named or _PerSample(function),
@@ -443,19 +443,16 @@ def _are_batches(items: list[Any]) -> bool:
     )
 
 
-def _loss(loss: Any) -> tuple[str | None, Any, str]:
+def _loss(loss: Any, y: Any) -> tuple[str | None, Any, str]:
     """The name of a loss that Thalweg has, or None and a function of tensors; and its reduction."""
     import torch
 
     if isinstance(loss, str):
         return loss, None, "mean"
     if isinstance(loss, torch.nn.Module):
-        if isinstance(loss, torch.nn.CrossEntropyLoss) and loss.ignore_index >= 0:
-            raise InputError(
-                "CrossEntropyLoss with ignore_index: leave those samples out of the data."
-            )
         reduction = "sum" if getattr(loss, "reduction", "mean") == "sum" else "mean"
-        return _named(loss), loss, reduction
+        padded = _holds(y, getattr(loss, "ignore_index", None))
+        return None if padded else _named(loss), loss, reduction
     if isinstance(loss, type):
         raise InputError(f"the loss is a class; give an instance of it: {loss.__name__}().")
     if not callable(loss):
@@ -470,7 +467,13 @@ def _loss(loss: Any) -> tuple[str | None, Any, str]:
         torch.nn.functional.cross_entropy: "cross_entropy",
         torch.nn.functional.binary_cross_entropy_with_logits: "bce_with_logits",
     }
-    return functions.get(loss), loss, "mean"
+    padded = loss is torch.nn.functional.cross_entropy and _holds(y, -100)
+    return None if padded else functions.get(loss), loss, "mean"
+
+
+def _holds(y: Any, ignored: int | None) -> bool:
+    """Whether some classes are those that the loss ignores."""
+    return ignored is not None and hasattr(y, "dtype") and bool((y == ignored).any())
 
 
 def _named(loss: Any) -> str | None:
