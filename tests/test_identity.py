@@ -1,6 +1,7 @@
 """Functions that are one program are one, and no others."""
 
 import copy
+import logging
 import pickle
 
 import jax
@@ -17,6 +18,12 @@ from thalweg.catalogue import models
 X = np.linspace(-1, 1, 12)
 NETWORK = models.init_mlp((1, 4, 1), jax.random.key(0))
 SCALE = 1.0
+
+
+@pytest.fixture(autouse=True)
+def _says_why(caplog):
+    """What a function is not known for is among a failure's output."""
+    caplog.set_level(logging.DEBUG, identity.__name__)
 
 
 def known(function, *args):
@@ -286,3 +293,12 @@ def test_what_has_changed_lends_its_programs_to_nobody(monkeypatch):
     assert float(reads_a_global().take(batch).risk({"w": 1.0})) == 0
     assert float(fresh.take(batch).risk({"w": 1.0})) == 0
     assert stale.predict.func != fresh.predict.func
+
+
+def test_it_is_logged_why_a_function_is_not_known(caplog):
+    def fails(params):
+        raise ValueError("no program")
+
+    assert not isinstance(known(fails, {"a": 1.0}), identity.ByProgram)
+    assert "is not known by its program" in caplog.text
+    assert "no program" in caplog.text

@@ -12,6 +12,7 @@ and were differentiated alike for the first of these.
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ _HIDDEN = frozenset({"pure_callback", "io_callback", "debug_callback", "call_exp
 _DEEPEST = 3
 
 _LOOKING = threading.RLock()
+_log = logging.getLogger(__name__)
 
 
 def by_program(function: Any, *args: Any) -> Any:
@@ -119,6 +121,7 @@ class ByProgram:
 
     def _leave(self) -> None:
         """Be of a kind of its own, which nobody joins."""
+        _log.debug("%r is another program than others of its kind", self.function)
         self._kind.members.pop(id(self), None)
         self._joins(_Kind(dict([*self._kind.seen.items()][:1])))
 
@@ -163,6 +166,7 @@ def _programs(function: Callable[..., Any], given: Any, place: int) -> Iterator[
     try:
         yield from _told(called, first, before, keywords, *rest)
     except Exception:  # a function that can be traced need not have a derivative
+        _log.debug("%r is not known by its program", function, exc_info=True)
         yield None
 
 
@@ -178,6 +182,7 @@ def _told(function: Callable[..., Any], *args: Any) -> Iterator[bytes | None]:
         constants = [*getattr(program, "consts", ()), *array_constants(needed)]
         hidden = " at 0x" in text or not _HIDDEN.isdisjoint(names(needed))
         if hidden or any(isinstance(array, Tracer) for array in constants):
+            _log.debug("what this program does is not all in its text: %s", needed)
             break  # a trace's numbers have no bytes
         digest = hashlib.blake2b(f"{text}\n{jax.tree_util.tree_structure(like)}".encode())
         for array in constants:
