@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 import re
 from pathlib import Path
@@ -46,6 +47,12 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] not in studies)
     return (yield)
+
+
+def pytest_collection_finish():
+    """A million objects stay to the end: no collection of garbage need look them through."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
