@@ -113,9 +113,8 @@ def random_plane(
 def _filter_axis(given: FilterAxis, name: str, shape: tuple[int, ...]) -> int:
     """The axis that counts a weight's filters."""
     if given is None:
-        last = name.removesuffix(".value").rsplit(".", 1)[
-            -1
-        ]  # Flax's NNX has a variable's value as its leaf
+        # of Flax's NNX a variable's value is the leaf
+        last = name.removesuffix(".value").rsplit(".", 1)[-1]
         return -1 if last == "kernel" else 0
     axis = given(name, shape) if callable(given) else given
     if not isinstance(axis, (int, np.integer)) or not -len(shape) <= axis < len(shape):
