@@ -48,14 +48,14 @@ def made(loss, widths=WIDTHS, n=20, reduction="mean", dtype="float64", penalty=N
 
 
 def dense_hessian(problem):
-    return np.asarray(
-        jax.hessian(lambda v: problem.risk(problem.unflatten(v)))(problem.flatten(problem.params))
-    )
+    risk_of = jax.jit(jax.hessian(lambda v: problem.risk(problem.unflatten(v))))
+    return np.asarray(risk_of(problem.flatten(problem.params)))
 
 
 def sample_gradients(problem):
     vector = problem.flatten(problem.params)
-    return np.asarray(jax.jacobian(lambda v: problem.pointwise(problem.unflatten(v)))(vector))
+    rows = jax.jit(jax.jacobian(lambda v: problem.pointwise(problem.unflatten(v))))
+    return np.asarray(rows(vector))
 
 
 def given(yhat, params, x):
@@ -72,12 +72,11 @@ def dense_gauss_newton(problem):
         fixed = problem.replace(predict=Partial(given, flat.reshape(yhat.shape)))
         return fixed.risk(problem.params, penalty=False)
 
-    inner = np.asarray(jax.hessian(risk_of)(yhat.reshape(-1)))
+    inner = np.asarray(jax.jit(jax.hessian(risk_of))(yhat.reshape(-1)))
     total = rows.T @ inner @ rows
     if problem.penalty is not None:
-        total = total + np.asarray(
-            jax.hessian(lambda v: problem.penalty(problem.unflatten(v)))(vector)
-        )
+        penalty = jax.jit(jax.hessian(lambda v: problem.penalty(problem.unflatten(v))))
+        total = total + np.asarray(penalty(vector))
     return total
 
 
@@ -124,7 +123,7 @@ def test_the_fisher_information_of_classes_is_an_average_over_them():
     def log_p(v):
         return jax.nn.log_softmax(problem.predict(problem.unflatten(v), problem.x))
 
-    slopes = np.asarray(jax.jacobian(log_p)(vector))  # (n, classes, p)
+    slopes = np.asarray(jax.jit(jax.jacobian(log_p))(vector))  # (n, classes, p)
     weights = np.exp(log_p(vector))
     expected = np.einsum("nc,ncp,ncq->pq", weights, slopes, slopes) / problem.n_samples
     operator = tw.fisher(problem, problem.params)

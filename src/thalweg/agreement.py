@@ -142,6 +142,7 @@ def _moved(params: Params, seed: int) -> Params:
     rng = np.random.default_rng(seed)
 
     def moved(leaf: Any) -> Any:
+        leaf = np.asarray(leaf)
         own = np.sqrt(np.mean(np.square(leaf, dtype=float))) if leaf.size else 0
         noise = rng.standard_normal(leaf.shape) * _AWAY * (own or 1)
         return jnp.asarray(leaf + noise.astype(leaf.dtype))

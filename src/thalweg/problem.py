@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -251,7 +251,7 @@ class Problem:
         """
         if not isinstance(index, Tracer):
             index = inputs.places("index", index, self.n_samples)
-        x, y, mask = jax.tree_util.tree_map(lambda leaf: leaf[index], (self.x, self.y, self.mask))
+        x, y, mask = _rows((self.x, self.y, self.mask), index)
         if mask is not None:
             valid = mask if valid is None else mask & valid
         return self.replace(x=x, y=y, mask=valid)
@@ -358,6 +358,12 @@ class Problem:
             for leaf, dtype in zip(jax.tree_util.tree_leaves(params), layout.dtypes, strict=True)
         ]
         return jax.tree_util.tree_unflatten(layout.treedef, leaves)
+
+
+@partial(jax.jit, inline=True)
+def _rows(tree: Any, index: Any) -> Any:
+    """Some rows of each array, in one program."""
+    return jax.tree_util.tree_map(lambda leaf: leaf[index], tree)
 
 
 def _without_data(f: Any, params: Params, x: Any) -> Any:
