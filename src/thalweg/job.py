@@ -18,7 +18,19 @@ from thalweg import backend, blocks, names, observables, results, sampling
 from thalweg.ensemble import Members, member_vectors
 from thalweg.errors import InputError
 from thalweg.logbook import Record, storable
-from thalweg.loop import Feed, Past, Plan, Span, Walk, at_rest, begin, block, known_turns, row_of
+from thalweg.loop import (
+    Feed,
+    Past,
+    Plan,
+    Span,
+    Walk,
+    arrives,
+    at_rest,
+    begin,
+    block,
+    known_turns,
+    row_of,
+)
 from thalweg.params import Layout, Params
 from thalweg.programs import runs_alone
 
@@ -131,12 +143,14 @@ class Job:
         samples = plan.problem.n_samples if feeds.order is None else feeds.order.size
         self.shares = list(_shares(plan, who.count, samples))
         feed = feeds.feed(first, 1, 1)
+        self.known = known_turns(every, backend.device().platform)
+        self.arriving = arrives(self.known)  # until the first block has been launched
 
         def given(share: Share) -> tuple[Params, Params, Past]:
             return self._of(share, (who.starts, self.started, past))
 
         one, (params, start, before) = self.shares[0].plan, given(self.shares[0])
-        walk = begin.eval_shape(one, feed, params, start, before)
+        walk = begin.eval_shape(one, feed, params, start, before, known=self.known)
         self._check_memory(start, walk)
         shapes = row_of.eval_shape(one, feed, start, walk, np.int32(0), True)[0]
         self.record = Record(shapes, self.layout, who, first, total, every, updates=walk.info)
@@ -146,7 +160,6 @@ class Job:
         self.most = min(rows * every, steps)
         # a power of two and two, or each `every` would be a program of its own
         self.room = 2 ** (-(-self.most // every) - 1).bit_length() + 2
-        self.known = known_turns(every, backend.device().platform)
         # A dense block has the row in it twice: of users' observables that takes long to compile, and spares
         # less than a microsecond a step, unless it is a GPU that is asked after each turn of a loop.
         self.dense = every == 1 and (self.known > 0 or not plan.observed)
@@ -157,10 +170,11 @@ class Job:
             params, start, before = given(share)
             self.starts.append(jax.device_put(start))
             params = params if resume is not None else self.starts[-1]
-            walk = begin(share.plan, feed, params, self.starts[-1], before)
-            if resume is not None and walk.stopped_at is not None and feeds.knows_the_past:
+            walk = begin(share.plan, feed, params, self.starts[-1], before, known=self.known)
+            if resume is not None and walk.stopped_at is not None:
                 for step in set(np.ravel(walk.stopped_at).tolist()) - {-1}:
-                    walk = at_rest(share.plan, feeds.feed(step, 1, 0), walk)
+                    then = feeds.feed(step if feeds.knows_the_past else first, 1, 0)
+                    walk = at_rest(share.plan, then, walk, np.int32(step))
             self.walks.append(walk)
 
     def _runs_alone(self, start: Params, walk: Walk) -> bool:
@@ -274,7 +288,8 @@ class Job:
     def _block_arguments(self, start: int, count: int) -> tuple[Feed, Span, dict[str, Any]]:
         """What `block` needs, besides the plan and the walk, for `count` steps from `start`."""
         first = self.first + start
-        span = Span.of(first, first + count, self.every, self.first, self._ends(start, count))
+        ends = self._ends(start, count)
+        span = Span.of(first, first + count, self.every, self.first, ends, self.arriving)
         feed = self.feeds.feed(first, self.most, count)
         return feed, span, {"room": self.room, "dense": self.dense, "known": self.known}
 
@@ -284,6 +299,7 @@ class Job:
 
     def _launch(self, start: int, count: int) -> list[Callable[[], Any]]:
         feed, span, static = self._block_arguments(start, count)
+        self.arriving = False
 
         def advance(k: int) -> Any:
             self.walks[k], *found = block(

@@ -4,6 +4,9 @@
 the number being traced; each is compiled once for given functions and shapes. Loss and gradient at
 the current iterate are carried from step to step: they are then computed once, read by the record, the
 finiteness test and the update alike, and already there at the last iterate.
+
+A gradient takes longest to compile, and is in the program once: a step is an update and then loss and
+gradient where it led, and at the first iterate a block arrives by a step without an update.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import numpy as np
 
 from thalweg.blocks import rows_before
 from thalweg.errors import InputError
-from thalweg.observables import At, first_state, measured
+from thalweg.observables import At, first_state, has_state, measured
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
@@ -132,14 +135,20 @@ class Walk:
         return At(problem, batch, *own, feed.scheduled(optimizer, step), self.state, updates)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="known")
 @tuned
-def begin(plan: Plan, feed: Feed, params: Params, start: Params, past: Past) -> Walk:
-    """The members before their first step."""
+def begin(plan: Plan, feed: Feed, params: Params, start: Params, past: Past, *, known: int) -> Walk:
+    """The members before their first step: without loss and gradient, if a block `arrives` there."""
 
     def one(optimizer: Optimizer, lane: Any, params: Params, start: Params, past: Past) -> Walk:
         optimizer = feed.scheduled(optimizer, feed.start)
-        loss, grad = value_and_gradient(feed.batch(plan.problem, lane, feed.start), params)
+        batch = feed.batch(plan.problem, lane, feed.start)
+        unknown = jax.tree_util.tree_map(
+            lambda shape: jnp.zeros(shape.shape, shape.dtype),
+            jax.eval_shape(value_and_gradient, batch, params),
+        )
+        read = not arrives(known) or any(map(has_state, plan.observed.values()))
+        loss, grad = value_and_gradient(batch, params) if read else unknown
         state = optimizer.init(params) if past.state is None else past.state
         walk = Walk(params, state, loss, grad, {}, {}, *past[1:])
         at = walk.at(plan, feed, optimizer, lane, start, feed.start)
@@ -147,7 +156,10 @@ def begin(plan: Plan, feed: Feed, params: Params, start: Params, past: Past) -> 
         if plan.stop is not None:
             plan.stop.check(at, info)
         memory = {name: first_state(name, seen, at) for name, seen in plan.observed.items()}
-        return replace(walk, info=jax.tree_util.tree_map(_unknown, info), memory=memory)
+        if arrives(known):
+            loss, grad = unknown
+        info = jax.tree_util.tree_map(_unknown, info)
+        return replace(walk, info=info, memory=memory, loss=loss, grad=grad)
 
     walk = plan.over_members(one, 0, 0, 0)(params, start, past)
     # A block takes over the walk's memory: none of it may be that of what was given.
@@ -156,14 +168,14 @@ def begin(plan: Plan, feed: Feed, params: Params, start: Params, past: Past) -> 
 
 @partial(jax.jit, donate_argnames="walk")
 @tuned
-def at_rest(plan: Plan, feed: Feed, walk: Walk) -> Walk:
-    """The members of a descent that goes on, with the loss and the gradient on the batch with which they
-    stopped for those that stopped at the first step of `feed`."""
+def at_rest(plan: Plan, feed: Feed, walk: Walk, stopped: Any) -> Walk:
+    """The members of a descent that goes on, with the loss and the gradient on the batch of the first step of
+    `feed` for those that stopped at step `stopped`."""
 
     def one(optimizer: Optimizer, lane: Any, walk: Walk) -> Walk:
         batch = feed.batch(plan.problem, lane, feed.start)
         loss, grad = value_and_gradient(batch, walk.params)
-        here = partial(jnp.where, walk.stopped_at == feed.start)
+        here = partial(jnp.where, walk.stopped_at == stopped)
         loss, grad = jax.tree_util.tree_map(here, (loss, grad), (walk.loss, walk.grad))
         return replace(walk, loss=loss, grad=grad)
 
@@ -178,7 +190,7 @@ def _unknown(shape: Any) -> Any:
 
 
 def known_turns(every: int, platform: str) -> int:
-    """How many steps of a block are a loop of known length: on a CPU none.
+    """How many steps of a block are a loop of known length: on a CPU 0.
 
     Of a loop whose length is traced a GPU asks the host after each turn, which takes longer than a step
     of a small model. So it does several steps at a time, and the last few one by one.
@@ -188,6 +200,15 @@ def known_turns(every: int, platform: str) -> int:
     return _TURNS if every == 1 else every // -(-every // _TURNS)
 
 
+def arrives(known: int) -> bool:
+    """Whether a block comes to the first iterate by a step without an update.
+
+    Not on a GPU, which would be asked at each step whether there is one. (A CPU takes no longer for it; to
+    choose between what an update gives and what was there takes it half as long again, for a large model.)
+    """
+    return not known
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Span:
@@ -195,7 +216,8 @@ class Span:
 
     Rows are recorded at `first` and at each multiple of `every` after it, before `last`; and at `last` where
     the descent `ends` there. The host knows which of them were asked for. For observables with a state the
-    step at which the descent has `begun` counts as recorded too.
+    step at which the descent has `begun` counts as recorded too. Before it nothing is recorded: a span that
+    begins one step earlier is that of members who arrive.
     """
 
     first: Any
@@ -206,9 +228,11 @@ class Span:
     ends: Any
 
     @classmethod
-    def of(cls, first: int, last: int, every: int, begun: int, ends: bool) -> Span:
+    def of(
+        cls, first: int, last: int, every: int, begun: int, ends: bool, arriving: bool = False
+    ) -> Span:
         rows, i32 = rows_before(first, last, every), np.int32
-        return cls(i32(first), i32(last), i32(every), i32(begun), i32(rows), ends)
+        return cls(i32(first - arriving), i32(last), i32(every), i32(begun), i32(rows), ends)
 
 
 @partial(jax.jit, static_argnames=("room", "dense", "known"), donate_argnames="walk")
@@ -226,29 +250,39 @@ def block(
         The walk, in the memory of the one given; when its members diverged and stopped; the record.
     """
 
-    first, last, every = span.first, span.last, span.every
+    first, last, every, begun = span.first, span.last, span.every, span.begun
     rows, ends = span.rows, span.ends
 
+    def there(step: Any) -> Any:
+        return jnp.int32(step >= begun) if arrives(known) else 1
+
     def advance(walk: Walk, step: Any) -> Walk:
-        return plan.over_members(partial(_advance, plan, feed), 0, 0, None)(start, walk, step)
+        one = partial(_advance, plan, feed, there(step))
+        return plan.over_members(one, 0, 0, None)(start, walk, step)
 
     # On a GPU the host would be asked about this condition as well
     if plan.stop is not None and not known:
         advance = partial(_unless_over, advance)
 
     def recorded(row: Any, walk: Walk, step: Any, record: Any) -> tuple[Any, Any]:
-        counts = (step % every == 0) | (step == span.begun)
+        counts = (step % every == 0) | (step == begun)
         values, memory = row_of(plan, feed, start, walk, step, counts)
         put = partial(jax.lax.dynamic_update_index_in_dim, index=row, axis=0)
         return jax.tree_util.tree_map(put, record, values), memory
 
     def record_then_advance(row: Any, carry: Any) -> Any:
         step, walk, record = carry
-        record, memory = recorded(row, walk, step, record)
+        if dense:  # of members who arrive a row too, the last one, for now
+            record, memory = recorded(row, walk, step, record)
+            return step + 1, advance(replace(walk, memory=memory), step), record
+        record, memory = _times(
+            there(step),
+            lambda carry: recorded(row, replace(walk, memory=carry[1]), step, carry[0]),
+            (record, walk.memory),
+        )
         walk = replace(walk, memory=memory)
-        if dense:
-            return step + 1, advance(walk, step), record
         following = jnp.minimum((step // every + 1) * every, last)
+        following = jnp.where(step < begun, begun, following)
         walk = _repeated(step, following, lambda t, w: advance(w, t), walk, known)
         return following, walk, record
 
@@ -257,7 +291,8 @@ def block(
     final = rows + jnp.int32(ends)
     # without `dense` the row at `last` is one more turn, of no steps
     turns, outer = (rows, known) if dense else (final, 0)
-    _, walk, record = _repeated(0, turns, record_then_advance, (first, walk, record), outer)
+    arriving = jnp.int32(first < begun) if arrives(known) else 0
+    _, walk, record = _repeated(-arriving, turns, record_then_advance, (first, walk, record), outer)
     if dense:
         record = jax.lax.fori_loop(
             rows, final, lambda row, record: recorded(row, walk, last, record)[0], record
@@ -287,6 +322,13 @@ def _repeated(
     return jax.lax.fori_loop(first, last, turn, carry)
 
 
+def _times(count: Any, turn: Callable[[Any], Any], carry: Any) -> Any:
+    """`turn` once or not at all; in place, which a conditional is not: it copies what it passes on."""
+    if isinstance(count, int):
+        return turn(carry)
+    return jax.lax.fori_loop(0, count, lambda _, carry: turn(carry), carry)
+
+
 @jax.jit
 def row_of(
     plan: Plan, feed: Feed, start: Params, walk: Walk, step: Any, counts: Any
@@ -297,20 +339,33 @@ def row_of(
 
 
 def _advance(
-    plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, start: Params, walk: Walk, step: Any
+    plan: Plan,
+    feed: Feed,
+    updates: Any,
+    optimizer: Optimizer,
+    lane: Any,
+    start: Params,
+    walk: Walk,
+    step: Any,
 ) -> Walk:
-    """One update, and loss and gradient at the new iterate on the next step's batch."""
-    at = walk.at(plan, feed, optimizer, lane, start, step)
-    memory = {
-        name: seen.measure(at, walk.memory[name])[1] if seen.every_step else walk.memory[name]
-        for name, seen in plan.observed.items()
-    }
-    diverged_at, stopped_at = _over(plan, at, walk)
-    params, state, info = at.optimizer.update(at, walk.params, walk.state, at.updates)
-    params = jax.tree_util.tree_map(_rounded, params)
-    loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), params)
-    own = (info, memory, diverged_at, stopped_at, walk.missed)
-    moved = Walk(params, state, loss, grad, *own)
+    """One update or none, and loss and gradient at the new iterate on the next step's batch."""
+
+    def updated(moving: Walk) -> Walk:
+        here = replace(moving, loss=walk.loss, grad=walk.grad)
+        at = here.at(plan, feed, optimizer, lane, start, step)
+        memory = {
+            name: seen.measure(at, here.memory[name])[1] if seen.every_step else here.memory[name]
+            for name, seen in plan.observed.items()
+        }
+        diverged_at, stopped_at = _over(plan, at, here)
+        params, state, info = at.optimizer.update(at, here.params, here.state, at.updates)
+        params = jax.tree_util.tree_map(_rounded, params)
+        own = (info, memory, diverged_at, stopped_at, here.missed)
+        return Walk(params, state, None, None, *own)
+
+    moved = _times(updates, updated, replace(walk, loss=None, grad=None))
+    loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), moved.params)
+    moved = replace(moved, loss=loss, grad=grad)
     return moved if plan.stop is None else _unless_stopped(walk, moved)
 
 
@@ -343,7 +398,7 @@ def _over(plan: Plan, at: At, walk: Walk) -> tuple[Any, Any]:
 def _unless_over(advance: Callable[..., Walk], walk: Walk, step: Any) -> Walk:
     """The members a step on, or as they are if none of them is left: the host notices later."""
     over = ((walk.stopped_at >= 0) | (walk.diverged_at >= 0)).all()
-    return jax.lax.cond(over, lambda: walk, lambda: advance(walk, step))
+    return _times(jnp.int32(~over), lambda walk: advance(walk, step), walk)
 
 
 def _unless_stopped(walk: Walk, moved: Walk) -> Walk:
