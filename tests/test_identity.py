@@ -102,6 +102,18 @@ def test_functions_without_data_too():
         assert made().is_without_data
 
 
+def test_a_function_of_parameters_by_other_names_is_another():
+    def descended(name):
+        problem = tw.Problem.from_function(lambda p: p[name] ** 7, {name: 1.0})
+        tw.descend(problem, tw.SGD(lr=0.1), steps=3)
+        return problem
+
+    there_before = descended("b")
+    assert are_one(descended("a"), descended("a"))
+    assert not are_one(there_before, descended("a"))
+    assert are_one(there_before, descended("b"))
+
+
 def test_another_module_of_the_same_layers_is_one():
     x = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
 

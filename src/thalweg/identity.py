@@ -64,7 +64,8 @@ class _Kind:
         self.members: weakref.WeakValueDictionary[int, ByProgram] = weakref.WeakValueDictionary()
 
 
-# by the programs of the arguments and derivatives that they were first looked at with, and the place of those
+# by the programs of the arguments and derivatives that they were first looked at with, the place of those, and
+# the arguments' names and shapes
 _KINDS: dict[tuple[Any, ...], list[_Kind]] = {}
 
 
@@ -84,9 +85,11 @@ class ByProgram:
     def __init__(
         self, function: Callable[..., Any], programs: tuple[Any, ...], given: Any, place: int
     ) -> None:
-        self.function, self.place, self._hash = function, place, hash((programs, place))
+        # a program does not know its arguments' names, and a function looks them up by these
+        key = programs, place, _key(given)
+        self.function, self.place, self._hash = function, place, hash(key)
         with _LOOKING:
-            kinds = _KINDS.setdefault((programs, place), [])
+            kinds = _KINDS.setdefault(key, [])
             if not any(self._joins(kind) for kind in kinds):
                 kinds.append(_Kind({_key(given): (given, programs[0])}))
                 self._joins(kinds[-1])
