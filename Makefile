@@ -26,7 +26,7 @@ test-docs: .venv/tests-installed
 
 test-all: test test-docs test-browser
 
-test-browser: .venv/browser-installed chromium
+test-browser: .venv/tests-installed chromium
 	$(QUICKLY) $(PYTEST) tests/browser
 
 # Debian's and Ubuntu's Chromium, where there is none and this user may install it.
@@ -65,18 +65,16 @@ bench: .venv-bench/$(if $(filter gpu,$(DEVICE)),gpu,installed)
 	.venv-bench/bin/pip install --quiet --no-deps landscaper==1.3.1
 	touch $@
 
-.venv/tests-installed: pyproject.toml .venv/installed
-	$(BIN)/pip install --quiet --editable '.[test,dev]'
-	touch $@
+# All that the library needs is among it. Python compiles what is imported, of the gigabyte that is installed.
+.venv/tests-installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --no-compile --editable '.[test,dev]'
+	touch .venv/installed $@
 
 notebooks: .venv/tests-installed
 	mkdir -p out/notebooks/solutions
 	cd notebooks && for f in *.py solutions/*.py; do \
 		../$(BIN)/jupytext --quiet --to ipynb --execute --output ../out/notebooks/$${f%.py}.ipynb $$f || exit 1; done
-
-.venv/browser-installed: pyproject.toml .venv/tests-installed
-	$(BIN)/pip install --quiet --editable '.[browser]'
-	touch $@
 
 clean:
 	rm -rf .venv .venv-bench out build
