@@ -64,8 +64,8 @@ class _Kind:
         self.members: weakref.WeakValueDictionary[int, ByProgram] = weakref.WeakValueDictionary()
 
 
-# by what they were first looked at with: the programs for these arguments and derivatives, the place of those,
-# and the arguments' names and shapes
+# by what they were first looked at with: the programs for these arguments and derivatives, the place of those
+# among them, and the arguments' names and shapes
 _KINDS: dict[tuple[Any, ...], list[_Kind]] = {}
 
 
