@@ -1,4 +1,5 @@
-"""How a descent comes to its first iterate: by a step of the block, without an update."""
+"""How a descent comes to its first iterate: where a gradient takes long to compile, by a step of the block
+without an update."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import xarray as xr
 from problems import line_problem
 
 import thalweg as tw
-from thalweg import attraction, job
+from thalweg import attraction, job, loop
 
 X = np.linspace(-1, 1, 12).reshape(6, 2)
 
@@ -19,8 +20,14 @@ def layers(params, x):
     return x[:, 0]
 
 
-def network():
-    return tw.Problem(layers, "mse", X, X[:, 0], params=[np.eye(2), np.ones((2, 2))])
+def network(depth=2):
+    return tw.Problem(layers, "mse", X, X[:, 0], params=[np.eye(2) + 0.1] * depth)
+
+
+@pytest.fixture
+def arrives(monkeypatch):
+    """As of a large model."""
+    monkeypatch.setattr(job, "should_arrive", lambda evaluates, known: not known)
 
 
 @pytest.mark.parametrize("how", [{}, {"every": 3}, {"stop": {"loss": 0.0}}, {"batch_size": 2}])
@@ -38,9 +45,18 @@ def test_the_gradient_is_compiled_once(how, monkeypatch):
 
     for name in ("begin", "block"):
         monkeypatch.setattr(job, name, counted(getattr(job, name)))
-    tw.descend(network(), tw.Adam(lr=0.1), steps=1, **how)
-    # two products forward, and back to two weights and to one layer's input
-    assert products == [0, 5]
+    tw.descend(network(10), tw.Adam(lr=0.1), steps=1, **how)
+    # ten products forward, and back to ten weights and to nine layers' inputs
+    assert products == [0, 29]
+
+
+def test_small_functions_are_not_asked_at_each_step(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        loop, "_times", lambda count, turn, carry: asked.append(count) or turn(carry)
+    )
+    tw.descend(line_problem(), tw.SGD(lr=0.1), steps=2)
+    assert set(asked) == {1}
 
 
 @pytest.mark.parametrize("optimizer", [tw.SGD(lr=0.1, momentum=0.5), tw.LBFGS()])
@@ -54,7 +70,7 @@ def test_the_gradient_is_compiled_once(how, monkeypatch):
         ({"steps": 4, "stop": {"loss": 1e9}}, [0]),
     ],
 )
-def test_users_functions_see_the_rows_and_nothing_else(optimizer, how, rows):
+def test_users_functions_see_the_rows_and_nothing_else(optimizer, how, rows, arrives):
     seen = []
 
     def watched(at):
@@ -73,10 +89,44 @@ def test_users_functions_see_the_rows_and_nothing_else(optimizer, how, rows):
     assert more["loss"].values[0] == pytest.approx(float(path["loss"][-1]), rel=1e-12)
 
 
-def test_the_first_state_of_an_observable_may_be_of_the_loss():
+def test_the_first_state_of_an_observable_may_be_of_the_loss(arrives):
     share = (lambda at: at.loss, lambda at, first: (at.loss / first, first))
     path = tw.descend(network(), tw.SGD(lr=0.1), steps=3, record={"share": share})
     np.testing.assert_allclose(path["share"], path["loss"] / path["loss"][0], rtol=1e-12)
+
+
+def test_what_a_model_prints_is_printed_once_an_iterate():
+    seen = []
+
+    def printing(params, x):
+        jax.debug.callback(lambda w: seen.append(float(w)), params[0][0, 0])
+        return layers(params, x)
+
+    problem = tw.Problem(printing, "mse", X, X[:, 0], params=[np.eye(2)] * 10)
+    tw.descend(problem, tw.SGD(lr=0.1), steps=2, record=["successive_change"])
+    jax.effects_barrier()
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_who_had_stopped_is_evaluated_once(shuffle, arrives, monkeypatch):
+    evaluated = []
+
+    def counted(plan, feed, walk, who):
+        evaluated.append(who.sum())
+        return loop.at_rest(plan, feed, walk, who)
+
+    monkeypatch.setattr(job, "at_rest", counted)
+    how = {"batch_size": 2, "shuffle": True} if shuffle else {}
+    optimizer = tw.SGD(lr=[0.02, 0.05, 0.1, 0.2])
+    path = tw.descend(network(), optimizer, steps=200, stop={"risk": 0.0125}, **how)
+    stopped = path["stopped_at"].values
+    assert len(set(stopped)) > 2
+    more = tw.descend(network(), optimizer, steps=2, stop={"risk": 0.0125}, resume=path, **how)
+    assert sum(evaluated) == (stopped >= 0).sum()
+    if not shuffle:
+        assert len(evaluated) == 1
+    np.testing.assert_allclose(more["loss"][0], path["loss"][-1], rtol=1e-12)
 
 
 # On a GPU nobody arrives, and loops have a known length -----------------------------------------
@@ -103,7 +153,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("optimizer", [tw.Adam(lr=0.05), tw.SGD(lr=[0.1, 0.2], momentum=0.9)])
-def test_a_descent_is_the_same(name, optimizer, monkeypatch):
+def test_a_descent_is_the_same(name, optimizer, arrives, monkeypatch):
     paths = []
     for on_a_gpu in (False, True):
         if on_a_gpu:

@@ -14,7 +14,7 @@ import xarray as xr
 from thalweg import backend, blocks, inputs, results
 from thalweg.ensemble import members
 from thalweg.errors import InputError
-from thalweg.loop import Feed, Past, Plan, Span, arrives, begin, block, known_turns
+from thalweg.loop import Feed, Past, Plan, Span, begin, block, known_turns
 from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
 from thalweg.planes import Plane, check_is_plane_of
@@ -122,9 +122,9 @@ def _points(plane: Plane) -> np.ndarray:
     return plane.origin + np.stack([g.ravel() for g in grids], axis=1) @ plane.directions
 
 
-def _span(first: int, last: int, known: int) -> Span:
+def _span(first: int, last: int) -> Span:
     """From step `first` to step `last`, with one row of a record, which nobody reads."""
-    return Span.of(first, last, _NEVER, begun=first, ends=False, arriving=arrives(known))
+    return Span.of(first, last, every=_NEVER, begun=first, ends=False)
 
 
 class _Crowd:
@@ -162,7 +162,6 @@ class _Crowd:
             lanes=False,
             kept=(),
         )
-        self.known = known_turns(_NEVER, backend.device().platform)
         self.layout = problem.layout
         self.basin = np.full(len(starts), NOT_YET, np.int32)
         self.arrived_at = np.full(len(starts), -1, np.int32)
@@ -196,9 +195,8 @@ class _Crowd:
         """How many chunks are advanced side by side."""
         first = jax.tree_util.tree_map(lambda leaf: leaf[: self.chunk], self.params)
         feed = Feed(np.int32(0), {}, None, None)
-        known = self.known
-        walk = begin.eval_shape(self.plan, feed, first, first, self._past(None), known=known)
-        traced = block.trace(self.plan, feed, first, walk, _span(0, 1, known), **self._static)
+        walk = begin.eval_shape(self.plan, feed, first, first, self._past(None), arrives=False)
+        traced = block.trace(self.plan, feed, first, walk, _span(0, 1), **self._static)
         return 1 if runs_alone(traced.jaxpr) else backend.workers()
 
     def _advance(self, first: int, last: int, interrupt: blocks.Interrupt, start: int) -> Any:
@@ -208,9 +206,8 @@ class _Crowd:
         rows = np.minimum(start + np.arange(self.chunk), len(self.index) - 1)
         params, state = jax.tree_util.tree_map(lambda leaf: leaf[rows], (self.params, self.state))
         feed = Feed(np.int32(first), {}, None, None)
-        walk = begin(self.plan, feed, params, params, self._past(state), known=self.known)
-        span = _span(first, last, self.known)
-        walk = block(self.plan, feed, params, walk, span, **self._static)[0]
+        walk = begin(self.plan, feed, params, params, self._past(state), arrives=False)
+        walk = block(self.plan, feed, params, walk, _span(first, last), **self._static)[0]
         return jax.tree_util.tree_map(np.asarray, (walk.params, walk.state, walk.diverged_at))
 
     def _past(self, state: Any) -> Past:
@@ -218,7 +215,8 @@ class _Crowd:
 
     @property
     def _static(self) -> dict[str, Any]:
-        return {"room": 1, "dense": False, "known": self.known}
+        known = known_turns(_NEVER, backend.device().platform)
+        return {"room": 1, "dense": False, "known": known, "arrives": False}
 
     def look(self, step: int) -> None:
         """Find further minima, and let go of those who have arrived at one."""

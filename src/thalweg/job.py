@@ -24,12 +24,12 @@ from thalweg.loop import (
     Plan,
     Span,
     Walk,
-    arrives,
     at_rest,
     begin,
     block,
     known_turns,
     row_of,
+    should_arrive,
 )
 from thalweg.params import Layout, Params
 from thalweg.programs import runs_alone
@@ -144,13 +144,15 @@ class Job:
         self.shares = list(_shares(plan, who.count, samples))
         feed = feeds.feed(first, 1, 1)
         self.known = known_turns(every, backend.device().platform)
-        self.arriving = arrives(self.known)  # until the first block has been launched
 
         def given(share: Share) -> tuple[Params, Params, Past]:
             return self._of(share, (who.starts, self.started, past))
 
         one, (params, start, before) = self.shares[0].plan, given(self.shares[0])
-        walk = begin.eval_shape(one, feed, params, start, before, known=self.known)
+        evaluates = begin.trace(one, feed, params, start, before, arrives=False)
+        walk = evaluates.out_info
+        self.arrives = should_arrive(evaluates.jaxpr.jaxpr, self.known)
+        self.arriving = self.arrives  # until the first block has been launched
         self._check_memory(start, walk)
         shapes = row_of.eval_shape(one, feed, start, walk, np.int32(0), True)[0]
         self.record = Record(shapes, self.layout, who, first, total, every, updates=walk.info)
@@ -170,12 +172,20 @@ class Job:
             params, start, before = given(share)
             self.starts.append(jax.device_put(start))
             params = params if resume is not None else self.starts[-1]
-            walk = begin(share.plan, feed, params, self.starts[-1], before, known=self.known)
-            if resume is not None and walk.stopped_at is not None:
-                for step in set(np.ravel(walk.stopped_at).tolist()) - {-1}:
-                    then = feeds.feed(step if feeds.knows_the_past else first, 1, 0)
-                    walk = at_rest(share.plan, then, walk, np.int32(step))
+            walk = begin(share.plan, feed, params, self.starts[-1], before, arrives=self.arrives)
+            for step, who in self._at_rest(walk) if resume is not None else ():
+                walk = at_rest(share.plan, feeds.feed(step, 1, 0), walk, who)
             self.walks.append(walk)
+
+    def _at_rest(self, walk: Walk) -> Iterator[tuple[int, np.ndarray]]:
+        """The members who had stopped, by the step whose batch they stopped with: where only the batches to
+        come are known, the next one's, which `begin` has evaluated unless a block arrives."""
+        stopped = np.asarray(-1 if walk.stopped_at is None else walk.stopped_at)
+        if self.feeds.knows_the_past:
+            for step in set(stopped.ravel().tolist()) - {-1}:
+                yield step, stopped == step
+        elif self.arrives and (stopped >= 0).any():
+            yield self.first, stopped >= 0
 
     def _runs_alone(self, start: Params, walk: Walk) -> bool:
         """Whether the block of a share must not run beside another's. It is traced once, for this and to
@@ -291,7 +301,8 @@ class Job:
         ends = self._ends(start, count)
         span = Span.of(first, first + count, self.every, self.first, ends, self.arriving)
         feed = self.feeds.feed(first, self.most, count)
-        return feed, span, {"room": self.room, "dense": self.dense, "known": self.known}
+        static = {"room": self.room, "dense": self.dense, "known": self.known}
+        return feed, span, {**static, "arrives": self.arrives}
 
     def _ends(self, start: int, count: int) -> bool:
         """Whether the iterate after a block is the last one: a block of no steps is for it alone."""

@@ -5,8 +5,8 @@ the number being traced; each is compiled once for given functions and shapes. L
 the current iterate are carried from step to step: they are then computed once, read by the record, the
 finiteness test and the update alike, and already there at the last iterate.
 
-A gradient takes longest to compile, and is in the program once: a step is an update and then loss and
-gradient where it led, and at the first iterate a block arrives by a step without an update.
+A gradient takes longest to compile, and one of many operations is in one program alone: a step is an update
+and then loss and gradient where it led, and at the first iterate a block arrives by a step without an update.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 
 from thalweg.blocks import rows_before
 from thalweg.errors import InputError
+from thalweg.jaxprs import equations
 from thalweg.observables import At, first_state, has_state, measured
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
@@ -32,6 +33,8 @@ from thalweg.tuning import tuned
 # Of a loop on a GPU, between two questions of the host whether it is to go on. Measured on an H200 with two
 # parameters and with a small network: 16 take a tenth longer, 256 and 1,024 as long or longer.
 _TURNS = 64
+# Of a function and its gradient, from which on they take longer to compile than all else of a program
+_MANY_OPERATIONS = 150
 
 
 @jax.tree_util.register_dataclass
@@ -135,9 +138,11 @@ class Walk:
         return At(problem, batch, *own, feed.scheduled(optimizer, step), self.state, updates)
 
 
-@partial(jax.jit, static_argnames="known")
+@partial(jax.jit, static_argnames="arrives")
 @tuned
-def begin(plan: Plan, feed: Feed, params: Params, start: Params, past: Past, *, known: int) -> Walk:
+def begin(
+    plan: Plan, feed: Feed, params: Params, start: Params, past: Past, *, arrives: bool
+) -> Walk:
     """The members before their first step: without loss and gradient, if a block `arrives` there."""
 
     def one(optimizer: Optimizer, lane: Any, params: Params, start: Params, past: Past) -> Walk:
@@ -147,7 +152,7 @@ def begin(plan: Plan, feed: Feed, params: Params, start: Params, past: Past, *, 
             lambda shape: jnp.zeros(shape.shape, shape.dtype),
             jax.eval_shape(value_and_gradient, batch, params),
         )
-        read = not arrives(known) or any(map(has_state, plan.observed.values()))
+        read = not arrives or any(map(has_state, plan.observed.values()))
         loss, grad = value_and_gradient(batch, params) if read else unknown
         state = optimizer.init(params) if past.state is None else past.state
         walk = Walk(params, state, loss, grad, {}, {}, *past[1:])
@@ -156,7 +161,7 @@ def begin(plan: Plan, feed: Feed, params: Params, start: Params, past: Past, *, 
         if plan.stop is not None:
             plan.stop.check(at, info)
         memory = {name: first_state(name, seen, at) for name, seen in plan.observed.items()}
-        if arrives(known):
+        if arrives:
             loss, grad = unknown
         info = jax.tree_util.tree_map(_unknown, info)
         return replace(walk, info=info, memory=memory, loss=loss, grad=grad)
@@ -168,18 +173,18 @@ def begin(plan: Plan, feed: Feed, params: Params, start: Params, past: Past, *, 
 
 @partial(jax.jit, donate_argnames="walk")
 @tuned
-def at_rest(plan: Plan, feed: Feed, walk: Walk, stopped: Any) -> Walk:
-    """The members of a descent that goes on, with the loss and the gradient on the batch of the first step of
-    `feed` for those that stopped at step `stopped`."""
+def at_rest(plan: Plan, feed: Feed, walk: Walk, who: Any) -> Walk:
+    """The members of a descent that goes on; `who` of them have stopped, and get the loss and the gradient on
+    the batch of the first step of `feed`."""
 
-    def one(optimizer: Optimizer, lane: Any, walk: Walk) -> Walk:
+    def one(optimizer: Optimizer, lane: Any, walk: Walk, who: Any) -> Walk:
         batch = feed.batch(plan.problem, lane, feed.start)
         loss, grad = value_and_gradient(batch, walk.params)
-        here = partial(jnp.where, walk.stopped_at == stopped)
+        here = partial(jnp.where, who)
         loss, grad = jax.tree_util.tree_map(here, (loss, grad), (walk.loss, walk.grad))
         return replace(walk, loss=loss, grad=grad)
 
-    return plan.over_members(one, 0)(walk)
+    return plan.over_members(one, 0, 0)(walk, who)
 
 
 def _unknown(shape: Any) -> Any:
@@ -200,13 +205,17 @@ def known_turns(every: int, platform: str) -> int:
     return _TURNS if every == 1 else every // -(-every // _TURNS)
 
 
-def arrives(known: int) -> bool:
-    """Whether a block comes to the first iterate by a step without an update.
+def should_arrive(evaluates: Any, known: int) -> bool:
+    """Whether a block should come to the first iterate by a step without an update, and the program that
+    `evaluates` loss and gradient there need not.
 
-    Not on a GPU, which would be asked at each step whether there is one. (A CPU takes no longer for it; to
-    choose between what an update gives and what was there takes it half as long again, for a large model.)
+    Whether there is an update is then asked at each step. That takes a CPU half a microsecond, longer than a
+    step of a small function, and a GPU, which asks the host, as long as one of a large network.
     """
-    return not known
+    small = sum(1 for _ in equations(evaluates)) < _MANY_OPERATIONS
+    return not (
+        known or small or evaluates.effects
+    )  # what a user prints at the start is printed once
 
 
 @jax.tree_util.register_dataclass
@@ -235,16 +244,17 @@ class Span:
         return cls(i32(first - arriving), i32(last), i32(every), i32(begun), i32(rows), ends)
 
 
-@partial(jax.jit, static_argnames=("room", "dense", "known"), donate_argnames="walk")
+@partial(jax.jit, static_argnames=("room", "dense", "known", "arrives"), donate_argnames="walk")
 @tuned
 def block(
     plan: Plan, feed: Feed, start: Params, walk: Walk, span: Span,
-    *, room: int, dense: bool, known: int,
+    *, room: int, dense: bool, known: int, arrives: bool,
 ) -> tuple[Walk, Any, Any, Any]:  # fmt: skip
     """Advance over a span of steps, with a record that has room for `room` rows.
 
     Where the descent ends, who diverged or stopped at the last iterate is noted, as an update would. `dense`
-    says that every step is recorded, which spares a loop in the loop. `known` are `known_turns`.
+    says that every step is recorded, which spares a loop in the loop. `known` are `known_turns`. Of members
+    without loss and gradient, at whom a block `arrives`, the first span begins a step earlier.
 
     Returns:
         The walk, in the memory of the one given; when its members diverged and stopped; the record.
@@ -254,7 +264,7 @@ def block(
     rows, ends = span.rows, span.ends
 
     def there(step: Any) -> Any:
-        return jnp.int32(step >= begun) if arrives(known) else 1
+        return jnp.int32(step >= begun) if arrives else 1
 
     def advance(walk: Walk, step: Any) -> Walk:
         one = partial(_advance, plan, feed, there(step))
@@ -291,7 +301,7 @@ def block(
     final = rows + jnp.int32(ends)
     # without `dense` the row at `last` is one more turn, of no steps
     turns, outer = (rows, known) if dense else (final, 0)
-    arriving = jnp.int32(first < begun) if arrives(known) else 0
+    arriving = jnp.int32(first < begun) if arrives else 0
     _, walk, record = _repeated(-arriving, turns, record_then_advance, (first, walk, record), outer)
     if dense:
         record = jax.lax.fori_loop(
