@@ -173,8 +173,8 @@ class Job:
             self.starts.append(jax.device_put(start))
             params = params if resume is not None else self.starts[-1]
             walk = begin(share.plan, feed, params, self.starts[-1], before, arrives=self.arrives)
-            for step, who in self._at_rest(walk) if resume is not None else ():
-                walk = at_rest(share.plan, feeds.feed(step, 1, 0), walk, who)
+            for step, stopped in self._at_rest(walk) if resume is not None else ():
+                walk = at_rest(share.plan, feeds.feed(step, 1, 0), walk, stopped)
             self.walks.append(walk)
 
     def _at_rest(self, walk: Walk) -> Iterator[tuple[int, np.ndarray]]:
