@@ -91,7 +91,7 @@ class ByProgram:
         with _LOOKING:
             kinds = _KINDS.setdefault(key, [])
             if not any(self._joins(kind) for kind in kinds):
-                kinds.append(_Kind({_key(given): (given, programs[0])}))
+                kinds.append(_Kind({key[-1]: (given, programs[0])}))
                 self._joins(kinds[-1])
 
     @property

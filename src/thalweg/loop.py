@@ -212,10 +212,9 @@ def should_arrive(evaluates: Any, known: int) -> bool:
     Whether there is an update is then asked at each step. That takes a CPU half a microsecond, longer than a
     step of a small function, and a GPU, which asks the host, as long as one of a large network.
     """
-    small = sum(1 for _ in equations(evaluates)) < _MANY_OPERATIONS
-    return not (
-        known or small or evaluates.effects
-    )  # what a user prints at the start is printed once
+    if known or evaluates.effects:  # what a user prints at the start is printed once
+        return False
+    return sum(1 for _ in equations(evaluates)) >= _MANY_OPERATIONS
 
 
 @jax.tree_util.register_dataclass
