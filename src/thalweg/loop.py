@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -214,7 +215,8 @@ def should_arrive(evaluates: Any, known: int) -> bool:
     """
     if known or evaluates.effects:  # what a user prints at the start is printed once
         return False
-    return sum(1 for _ in equations(evaluates)) >= _MANY_OPERATIONS
+    # it is asked at every call: nobody needs to know how many more there are
+    return any(islice(equations(evaluates), _MANY_OPERATIONS - 1, None))
 
 
 @jax.tree_util.register_dataclass

@@ -153,7 +153,7 @@ def _split(layout: Layout, vector: Any) -> list[Any]:
 
 
 # In one program: leaf by leaf, a network of sixty compiled for two seconds
-_joined_by_jax = jax.jit(_joined, static_argnames=("layout", "lead", "xp"), inline=True)
+_joined_by_jax = jax.jit(_joined, static_argnames=("layout", "lead"), inline=True)
 _split_by_jax = jax.jit(_split, static_argnames="layout", inline=True)
 
 
