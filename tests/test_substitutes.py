@@ -278,6 +278,94 @@ def test_batches_of_linear_systems():
     )
 
 
+@pytest.mark.parametrize("driver", [None, "gels", "gelsd"])
+@pytest.mark.parametrize("shape", [(7, 3), (3, 7)])
+def test_least_squares(shape, driver):
+    if driver == "gelsd" and shape == (3, 7):
+        pytest.skip("PyTorch's own derivative is of another solution than its value")
+    a, b = RNG.normal(size=shape), RNG.normal(size=(shape[0], 2))
+    same_as_pytorch(
+        lambda a, b: torch.linalg.lstsq(a, b, driver=driver).solution, a, b, rounding=1e-11
+    )
+
+    def of_residuals(a, b):
+        found = torch.linalg.lstsq(a, b, driver=driver)
+        return torch.cat([found.residuals.ravel(), found.rank.ravel()])
+
+    ours = translated(of_residuals, lambda: "")(jnp.array(a), jnp.array(b))
+    expected = of_residuals(torch.tensor(a), torch.tensor(b))
+    np.testing.assert_allclose(ours, expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_determinants(sign):
+    a = SQUARE * [sign, 1, 1]
+    same_as_pytorch(torch.linalg.det, a, rounding=1e-11)
+    same_as_pytorch(lambda a: torch.linalg.slogdet(a).logabsdet, a)
+    found = translated(torch.logdet, lambda: "")(jnp.array(a))
+    np.testing.assert_allclose(found, torch.logdet(torch.tensor(a)), rtol=1e-12)  # NaN below zero
+
+
+def test_covariances():
+    x, counts, weights = RNG.normal(size=(3, 8)), RNG.integers(1, 4, size=8), RNG.uniform(size=8)
+    same_as_pytorch(torch.cov, x)
+    same_as_pytorch(lambda x: torch.cov(input=x, correction=0), x)
+    same_as_pytorch(
+        lambda x, n, w: torch.cov(x, fweights=n, aweights=w.detach()), x, counts, weights
+    )
+    same_as_pytorch(torch.corrcoef, x)
+
+
+def test_products_of_groups():
+    x, matrices, ends = RNG.normal(size=(7, 3)), RNG.normal(size=(4, 3, 2)), np.array([2, 2, 6, 7])
+    ours = translated(torch._grouped_mm, lambda: "")(*map(jnp.array, (x, matrices, ends)))
+    groups = np.split(x, ends[:-1])
+    expected = np.concatenate([group @ m for group, m in zip(groups, matrices, strict=True)])
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)
+
+
+ALIGNED = {  # of 9 steps, labels of 4 samples
+    "labels in rows": (np.array([[1, 1, 2], [3, 2, 4], [2, 3, 1], [1, 4, 4]]), 0),
+    "labels in one row": (np.array([1, 1, 2, 3, 2, 2, 3, 1]), 0),
+    "another blank": (np.array([[1, 1, 2], [3, 2, 0], [0, 3, 1], [1, 0, 0]]), 4),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("name", ALIGNED)
+def test_losses_of_alignments(name, reduction):
+    targets, blank = ALIGNED[name]
+    scores = 3 * RNG.normal(size=(9, 4, 5))
+    how = {"blank": blank, "reduction": reduction}
+
+    def loss(x, t, steps=(9, 6, 4, 9), labels=(3, 2, 3, 0), **more):
+        return F.ctc_loss(x.log_softmax(-1), t, steps, labels, **how, **more)
+
+    same_as_pytorch(loss, scores, targets)
+    lengths = np.array([9, 6, 4, 0]), np.array([3, 2, 3, 0])
+    same_as_pytorch(loss, scores, targets, *lengths)
+    same_as_pytorch(lambda x, t: loss(x, t, (2, 6, 4, 9), zero_infinity=True), scores, targets)
+    one = np.array([1, 1, 2]), np.array(9), np.array(3)
+    same_as_pytorch(loss, scores[:, 0], *one)
+
+
+def test_a_model_of_alignments():
+    """PyTorch's derivative is that of log-probabilities, which Thalweg asks of a loss by itself as well."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 5), nn.LogSoftmax(-1)).double()
+    x, y = torch.randn(6, 9, 3).double(), torch.randint(1, 5, (6, 4))
+
+    def loss(out, y):
+        return F.ctc_loss(out.transpose(0, 1), y, (9,) * len(out), (4,) * len(out))
+
+    problem = tw.from_torch(module, loss, x, y)
+    expected = loss(module(x), y)
+    expected.backward()
+    assert float(problem.risk(problem.params)) == pytest.approx(expected.item(), rel=1e-12)
+    for name, gradient in problem.gradient(problem.params).items():
+        np.testing.assert_allclose(gradient, module.get_parameter(name).grad, rtol=1e-9, atol=1e-12)
+
+
 def test_places_among_edges():
     x, edges = RNG.uniform(-1, 3, size=(4, 5)), np.array([0.0, 1.0, 2.0])
     x[0, 0] = 1.0
@@ -287,6 +375,7 @@ def test_places_among_edges():
         (lambda x, e: torch.bucketize(x, e, right=True), edges),
         (lambda x, e: torch.searchsorted(e, x, side="right"), edges),
         (lambda x, e: torch.searchsorted(e, x), rows),
+        (lambda x, e: torch.searchsorted(e.flip(0), x, sorter=(-e).argsort()), edges),
     ):
         found = translated(function, lambda: "")(jnp.array(x), jnp.array(given))
         np.testing.assert_array_equal(found, function(torch.tensor(x), torch.tensor(given)))
@@ -444,6 +533,13 @@ BY_NAMES = {
         (2, 4),
     ),
     "solve": (lambda x, w: torch.linalg.solve(A=x, B=w), (4, 4), (4, 2)),
+    "det": (lambda x, w: torch.linalg.det(A=x) * w, (4, 4), (2,)),
+    "svd": (lambda x, w: torch.linalg.svd(A=x, full_matrices=False).S * w, (4, 3), (3,)),
+    "tensorsolve": (
+        lambda x, w: torch.linalg.tensorsolve(input=x, other=w),
+        (2, 3, 6),
+        (2, 3),
+    ),
 }
 
 

@@ -26,58 +26,65 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
     import torch
     from torchax.ops.ops_registry import all_aten_ops, all_torch_functions
 
-    aten, pad, linear = torch.ops.aten, torch.nn.functional.pad, torch.nn.functional.linear
-    convolution = aten.convolution
-    found = {
-        linear: all_torch_functions[linear].func,
-        convolution.default: partial(_convolution, all_aten_ops[convolution].func),
+    aten, functional = torch.ops.aten, torch.nn.functional
+    convolution, pad = aten.convolution.default, functional.pad
+    return {
+        convolution: partial(_convolution, all_aten_ops[aten.convolution].func),
+        pad: partial(_pad, all_torch_functions[pad].func),
         torch.lstm: partial(_recurrent, _lstm),
         torch.gru: partial(_recurrent, _gru),
         torch.rnn_tanh: partial(_recurrent, partial(_rnn, jnp.tanh)),
         torch.rnn_relu: partial(_recurrent, partial(_rnn, jax.nn.relu)),
-        torch.nn.functional.interpolate: _interpolate,
         torch.as_tensor: _as_tensor,
         torch.detach: jax.lax.stop_gradient,
         torch.Tensor.detach: jax.lax.stop_gradient,
         aten.detach.default: jax.lax.stop_gradient,  # torchax's keeps the derivative
         torch.Tensor.type_as: lambda x, other: x.astype(other.dtype),
-        torch.nn.functional.embedding_bag: _embedding_bag,
-        pad: partial(_pad, all_torch_functions[pad].func),
+        functional.linear: _linear,
+        functional.interpolate: _interpolate,
+        functional.embedding_bag: _embedding_bag,
+        functional.gaussian_nll_loss: _gaussian_nll_loss,
+        functional.binary_cross_entropy: _binary_cross_entropy,
+        functional.ctc_loss: _ctc_loss,
         aten.adaptive_max_pool2d.default: partial(_adaptive_max_pool, 2),
         aten.adaptive_max_pool3d.default: partial(_adaptive_max_pool, 3),
-        torch.nn.functional.gaussian_nll_loss: _gaussian_nll_loss,
-        torch.nn.functional.binary_cross_entropy: _binary_cross_entropy,
-        torch.linalg.solve: _solve,
+        aten._grouped_mm.default: _grouped_product,
+        aten._linalg_det.default: _determinant,
+        aten._linalg_slogdet.default: _log_determinant,
+        aten._linalg_solve_ex.default: _solve,
+        aten.linalg_lstsq.default: _least_squares,
         aten.linalg_householder_product.default: _householder_product,
         aten.mT.default: lambda x: jnp.swapaxes(x, -1, -2),
-        torch.bucketize: _bucketize,
-        torch.searchsorted: lambda edges, x, **how: _bucketize(x, edges, **how),
+        aten.bucketize.Tensor: lambda x, edges, **how: _places(edges, x, **how),
+        aten.searchsorted.Tensor: _places,
+        torch.cov: _covariance,
+        torch.corrcoef: lambda input: jnp.corrcoef(input),
         # in the precision of their arguments
         aten.complex.default: jax.lax.complex,
         aten.lgamma.default: jax.scipy.special.gammaln,
         aten.digamma.default: _digamma,
         aten.polygamma.default: jax.scipy.special.polygamma,
     }
-    names = {
-        linear: ("input", "weight", "bias"),
-        pad: ("input",),
-        torch.nn.functional.interpolate: ("input",),
-        torch.nn.functional.embedding_bag: ("input",),
-        torch.nn.functional.binary_cross_entropy: ("input", "target"),
-        torch.nn.functional.gaussian_nll_loss: ("input", "target"),
-        torch.bucketize: ("input", "boundaries"),
-        torch.searchsorted: ("sorted_sequence", "input"),
-        torch.linalg.solve: ("A", "B"),
-    }
-    for function, first_ones in names.items():
-        found[function] = partial(_by_names, first_ones, found[function])
-    return found
 
 
-def _by_names(names: Sequence[str], ours: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """A function whose first arguments may be given by PyTorch's names for them."""
-    rest = [kwargs.pop(name) for name in names[len(args) :] if name in kwargs]
-    return ours(*args, *rest, **kwargs)
+def compositions() -> Sequence[Any]:
+    """Functions that PyTorch makes of operations, which torchax takes as a whole, by names and with outputs
+    that are not PyTorch's."""
+    import torch
+
+    linalg = torch.linalg
+    return (
+        torch.logdet,
+        torch.svd,
+        torch.tensor_split,
+        linalg.det,
+        linalg.matrix_power,
+        linalg.slogdet,
+        linalg.solve,
+        linalg.solve_ex,
+        linalg.svd,
+        linalg.tensorsolve,
+    )
 
 
 # Recurrent layers: torchax writes every step out, which takes minutes to compile -----------------
@@ -177,12 +184,12 @@ def _rnn(activation: Callable[[Any], Any], now: Any, before: Any, h: Any) -> tup
 
 
 def _interpolate(
-    x: Any, size: Any = None, scale_factor: Any = None, *args: Any, **kwargs: Any
+    input: Any, size: Any = None, scale_factor: Any = None, *args: Any, **kwargs: Any
 ) -> Any:
     """One axis after the other, each by the matrix that PyTorch multiplies it with."""
     import torchax
 
-    axes = x.ndim - 2
+    x, axes = input, input.ndim - 2
     sizes, scales = (
         tuple(given) if isinstance(given, (tuple, list)) else (given,) * axes
         for given in (size, scale_factor)
@@ -248,6 +255,78 @@ def _combined(matrix: np.ndarray, x: Any, axis: int) -> Any:
     return combined(x)
 
 
+# Linear algebra ----------------------------------------------------------------------------------
+
+
+def _solve(a: Any, b: Any, *, left: bool = True, check_errors: bool = False) -> tuple[Any, ...]:
+    """The solution, and no error."""
+    return _solution(a, b, left), *_factors(), jnp.zeros(a.shape[:-2], jnp.int32)
+
+
+def _factors() -> tuple[Any, Any]:
+    """Nothing, in the place of what PyTorch keeps for its derivatives."""
+    return jnp.empty(0), jnp.empty(0)
+
+
+def _solution(a: Any, b: Any, left: bool) -> Any:
+    if not left:
+        return jnp.swapaxes(
+            _solution(jnp.swapaxes(a, -1, -2), jnp.swapaxes(b, -1, -2), True), -1, -2
+        )
+    found = jnp.linalg.solve(a, b[..., None] if _are_vectors(a, b) else b)
+    return found[..., 0] if _are_vectors(a, b) else found
+
+
+def _are_vectors(a: Any, b: Any) -> bool:
+    """Of the right-hand sides of a system; a square b is a matrix."""
+    return b.ndim == 1 or (b.ndim == a.ndim - 1 and b.shape == a.shape[:-1])
+
+
+def _least_squares(
+    a: Any, b: Any, rcond: float | None = None, *, driver: str | None = None
+) -> tuple[Any, ...]:
+    """The solution of least norm, and its squared residuals and the rank where PyTorch gives them."""
+    m, n = a.shape[-2:]
+    rcond = float(jnp.finfo(a.dtype).eps) * max(m, n) if rcond is None else rcond
+    columns = b[..., None] if _are_vectors(a, b) else b
+    x = jnp.linalg.pinv(a, rtol=rcond) @ columns
+    squares = jnp.empty(0, a.dtype)
+    if m > n and driver not in (None, "gelsy"):
+        squares = jnp.square(jnp.abs(a @ x - columns)).sum(-2)
+    x = x[..., 0] if _are_vectors(a, b) else x
+    rank = jnp.linalg.matrix_rank(a, rtol=rcond) if driver != "gels" else jnp.empty(0, int)
+    return x, squares, rank, jnp.empty(0, a.dtype)
+
+
+def _determinant(a: Any) -> tuple[Any, ...]:
+    return jnp.linalg.det(a), *_factors()
+
+
+def _log_determinant(a: Any) -> tuple[Any, ...]:
+    return *jnp.linalg.slogdet(a), *_factors()
+
+
+def _covariance(
+    input: Any, *, correction: int = 1, fweights: Any = None, aweights: Any = None
+) -> Any:
+    return jnp.cov(input, ddof=correction, fweights=fweights, aweights=aweights)
+
+
+def _householder_product(a: Any, tau: Any) -> Any:
+    """The first columns of a product of reflections, one after the other: XLA's own has no derivative."""
+    rows = jnp.arange(a.shape[-2])
+    q = jnp.broadcast_to(jnp.eye(*a.shape[-2:], dtype=a.dtype), a.shape)
+
+    def reflected(q: Any, k: Any) -> Any:
+        v = jnp.take(a, k, axis=-1)
+        v = jnp.where(rows > k, v, (rows == k).astype(a.dtype))
+        along = jnp.einsum("...m,...mn->...n", v.conj(), q)
+        scale = jnp.take(tau, k, axis=-1)[..., None, None]
+        return q - scale * v[..., :, None] * along[..., None, :], None
+
+    return jax.lax.scan(reflected, q, jnp.arange(tau.shape[-1]), reverse=True)[0]
+
+
 # Others ------------------------------------------------------------------------------------------
 
 
@@ -274,45 +353,46 @@ def _convolution(
 
 
 def _pad(
-    theirs: Callable[..., Any], x: Any, pad: Any, mode: str = "constant", value: Any = None
+    theirs: Callable[..., Any], input: Any, pad: Any, mode: str = "constant", value: Any = None
 ) -> Any:
     """torchax's, on the padded axes alone: `jnp.pad` reads the ends of all, and so the last sample."""
     if mode == "constant":
-        return theirs(x, pad, mode, value)
-    lead = x.ndim - len(pad) // 2
-    padded = jax.vmap(lambda one: theirs(one, pad, mode))(x.reshape(-1, *x.shape[lead:]))
-    return padded.reshape(*x.shape[:lead], *padded.shape[1:])
+        return theirs(input, pad, mode, value)
+    lead = input.ndim - len(pad) // 2
+    padded = jax.vmap(lambda one: theirs(one, pad, mode))(input.reshape(-1, *input.shape[lead:]))
+    return padded.reshape(*input.shape[:lead], *padded.shape[1:])
 
 
-def _solve(a: Any, b: Any, *, left: bool = True) -> Any:
-    """A square b is a matrix: torchax takes one as large as a for vectors."""
-    if not left:
-        return jnp.swapaxes(_solve(jnp.swapaxes(a, -1, -2), jnp.swapaxes(b, -1, -2)), -1, -2)
-    is_vector = b.ndim == 1 or (b.ndim == a.ndim - 1 and b.shape == a.shape[:-1])
-    found = jnp.linalg.solve(a, b[..., None] if is_vector else b)
-    return found[..., 0] if is_vector else found
+def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
+    out = jnp.einsum("...i,oi->...o", input, weight)
+    return out if bias is None else out + bias
 
 
-def _householder_product(a: Any, tau: Any) -> Any:
-    """The first columns of a product of reflections, one after the other: XLA's own has no derivative."""
-    rows = jnp.arange(a.shape[-2])
-    q = jnp.broadcast_to(jnp.eye(*a.shape[-2:], dtype=a.dtype), a.shape)
-
-    def reflected(q: Any, k: Any) -> Any:
-        v = jnp.take(a, k, axis=-1)
-        v = jnp.where(rows > k, v, (rows == k).astype(a.dtype))
-        along = jnp.einsum("...m,...mn->...n", v.conj(), q)
-        scale = jnp.take(tau, k, axis=-1)[..., None, None]
-        return q - scale * v[..., :, None] * along[..., None, :], None
-
-    return jax.lax.scan(reflected, q, jnp.arange(tau.shape[-1]), reverse=True)[0]
-
-
-def _bucketize(
-    x: Any, edges: Any, *, out_int32: bool = False, right: bool = False, side: str | None = None
+def _grouped_product(
+    x: Any, matrices: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None
 ) -> Any:
-    side = side or ("right" if right else "left")
-    find = partial(jnp.searchsorted, side=side)
+    """Rows of x, group by group, times the matrix of each group: those of mixtures of experts. The groups
+    end at `offs`."""
+    import torchax
+
+    if (x.ndim, matrices.ndim) != (2, 3) or bias is not None or out_dtype is not None:
+        raise torchax.tensor.OperatorNotFound(
+            "Operator with name aten::_grouped_mm has no lowering"
+        )
+    return jax.lax.ragged_dot(x, matrices, jnp.diff(offs, prepend=0))
+
+
+def _places(
+    edges: Any,
+    x: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Any = None,
+) -> Any:
+    edges = edges if sorter is None else jnp.take_along_axis(edges, sorter, -1)
+    find = partial(jnp.searchsorted, side=side or ("right" if right else "left"))
     if edges.ndim > 1:
         rows = edges.reshape(-1, edges.shape[-1]), x.reshape(-1, x.shape[-1])
         found = jax.vmap(find)(*rows).reshape(x.shape)
@@ -345,7 +425,7 @@ def _adaptive_max_pool(axes: int, x: Any, size: Sequence[int]) -> tuple[Any, Any
 
 
 def _embedding_bag(
-    bags: Any,
+    input: Any,
     weight: Any,
     offsets: Any = None,
     max_norm: Any = None,
@@ -357,16 +437,16 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: Any = None,
 ) -> Any:
-    """Bags of one size, one for each sample: `bags` is (samples, entries)."""
-    if bags.ndim != 2 or max_norm is not None or scale_grad_by_freq:
+    """Bags of one size, one for each sample: `input` is (samples, entries)."""
+    if input.ndim != 2 or max_norm is not None or scale_grad_by_freq:
         raise InputError(
             "embedding_bag takes bags of one size as (samples, entries) here, without offsets=, max_norm= or "
             "scale_grad_by_freq=."
         )
-    entries = weight[bags]
-    counted = jnp.ones_like(bags, bool)
+    entries = weight[input]
+    counted = jnp.ones_like(input, bool)
     if padding_idx is not None:
-        counted = bags != padding_idx % len(weight)
+        counted = input != padding_idx % len(weight)
     counted = counted[..., None]
     if mode == "max":
         largest, _ = first(jnp.argmax, jnp.where(counted, entries, -jnp.inf), 1)
@@ -388,17 +468,18 @@ def _as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
 
 
 def _binary_cross_entropy(
-    p: Any,
-    y: Any,
+    input: Any,
+    target: Any,
     weight: Any = None,
     size_average: Any = None,
     reduce: Any = None,
     reduction: str = "mean",
 ) -> Any:
     """PyTorch's bounds: a logarithm is −100 at least, and p (1 − p) in a derivative 1e-12."""
-    if p.shape != y.shape:
+    if input.shape != target.shape:
         raise ValueError(
-            f"Using a target size ({y.shape}) that is different to the input size ({p.shape}) is deprecated"
+            f"Using a target size ({target.shape}) that is different to the input size ({input.shape}) is "
+            "deprecated"
         )
 
     @jax.custom_jvp
@@ -413,24 +494,97 @@ def _binary_cross_entropy(
         log, log_of_rest = (jnp.maximum(jnp.log(a), -100) for a in (p, 1 - p))
         return each(p, y), slope * of_p + (log_of_rest - log) * of_y
 
-    loss = each(p, y)
+    loss = each(input, target)
     loss = loss if weight is None else loss * weight
     return {"mean": jnp.mean, "sum": jnp.sum, "none": jnp.asarray}[reduction](loss)
 
 
+def _ctc_loss(
+    log_probs: Any,
+    targets: Any,
+    input_lengths: Any,
+    target_lengths: Any,
+    blank: int = 0,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+) -> Any:
+    """−log of the probability of each sample's labels, summed over their alignments with time (Graves et
+    al. 2006). Its derivative is PyTorch's: that of log_probs which are normalised.
+
+    Args:
+        log_probs: (time, samples, labels), or (time, labels) of one sample.
+        targets: (samples, longest), or the labels of all samples one after another.
+    """
+    of_one = log_probs.ndim == 2
+    log_probs = log_probs[:, None] if of_one else log_probs
+    steps, labels = (jnp.ravel(jnp.asarray(n)) for n in (input_lengths, target_lengths))
+    if targets.ndim == 1:
+        targets = jnp.append(targets, blank)  # there may be none
+        places = (jnp.cumsum(labels) - labels)[:, None] + jnp.arange(len(targets) - 1)
+        targets = targets[jnp.minimum(places, len(targets) - 1)]
+    samples, longest = targets.shape
+
+    # between the labels, and around them, there may be blanks
+    states = jnp.full((samples, 2 * longest + 1), blank).at[:, 1::2].set(targets)
+    seen = jnp.take_along_axis(log_probs, states[None], 2)
+    may_skip = (states != blank) & (states != _later(states, 2, blank))
+
+    def step(before: Any, now: Any) -> Any:
+        time, log_prob = now
+        ways = [before, _later(before, 1, -jnp.inf)]
+        ways.append(jnp.where(may_skip, _later(before, 2, -jnp.inf), -jnp.inf))
+        after = _log_sum(jnp.stack(ways)) + log_prob
+        return jnp.where((time < steps)[:, None], after, before), None
+
+    start = jnp.where(jnp.arange(states.shape[1]) < 2, seen[0], -jnp.inf)
+    end, _ = jax.lax.scan(step, start, (jnp.arange(1, len(seen)), seen[1:]))
+    last = jnp.stack([2 * labels, 2 * labels - 1])
+    ways = jnp.take_along_axis(end.T, jnp.maximum(last, 0), 0)
+    total = _log_sum(jnp.where(last < 0, -jnp.inf, ways))
+    without = jnp.where(labels == 0, 0, -jnp.inf)  # any time
+    loss = -jnp.where(steps == 0, without, total)
+    in_time = jnp.arange(len(seen))[:, None] < steps
+    mass = jnp.where(in_time[..., None], jnp.exp(log_probs), 0).sum((0, 2))
+    loss = loss + mass - jax.lax.stop_gradient(mass)
+    if zero_infinity:
+        loss = jnp.where(jnp.isinf(loss), 0, loss)
+    if reduction == "mean":
+        return (loss / jnp.maximum(labels, 1)).mean()
+    loss = loss[0] if of_one else loss
+    return loss.sum() if reduction == "sum" else loss
+
+
+def _later(x: Any, by: int, filled: Any) -> Any:
+    """Moved along the last axis."""
+    return jnp.pad(x, ((0, 0), (by, 0)), constant_values=filled)[:, : x.shape[1]]
+
+
+def _log_sum(logs: Any) -> Any:
+    """log Σ exp along the first axis, which has no derivative where all are −∞."""
+    largest = jax.lax.stop_gradient(logs.max(0))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    total = jnp.exp(logs - largest).sum(0)
+    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + largest, -jnp.inf)
+
+
 def _gaussian_nll_loss(
-    yhat: Any, y: Any, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
+    input: Any,
+    target: Any,
+    var: Any,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
 ) -> Any:
     """PyTorch's looks for variances below zero, which a program cannot."""
     if isinstance(var, float):
         if var < 0:
             raise ValueError("var has negative entry/entries")
-        var = jnp.full_like(yhat, var)
-    if var.shape != yhat.shape:
-        if var.shape == yhat.shape[:-1]:
+        var = jnp.full_like(input, var)
+    if var.shape != input.shape:
+        if var.shape == input.shape[:-1]:
             var = var[..., None]
-        elif var.ndim != yhat.ndim or [
-            v for n, v in zip(yhat.shape, var.shape, strict=True) if n != v
+        elif var.ndim != input.ndim or [
+            v for n, v in zip(input.shape, var.shape, strict=True) if n != v
         ] != [1]:
             raise ValueError("var is of incorrect size")
     reductions = {"mean": jnp.mean, "sum": jnp.sum, "none": jnp.asarray}
@@ -438,5 +592,5 @@ def _gaussian_nll_loss(
         raise ValueError(f"{reduction} is not valid")
     # the bound holds values up, and not their derivative
     var = jnp.where(var < eps, eps + var - jax.lax.stop_gradient(var), var)
-    loss = 0.5 * (jnp.log(var) + jnp.square(yhat - y) / var)
+    loss = 0.5 * (jnp.log(var) + jnp.square(input - target) / var)
     return reductions[reduction](loss + 0.5 * math.log(2 * math.pi) if full else loss)

@@ -259,6 +259,8 @@ def _environment() -> Any:
 
     environment.get_and_rotate_prng_key = _refuse_to_draw
     _follow(environment)
+    for function in substitutes.compositions():
+        environment._ops.pop(function, None)
     for operation, ours in {**kinks.operations(), **substitutes.operations()}.items():
         environment.override_op_definition(operation, of_tensors(ours))
     return environment
