@@ -225,3 +225,19 @@ def test_a_limit_has_the_colour_of_its_curve():
     tw.plot.sharpness(descent(0.25), ax=ax, label="third")
     last = {line.get_label(): line for line in ax.lines}
     assert last["third: stable below 8"].get_color() == last["third"].get_color()
+
+
+def test_sharpness_goes_on_after_a_point_without_a_hessian():
+    def f(w):
+        return jnp.sum(jnp.array([1.0, 2.0, 3.0]) * jnp.abs(w) ** 1.5) - jnp.sum(w)
+
+    path = tw.descend(
+        tw.Problem.from_function(f, jnp.zeros(3)),
+        tw.SGD(lr=0.05),
+        steps=3,
+        record={"sharpness": tw.sharpness, "params": True},
+    )
+    assert np.isnan(path["sharpness"][0])
+    w = path["params"].values[1:]
+    expected = (0.75 * np.array([1, 2, 3]) / np.sqrt(np.abs(w))).max(axis=1)
+    np.testing.assert_allclose(path["sharpness"][1:], expected, rtol=1e-3)

@@ -72,6 +72,8 @@ def _first(preconditioned: bool, at: At) -> Any:
 
 
 def _next(preconditioned: bool, at: At, vector: Any) -> tuple[Any, Any]:
+    # Of a step at which the Hessian was not finite there is no eigenvector to go on from.
+    vector = jnp.where(jnp.isfinite(vector).all(), vector, 0)
     # A little of every direction: what becomes the top may be orthogonal to what was.
     size = vector.shape[0] ** -0.5
     noise = size * jax.random.normal(jax.random.fold_in(jax.random.key(1), at.step), vector.shape)
