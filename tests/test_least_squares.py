@@ -192,6 +192,23 @@ def test_steps_do_not_square_the_condition_number():
     assert np.linalg.cond(J) > 1e9
 
 
+@pytest.mark.parametrize("unit", [1e-22, 1e22])
+def test_steps_in_float32_where_the_squares_of_singular_values_are_no_numbers(unit):
+    rng = np.random.default_rng(0)
+    J, r = rng.standard_normal((6, 3)), rng.standard_normal(6)
+
+    def residuals(w):
+        return jnp.float32(unit * J) @ w + jnp.float32(r)
+
+    linearized = linear.linearized(residuals, jnp.zeros(3, jnp.float32))
+    step, promised = linearized.step()
+    expected, rest, *_ = np.linalg.lstsq(J, -r)
+    np.testing.assert_allclose(step * unit, expected, rtol=1e-5)
+    np.testing.assert_allclose(promised, r @ r - rest[0], rtol=1e-5)
+    assert step.dtype == jnp.float32
+    np.testing.assert_allclose(linearized.largest, unit**2 * max((J**2).sum(axis=0)), rtol=1e-5)
+
+
 def test_the_jacobian_is_that_of_dense_differentiation_both_ways():
     for m, p in [(3, 8), (8, 3)]:
         A = np.random.default_rng(0).standard_normal((m, p))

@@ -62,12 +62,12 @@ class Linearized:
         Without damping it is that of least ‖D h‖. The promised reduction is
         ‖r‖² − ‖J h + r‖² = ‖J h‖² + 2·damping·‖D h‖², a sum without cancellation.
         """
-        s = self.values
-        damping = jnp.asarray(damping).astype(s.dtype)
+        s, along = self.values.astype(float), self.along.astype(float)
         kept = s > 0
-        size = jnp.where(kept, s / jnp.where(kept, s * s + damping, 1), 0) * self.along
+        some = jnp.where(kept, s, 1)  # whose squares may be no numbers
+        size = jnp.where(kept, 1 / (some + damping / some), 0) * along
         promised = jnp.sum((s * size) ** 2) + 2 * damping * jnp.sum(size**2)
-        return -matmul(size, self.directions) / self.scale, promised
+        return -matmul(size.astype(self.directions.dtype), self.directions) / self.scale, promised
 
 
 def linearized(
@@ -93,8 +93,9 @@ def linearized(
     reduced = jnp.linalg.qr(jnp.column_stack([jacobian, r]), mode="r")
     # ‖[J r] z‖ = ‖R z‖ for every z, so J and r may give way to R's columns
     triangle, c = reduced[:, :p], reduced[:, p]
-    lengths = jnp.sqrt(jnp.sum(triangle**2, axis=0))
+    lengths = jnp.sqrt(jnp.sum(triangle.astype(float) ** 2, axis=0))
     scale = jnp.where(lengths > 0, lengths, 1) if columns else jnp.ones_like(lengths)
+    scale = scale.astype(triangle.dtype)
     u, s, directions = jnp.linalg.svd(triangle / scale, full_matrices=False)
     s = jnp.where(s > s[0] * max(m, p) * jnp.finfo(s.dtype).eps, s, 0)
     return Linearized(
@@ -103,7 +104,7 @@ def linearized(
         along=jnp.where(finite, matmul(c, u), jnp.nan),
         directions=directions,
         square=jnp.sum(jnp.square(r.astype(float))),
-        largest=jnp.square(jnp.max(lengths / scale)).astype(float),
+        largest=jnp.square(jnp.max(lengths / scale)),
     )
 
 
