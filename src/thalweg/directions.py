@@ -27,7 +27,7 @@ FilterAxis = int | Callable[[str, tuple[int, ...]], int] | None
 
 _NORMALIZATIONS = ("filter", "layer", "none")
 _MOST_ROWS = 5000  # iterates (or parameters) whose Gram matrix is decomposed
-_COLUMNS = 2**16  # parameters at a time, as they are brought to double precision
+_AT_A_TIME = 2**16  # parameters (or iterates), as they are brought to double precision
 _STREAM = 0x7A19  # of the directions, among those of a seed
 _WALK_NUMBERS = 2**24  # of a random walk that is drawn; a longer one is taken in the limit
 
@@ -243,13 +243,12 @@ def _principal(rows: np.ndarray, mean: np.ndarray, count: int) -> tuple[np.ndarr
             f"matrix decomposed; give some of the iterates, as in path.isel(step=slice(None, None, 10))."
         )
     square = np.zeros((min(n, p), min(n, p)))
-    parts = _parts(n, p)
-    for part in parts:
-        centered = rows[:, part] - mean[part]
-        square += centered @ centered.T if n <= p else 0
-    if n > p:
-        for start in range(0, n, _COLUMNS):
-            centered = rows[start : start + _COLUMNS] - mean
+    for part in _parts(max(n, p)):
+        if n <= p:
+            centered = rows[:, part] - mean[part]
+            square += centered @ centered.T
+        else:
+            centered = rows[part] - mean
             square += centered.T @ centered
     values, vectors = np.linalg.eigh(square)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
@@ -264,20 +263,21 @@ def _principal(rows: np.ndarray, mean: np.ndarray, count: int) -> tuple[np.ndarr
         axes = vectors[:, :count].T
     else:
         axes = np.empty((count, p))
-        for part in parts:
+        for part in _parts(p):
             axes[:, part] = vectors[:, :count].T @ (rows[:, part] - mean[part])
         axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     return values[: min(n, p, 100)] / total, _with_sign(axes)
 
 
-def _parts(n: int, p: int) -> list[slice]:
-    return [slice(start, min(start + _COLUMNS, p)) for start in range(0, p, _COLUMNS)] if n else []
+def _parts(total: int) -> list[slice]:
+    """So many parameters (or iterates), some at a time."""
+    return [slice(start, start + _AT_A_TIME) for start in range(0, total, _AT_A_TIME)]
 
 
 def _centered_product(rows: np.ndarray, point: np.ndarray, axis: np.ndarray) -> np.ndarray:
     """(rows − point) · axis, in double precision, without a copy of all rows in it."""
     return sum(
-        ((rows[:, part] - point[part]) @ axis[part] for part in _parts(*rows.shape)),
+        ((rows[:, part] - point[part]) @ axis[part] for part in _parts(len(axis))),
         np.zeros(len(rows)),
     )
 
