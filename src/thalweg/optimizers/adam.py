@@ -21,6 +21,8 @@ from thalweg.optimizers.base import (
     each,
     hyper,
     like,
+    running_mean,
+    running_mean_square,
     signed,
     switch,
     with_decay,
@@ -196,7 +198,7 @@ class Adamax(Optimizer):
     ) -> tuple[Params, State, dict[str, Any]]:
         beta1, beta2 = self.betas
         params, g = _decayed(self, params, at.grad, decoupled=False)
-        m = _toward(state["exp_avg"], g, 1 - beta1)
+        m = running_mean(state["exp_avg"], g, 1 - beta1)
         u = each(
             lambda u, g: jnp.maximum(like(beta2, u) * u, jnp.abs(g) + like(self.eps, g)),
             state["exp_inf"],
@@ -259,9 +261,7 @@ def _averages(params: Params) -> State:
 def _averaged(rule: Any, state: State, g: Params) -> State:
     """The running averages of the gradient and of its square, after this gradient."""
     beta1, beta2 = rule.betas
-    v = each(lambda v, g: like(beta2, v) * v + like(1 - beta2, v) * g * g, state["exp_avg_sq"], g)
-    return {"exp_avg": _toward(state["exp_avg"], g, 1 - beta1), "exp_avg_sq": v}
-
-
-def _toward(average: Params, value: Params, weight: Any) -> Params:
-    return each(lambda a, x: a + like(weight, a) * (x - a), average, value)
+    return {
+        "exp_avg": running_mean(state["exp_avg"], g, 1 - beta1),
+        "exp_avg_sq": running_mean_square(state["exp_avg_sq"], g, beta2),
+    }

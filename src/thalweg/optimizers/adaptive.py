@@ -20,6 +20,8 @@ from thalweg.optimizers.base import (
     hyper,
     known,
     like,
+    running_mean,
+    running_mean_square,
     signed,
     switch,
     with_decay,
@@ -62,12 +64,10 @@ class RMSprop(Optimizer):
     def _averages(self, at: At, params: Params, state: State) -> tuple[Params, State, Params]:
         """The gradient with its decay, the new averages, and √v + ε."""
         g = with_decay(signed(at.grad, self.maximize), params, self.weight_decay)
-        new = {"square_avg": _mean_square(state["square_avg"], g, self.alpha)}
+        new = {"square_avg": running_mean_square(state["square_avg"], g, self.alpha)}
         variance = new["square_avg"]
         if self.centered:
-            new["grad_avg"] = each(
-                lambda a, g: a + like(1 - self.alpha, a) * (g - a), state["grad_avg"], g
-            )
+            new["grad_avg"] = running_mean(state["grad_avg"], g, 1 - self.alpha)
             variance = each(lambda v, a: v - a * a, variance, new["grad_avg"])
         return g, new, each(lambda v: jnp.sqrt(v) + like(self.eps, v), variance)
 
@@ -127,14 +127,14 @@ class Adadelta(Optimizer):
         self, at: At, params: Params, state: State, step: Any
     ) -> tuple[Params, State, dict[str, Any]]:
         g = with_decay(signed(at.grad, self.maximize), params, self.weight_decay)
-        square = _mean_square(state["square_avg"], g, self.rho)
+        square = running_mean_square(state["square_avg"], g, self.rho)
         delta = each(
             lambda g, v, u: g * (jnp.sqrt(u + like(self.eps, u)) / jnp.sqrt(v + like(self.eps, v))),
             g,
             square,
             state["acc_delta"],
         )
-        moved = _mean_square(state["acc_delta"], delta, self.rho)
+        moved = running_mean_square(state["acc_delta"], delta, self.rho)
         params = each(lambda w, d: w - like(self.lr, w) * d, params, delta)
         return params, {"square_avg": square, "acc_delta": moved}, {}
 
@@ -182,8 +182,3 @@ class Rprop(Optimizer):
         g = signed(at.grad, self.maximize)
         params, g, size = each_of(move, 3, params, g, state["prev"], state["step_size"])
         return params, {"prev": g, "step_size": size}, {}
-
-
-def _mean_square(average: Params, value: Params, keep: Any) -> Params:
-    """The running average of squares: keep·v + (1 − keep)·x²."""
-    return each(lambda v, x: like(keep, v) * v + like(1 - keep, v) * x * x, average, value)

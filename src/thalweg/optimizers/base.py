@@ -279,6 +279,16 @@ def with_decay(gradient: Params, params: Params, weight_decay: Any) -> Params:
     return each(lambda g, w: g + like(weight_decay, w) * w, gradient, params)
 
 
+def running_mean(average: Params, value: Params, new: Any) -> Params:
+    """The running average a + new·(x − a), after the value x."""
+    return each(lambda a, x: a + like(new, a) * (x - a), average, value)
+
+
+def running_mean_square(average: Params, value: Params, keep: Any) -> Params:
+    """The running average of squares: keep·v + (1 − keep)·x²."""
+    return each(lambda v, x: like(keep, v) * v + like(1 - keep, v) * x * x, average, value)
+
+
 def count(step: Any) -> Any:
     """The number of this step, from 1, in float64: torch keeps its step counts in double."""
     return jnp.asarray(step + 1).astype(float)
