@@ -62,12 +62,12 @@ def extreme(
     to what was found, looks for others, until there are none.
     """
     key = jax.random.key(seed)
-    found = _Search(product, size, dtype, tolerance, key).run(count)
+    found = _search(product, size, count, dtype, tolerance, key)
     while count > 1 and len(found.values) < size and np.isfinite(found.values).all():
         key = jax.random.fold_in(key, 1)
-        search = _Search(product, size, dtype, tolerance, key, found)
         least = found.values[count - 1]
-        seen = search.run(1, only_above=least + tolerance * max(abs(found.values[0]), abs(least)))
+        only_above = least + tolerance * max(abs(found.values[0]), abs(least))
+        seen = _search(product, size, 1, dtype, tolerance, key, found.vectors, only_above)
         products = found.products + seen.products
         if not len(seen.values):
             found = found._replace(products=products)
@@ -87,69 +87,57 @@ def extreme(
     )
 
 
-class _Search:
-    """One Krylov space, grown and restarted, orthogonal to what was found before."""
-
-    def __init__(
-        self,
-        product: Product,
-        size: int,
-        dtype: Any,
-        tolerance: float,
-        key: Any,
-        found: Pairs | None = None,
-    ) -> None:
-        self.product, self.size, self.tolerance, self.key = product, size, tolerance, key
-        self.locked = 0 if found is None else len(found.values)
-        self.free = size - self.locked
-        self.found = found
-        self.dtype = dtype
-
-    def run(self, count: int, only_above: float = -np.inf) -> Pairs:
-        """The largest `count` pairs; none where none lies `only_above`, which ends the search early."""
-        count = min(count, self.free)
-        most = _vectors_for(count, self.free)
-        locked = self.locked
-        basis = jnp.zeros((locked + most + 1, self.size), self.dtype)
-        if self.found is not None:
-            basis = basis.at[:locked].set(self.found.vectors)
-        start = jax.random.normal(self.key, (self.size,), self.dtype)
-        basis, _, _ = absorb(basis, start, locked, 0.0, self.key)
+def _search(
+    product: Product,
+    size: int,
+    count: int,
+    dtype: Any,
+    tolerance: float,
+    key: Any,
+    found: Any = None,
+    only_above: float = -np.inf,
+) -> Pairs:
+    """The largest `count` pairs, from one Krylov space that is grown and restarted, orthogonal to the vectors
+    (l, p) that were found before; none where none lies `only_above`, which ends the search early."""
+    locked = 0 if found is None else len(found)
+    free = size - locked
+    count = min(count, free)
+    most = _vectors_for(count, free)
+    basis = jnp.zeros((locked + most + 1, size), dtype)
+    if found is not None:
+        basis = basis.at[:locked].set(found)
+    basis, _, _ = absorb(basis, jax.random.normal(key, (size,), dtype), locked, 0.0, key)
+    projected = np.zeros((most, most))
+    scale, left, filled, products = 0.0, 0.0, 0, 0
+    for restart in range(_MOST_RESTARTS):
+        for j in range(filled, most):
+            image = product(basis[locked + j])
+            products += 1
+            scale = max(scale, float(jnp.linalg.norm(image)))
+            basis, coefficients, left = absorb(
+                basis, image, locked + j + 1, scale, jax.random.fold_in(key, products)
+            )
+            # cut on the host: JAX would compile a program for each length
+            projected[: j + 1, j] = np.asarray(coefficients)[locked : locked + j + 1]
+            if not np.isfinite(projected[: j + 1, j]).all():
+                return _nothing(count, size, products)
+        values, vectors = np.linalg.eigh(projected, UPLO="U")
+        values, vectors = values[::-1], vectors[:, ::-1]
+        residuals = abs(float(left) * vectors[-1])
+        size_of_all = max(abs(values[0]), abs(values[-1]))
+        good = residuals[:count] <= tolerance * size_of_all
+        done = good.all() or most == free
+        if values[0] + (0 if done else residuals[0]) <= only_above:
+            return Pairs(np.empty(0), np.empty((0, size)), np.empty(0), products, True)
+        if done or restart == _MOST_RESTARTS - 1:
+            kept = matmul(vectors[:, :count].T.astype(dtype), basis[locked : locked + most])
+            return Pairs(values[:count], np.asarray(kept), residuals[:count], products, bool(done))
+        # Keep the wanted Ritz vectors, some beyond them, and the vector that comes next.
+        filled = min(count + max(count // 2, 8), most - 2)
+        basis = _restarted(basis, vectors[:, :filled].T.astype(dtype), locked)
         projected = np.zeros((most, most))
-        scale, left, filled, products = 0.0, 0.0, 0, 0
-        for restart in range(_MOST_RESTARTS):
-            for j in range(filled, most):
-                image = self.product(basis[locked + j])
-                products += 1
-                scale = max(scale, float(jnp.linalg.norm(image)))
-                basis, coefficients, left = absorb(
-                    basis, image, locked + j + 1, scale, jax.random.fold_in(self.key, products)
-                )
-                # cut on the host: JAX would compile a program for each length
-                projected[: j + 1, j] = np.asarray(coefficients)[locked : locked + j + 1]
-                if not np.isfinite(projected[: j + 1, j]).all():
-                    return _nothing(count, self.size, products)
-            values, vectors = np.linalg.eigh(projected, UPLO="U")
-            values, vectors = values[::-1], vectors[:, ::-1]
-            residuals = abs(float(left) * vectors[-1])
-            size_of_all = max(abs(values[0]), abs(values[-1]))
-            good = residuals[:count] <= self.tolerance * size_of_all
-            done = good.all() or most == self.free
-            if count and values[0] + (0 if done else residuals[0]) <= only_above:
-                return Pairs(np.empty(0), np.empty((0, self.size)), np.empty(0), products, True)
-            if done or restart == _MOST_RESTARTS - 1:
-                kept = matmul(
-                    vectors[:, :count].T.astype(self.dtype), basis[locked : locked + most]
-                )
-                return Pairs(
-                    values[:count], np.asarray(kept), residuals[:count], products, bool(done)
-                )
-            # Keep the wanted Ritz vectors, some beyond them, and the vector that comes next.
-            filled = min(count + max(count // 2, 8), most - 2)
-            basis = _restarted(basis, vectors[:, :filled].T.astype(self.dtype), locked)
-            projected = np.zeros((most, most))
-            projected[range(filled), range(filled)] = values[:filled]
-        raise AssertionError("the last restart returns")
+        projected[range(filled), range(filled)] = values[:filled]
+    raise AssertionError("the last restart returns")
 
 
 def _nothing(count: int, size: int, products: int) -> Pairs:
