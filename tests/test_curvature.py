@@ -232,6 +232,15 @@ def test_norms_of_gradients_in_parts(size, workers, monkeypatch):
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
+def test_of_a_risk_without_samples_the_penalty_alone_bends():
+    problem = tw.Problem(
+        lambda w, x: x @ w, "mse", np.ones((4, 2)), np.ones(4),
+        params=np.zeros(2), penalty=lambda w: jnp.sum(w**2),
+    ).take(np.arange(2), np.zeros(2, bool))  # fmt: skip
+    np.testing.assert_array_equal(tw.hessian(problem, problem.params).dense(), 2 * np.eye(2))
+    np.testing.assert_array_equal(tw.gradient_covariance(problem, problem.params).dense(), 0)
+
+
 def test_samples_that_a_mask_leaves_out_do_not_count():
     problem = made("mse", (3, 5, 4))
     masked = problem.take(np.arange(20), jnp.arange(20) < 13)

@@ -49,7 +49,7 @@ def count_of(problem: Problem, kind: str) -> Any:
     if problem.reduction == "sum" and kind in _OF_THE_RISK:
         return 1
     if problem.mask is not None:
-        return problem.mask.sum()
+        return jnp.maximum(problem.mask.sum(), 1)
     return max(problem.n_samples, 1)
 
 
