@@ -192,10 +192,9 @@ def _evaluate(
 def _curvature_at(problem: Problem, plane: Plane) -> dict[str, Any]:
     """The Hessian of the empirical risk at the plane's origin, as far as it is said of a plane."""
     operator = hessian(problem, plane.origin)
-    images = [np.asarray(operator.matvec(d), float) for d in plane.directions]
-    squares = (plane.directions**2).sum(axis=1)
+    images = np.asarray(operator @ plane.directions.T, float).T
     with np.errstate(invalid="ignore", divide="ignore"):
-        along = np.array([d @ h for d, h in zip(plane.directions, images, strict=True)]) / squares
+        along = (plane.directions * images).sum(axis=1) / (plane.directions**2).sum(axis=1)
     trace = operator.trace()
     found = (
         ("direction", along),
@@ -238,9 +237,8 @@ def _point_by_point(
         point = jnp.asarray(where.astype(layout.dtype))  # a copy, which JAX may keep as it is
         found: dict[str, Any] = {}
         if {"empirical", "pointwise"} & set(wanted):
-            total, losses = passes.over_samples(problem, size, _losses, (), point, layout=layout)
-            mean = problem.reduction == "mean"
-            found["empirical"] = total / max(problem.n_samples, 1) if mean else total
+            summed, losses = passes.over_samples(problem, size, _losses, (), point, layout=layout)
+            found["empirical"] = _reduced(problem, summed)
             found["pointwise"] = losses
             if penalty and problem.penalty is not None:
                 found["empirical"] += _penalty(problem, layout.unflatten(point))
@@ -336,7 +334,7 @@ def _risks_at(
             total = values["pointwise"].astype(float).sum(axis=1)
         else:
             total = _streamed(problem, over_points, tiling)
-        risk = total / max(problem.n_samples, 1) if problem.reduction == "mean" else total
+        risk = _reduced(problem, total)
         if penalty:
             risk = risk + over_points(lambda w: penalised(problem, w, 0.0, True))
         values["empirical"] = risk
@@ -345,6 +343,11 @@ def _risks_at(
             lambda w: penalised(problem, w, problem.expected_risk(w), penalty)
         ).astype(float)
     return values
+
+
+def _reduced(problem: Problem, total: Any) -> Any:
+    """The risk whose sum over samples is `total`."""
+    return total / max(problem.n_samples, 1) if problem.reduction == "mean" else total
 
 
 def _streamed(
