@@ -261,13 +261,7 @@ def _attempt(flow: Flow, walk: Walk, target: Any, row: Any) -> Walk:
     stuck = going & ~keep & ~(dt > shortest)
     fate = jnp.where(tired & ~_there(walk, target), GAVE_UP, walk.fate)
     fate = jnp.where(stuck, jnp.where(solved, DIVERGED, GAVE_UP), fate).astype(jnp.int32)
-    after = replace(
-        walk,
-        params=params,
-        time=time,
-        solver_state=solver_state,
-        controller_state=controller_state,
-    )
+    after = replace(walk, params=params, time=time, solver_state=solver_state)
     kept = jax.tree_util.tree_map(partial(jnp.where, going & keep), after, walk)
     return replace(
         kept,
