@@ -149,10 +149,9 @@ class _Crowd:
         self.minima = Minima(in_precision(problem, np.float64), scale, bound)
         most = _CHUNK if backend.device().platform == "cpu" else _CHUNK_ACCELERATED
         self.chunk = max(1, min(most, _VALUES // max(problem.n_samples, 1), len(starts)))
-        hyper = {name: who.hyper.get(name, np.float64(0)) for name in optimizer.hyperparameters()}
         self.plan = Plan(
             problem=problem,
-            optimizer=optimizer.with_hyperparameters(hyper),
+            optimizer=optimizer.with_hyperparameters(who.hyper),
             observed={},
             lane=np.zeros(self.chunk, np.int32),
             stop=None,

@@ -27,7 +27,7 @@ class Minima:
         eigenvalues: (m, p) of the Hessian, ascending; all are positive.
         gradients: (m,) norms of the gradient, which rounding alone keeps from zero.
         radii: (m,) of balls in which the Hessian's eigenvalues were found between 0 and `bound`; 0
-            where that fails at the minimum itself.
+            where that fails nearest to the minimum.
     """
 
     def __init__(self, problem: Problem, scale: float, bound: float) -> None:
@@ -117,7 +117,7 @@ def _of_vector(problem: Problem, layout: Layout) -> tuple[Any, Any]:
 @partial(jax.jit, static_argnames="layout")
 def _polished(problem: Problem, candidates: Any, scale: Any, *, layout: Layout) -> Any:
     """Newton's method with the eigenvalues' absolute values, which leaves saddles downhill (Dauphin et
-    al., 2014); steps are cut to a fiftieth of the scale and halved until they descend."""
+    al., 2014); steps are cut to a fiftieth of the scale, and to quarters until they descend."""
     both, hessian = _of_vector(problem, layout)
 
     def one(vector: Any) -> Any:
