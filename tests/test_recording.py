@@ -5,15 +5,18 @@ import copy
 import pickle
 import threading
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 import thalweg as tw
-from thalweg.errors import InputError
+from thalweg import blocks
+from thalweg.errors import InputError, MemoryEstimateError
 
 
 @pytest.fixture
@@ -234,6 +237,23 @@ def test_all_is_as_before_even_after_an_exception(training):
     assert torch.equal(before[2], after[2])
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+
+
+def test_what_was_recorded_is_there_where_memory_runs_out(training, monkeypatch):
+    model, x, y = training
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def run_out():
+        loop(model, optimizer, x, y, 4)
+        monkeypatch.setattr(blocks, "_ALWAYS_THERE", 0)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+        loop(model, optimizer, x, y, 4)
+
+    with pytest.raises(MemoryEstimateError), tw.record(optimizer, model) as path:
+        run_out()
+    assert path["step"].values.tolist() == [0, 1, 2, 3, 4]
+    assert path["status"].item() == "interrupted"
+    assert np.isfinite(path["params"]).all()
 
 
 def test_no_step_and_a_diverging_loop(training):

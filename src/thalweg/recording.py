@@ -248,6 +248,7 @@ class _Tape:
         before = self.hyperparameters
         self.changed |= {name for name in before if now.get(name) != before[name]}
         if self.step % self.every == 0:
+            self._check_memory()
             self._write(with_gradient=True)
 
     def after_step(self) -> None:
@@ -263,15 +264,19 @@ class _Tape:
         if not self.steps or self.steps[-1] != self.step:
             self._write(with_gradient=False)
 
-    def _write(self, with_gradient: bool) -> None:
+    def _check_memory(self) -> None:
+        """An error where not twice as many rows would fit, asked when there are 0, 1, 2, 4, …; never at the
+        end, which has one row to write and everything to lose."""
         count = len(self.steps)
-        if count & (count - 1) == 0:  # at 0, 1, 2, 4, …: as many rows again
+        if count & (count - 1) == 0:
             kept = sum(name in ("params", "grad") for name in self.wanted)
             blocks.check_memory(
                 max(count, 1) * kept * self.start.nbytes,
                 f"{max(count, 1)} more recorded iterates of {self.start.size} parameters",
                 "record fewer with every=, or leave params out of record=",
             )
+
+    def _write(self, with_gradient: bool) -> None:
         now = self._now()
         self.steps.append(self.step)
         for name in self.wanted:
