@@ -246,8 +246,13 @@ def test_resume_takes_the_seed_of_the_trajectory():
 
 def test_a_part_of_a_trajectory_is_not_resumed():
     first = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=9)
-    with pytest.raises(tw.InputError, match="part of a trajectory"):
-        tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=2, resume=first.isel(step=slice(0, 5)))
+    for steps in (slice(0, 5), slice(0, 0), 5):
+        with pytest.raises(tw.InputError, match="part of a trajectory"):
+            tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=2, resume=first.isel(step=steps))
+    expected = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=2, resume=first)
+    for last in ([-1], -1):
+        rest = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=2, resume=first.isel(step=last))
+        xr.testing.assert_identical(rest, expected)
     with pytest.raises(tw.InputError, match="over the parameters"):
         tw.descend(line_problem(), tw.SGD(lr=0.1), steps=2, resume=first)
     adam = tw.descend(bowl_problem(), tw.Adam(lr=0.1), steps=2)

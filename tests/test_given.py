@@ -49,8 +49,12 @@ def test_of_a_part_of_a_trajectory_the_last_iterate_is_the_start(problem, path):
         np.testing.assert_array_equal(
             starts_of(problem, part), path["params"].isel(step=1).transpose("run", "param")
         )
-    with pytest.raises(InputError, match="a part of a trajectory, whose iterates"):
-        starts_of(problem, path.drop_vars("params").isel(step=1))
+    last = path.isel(step=-1)
+    for part in (last, last.drop_vars("params"), last.drop_vars("step")):
+        np.testing.assert_array_equal(starts_of(problem, part), path["final"].T)
+    for part in (path.drop_vars("params").isel(step=1), path.isel(step=slice(0, 0))):
+        with pytest.raises(InputError, match="a part of a trajectory, whose iterates"):
+            starts_of(problem, part)
 
 
 def test_tables_go_by_their_columns(problem):

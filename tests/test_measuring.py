@@ -168,6 +168,8 @@ def test_what_is_not_a_path(problem):
         (problem, path.drop_vars("params"), "needs a trajectory with its iterates"),
         (problem, path["params"], "needs a trajectory with its iterates"),
         (problem, path.isel(step=-1), r"isel\(step=\[-1\]\)"),
+        (problem, path.isel(step=slice(0, 0)), "this has none"),
+        (problem, path.isel(param=0), "other parameters"),
         (other, path, "other parameters"),
         (problem, path, "has 'grad_norm' already"),
     ]:

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from thalweg import blocks, inputs, observables, results, sampling, stopping
-from thalweg.ensemble import Members, check_same_parameters, members
+from thalweg.ensemble import Members, check_same_parameters, members, reaches_the_end
 from thalweg.errors import InputError, first_line
 from thalweg.job import Feeds, Job
 from thalweg.logbook import source_of
@@ -98,7 +98,7 @@ def descend(
     if seed is None:
         seed = 0 if resume is None else json.loads(resume.attrs["seed"])
     who = members(problem, optimizer, starts=starts, runs=runs, seed=seed, resume=resume)
-    first = 0 if resume is None else int(resume["step"].values[-1])
+    first = 0 if resume is None else int(resume.attrs["last_step"])
     batching: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -177,7 +177,7 @@ def _check_resumable(resume: Any, problem: Problem, optimizer: Optimizer) -> Non
     """An error unless `resume` is a whole trajectory of this problem and kind of optimizer."""
     if not isinstance(resume, xr.Dataset) or "optimizer_state" not in resume:
         raise InputError("resume= needs a trajectory, as descend returns it.")
-    if resume.sizes["step"] == 0 or int(resume["step"][-1]) != resume.attrs.get("last_step"):
+    if not reaches_the_end(resume):
         raise InputError(
             "resume= was given a part of a trajectory, which holds the optimizer's state at its end; "
             "give all of it."

@@ -249,11 +249,17 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
     return layout.unflatten(vectors)
 
 
+def reaches_the_end(path: xr.Dataset) -> bool:
+    """Whether a trajectory, or a part of one, holds the last step, of which are `final` and the like."""
+    steps = path["step"].values.ravel() if "step" in path.coords else np.empty(0)
+    return bool(steps.size) and steps[-1] == path.attrs.get("last_step")
+
+
 def _last_iterates(path: xr.Dataset) -> xr.DataArray:
     """The last iterates that a trajectory, or a part of one, holds."""
-    if path["step"].ndim and path["step"].values[-1] == path.attrs.get("last_step"):
+    if reaches_the_end(path):
         return path["final"]
-    if "params" not in path:
+    if "params" not in path or not path["params"].size:
         raise InputError(
             "starts= was given a part of a trajectory, whose iterates are not recorded; give all of it."
         )

@@ -64,7 +64,9 @@ def measure(
         raise InputError(
             "measure needs a trajectory's steps; this is one of them: isel(step=[-1])."
         )
-    if path.sizes["param"] != problem.size or not names.same(path, problem.names):
+    if not path.sizes["step"]:
+        raise InputError("measure needs a trajectory's steps; this has none.")
+    if path.sizes.get("param") != problem.size or not names.same(path, problem.names):
         raise InputError("the path has other parameters than the problem.")
     built_in, observed = observables.chosen(record)
     if built_in["batch"]:
