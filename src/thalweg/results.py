@@ -63,14 +63,9 @@ def provenance(kind: str, settings: Mapping[str, Any], **more: Any) -> dict[str,
         "kind": kind,
         "schema_version": SCHEMA_VERSION,
         "settings": to_json(settings),
-        "versions": _versions_json(),
+        "versions": to_json(versions()),
         **more,
     }
-
-
-@functools.cache
-def _versions_json() -> str:
-    return to_json(versions())
 
 
 @functools.cache
