@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 import thalweg as tw
 from thalweg.errors import InputError
@@ -140,8 +141,9 @@ def test_a_plane_is_projected_on_as_it_is(problem, path):
         plane.project(path, other)
     with pytest.raises(InputError, match=r"thalweg.Problem was expected"):
         plane.project(path, 3)
-    with pytest.raises(InputError, match="a plane or a landscape was expected"):
-        tw.project(path, path)
+    for other in (path, xr.DataTree(path)):  # a tree has a `dataset` too, which is no method
+        with pytest.raises(InputError, match="a plane or a landscape was expected"):
+            tw.project(other, path)
     with pytest.raises(InputError, match="points as an array"):
         plane.project(problem.params)
 

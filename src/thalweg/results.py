@@ -265,7 +265,7 @@ def project(plane: Any, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Data
         A dataset with one variable for each axis, bearing its name, and `residual`, the Euclidean
         distance from the plane; on the dimensions of `path` without `param`.
     """
-    plane = plane.dataset() if hasattr(plane, "dataset") else plane
+    plane = plane.dataset() if callable(getattr(plane, "dataset", None)) else plane
     if not isinstance(plane, xr.Dataset) or not {"origin", "directions"} <= set(plane.variables):
         raise InputError(f"a plane or a landscape was expected, {type(plane).__name__} given.")
     points = points_of(plane, path)
