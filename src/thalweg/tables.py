@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, first_line, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,9 +37,8 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
         raise InputError(
             f"the rows of {path.name} have more fields than its header has names."
         ) from None
-    except (ValueError, UnicodeDecodeError) as error:
-        reason = (str(error).splitlines() or ["unreadable"])[0]
-        raise InputError(f"{path} could not be read as CSV: {reason}.") from None
+    except ValueError as error:
+        raise InputError(f"{path} could not be read as CSV: {first_line(error)}.") from None
     twice = [name for name in (*x, y) if f"{name}.1" in table.columns]
     if twice and _header(path).count(twice[0]) > 1:
         raise InputError(f"{path.name} has several columns called {twice[0]!r}; rename them.")
