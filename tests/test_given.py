@@ -93,6 +93,8 @@ def test_a_gradient_is_a_vector_of_an_operator(problem):
 def test_samples_that_there_are_not(problem, index):
     with pytest.raises(InputError, match="index must be a list of whole numbers below 30"):
         problem.take(index)
+    with pytest.raises(InputError, match="names no samples"):
+        problem.take([])
 
 
 def test_samples_by_list_slice_and_mask(problem):

@@ -247,10 +247,12 @@ class Problem:
         """The same problem on the samples `index` (b,), those that `valid` (b,) excludes left out.
 
         Raises:
-            InputError: numbers of samples that there are not.
+            InputError: no samples, or numbers of samples that there are not.
         """
         if not isinstance(index, Tracer):
             index = inputs.places("index", index, self.n_samples)
+            if not len(index):
+                raise InputError("index names no samples, and a problem needs one at least.")
         x, y, mask = _rows((self.x, self.y, self.mask), index)
         if mask is not None:
             valid = mask if valid is None else mask & valid
