@@ -618,6 +618,7 @@ def test_other_sweeps_and_schedules_compile_nothing(compilations):
         ({"steps": 10**9, "runs": None}, "iB"),
         ({"steps": 5, "runs": 3}, "no init="),
         ({"steps": 5, "runs": "three"}, "runs must be a whole number"),
+        ({"steps": 10**400}, "steps can be counted"),
         ({"steps": 5, "runs": 3, "starts": [[0.0, 0.0]]}, "one of starts="),
         ({"steps": 5, "starts": [[0.0, 0.0, 0.0]]}, r"shape \(runs, 2\)"),
         ({"steps": 5, "starts": [[0.0, np.nan]]}, "not finite"),

@@ -168,6 +168,7 @@ def test_all_samples_in_one_batch_is_the_full_batch(size):
         ({"steps": 1.5}, "whole number"),
         ({"steps": "ten"}, "whole number.*'ten' given"),
         ({"epochs": float("nan")}, "epochs must be a whole number"),
+        ({"epochs": np.complex128(2)}, "epochs must be a whole number"),
         ({"epochs": 1, "batch_size": 0}, "batch_size must be a whole number of at least 1"),
         ({"n": 0, "steps": 1, "batch_size": 1}, "no data"),
         ({"steps": 1, "shuffle": True}, "need batch_size="),

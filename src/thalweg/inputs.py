@@ -249,16 +249,16 @@ def promoted_dtype(data: Any) -> np.dtype:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a setting is one number, and not a truth value, which Python takes for one."""
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    """Whether a setting is one real number, and not a truth value, which Python takes for one."""
+    real = isinstance(value, (int, float, np.integer, np.floating))
+    return real and not isinstance(value, bool)
 
 
 def whole_number(name: str, value: Any, least: int) -> int:
     """`value` as an int of at least `least`."""
-    if is_number(value):
-        number = float(value)
-        if number.is_integer() and number >= least:
-            return int(value)
+    whole = is_number(value) and (isinstance(value, int) or float(value).is_integer())
+    if whole and value >= least:
+        return int(value)
     raise InputError(f"{name} must be a whole number of at least {least}; {value!r} given.")
 
 

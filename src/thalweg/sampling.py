@@ -120,13 +120,9 @@ def plan(
     """
     if steps is not None and epochs is not None:
         raise InputError(f"give steps= or epochs=, not both ({steps=}, {epochs=} given).")
-    for name, value, least in (
-        ("steps", steps, 0),
-        ("epochs", epochs, 0),
-        ("batch_size", batch_size, 1),
-    ):
-        if value is not None:
-            whole_number(name, value, least)
+    steps = None if steps is None else whole_number("steps", steps, 0)
+    epochs = None if epochs is None else whole_number("epochs", epochs, 0)
+    batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
     if batches is None and steps is None and epochs is None:
         raise InputError("give steps= or epochs= (or batches=); none given.")
     if (batches is not None or batch_size is not None) and not n_samples:
@@ -139,7 +135,7 @@ def plan(
         if batch_size is not None or epochs is not None:
             raise InputError("batches= gives the batches; leave out batch_size= and epochs=.")
         given = _given(batches, n_samples)
-        return (len(given) if steps is None else int(steps)), Batches(
+        return (len(given) if steps is None else steps), Batches(
             n_samples, given.shape[1], len(given), seeds, given=given, origin=first
         )
     if drop_last and batch_size is not None and batch_size > n_samples:
@@ -148,13 +144,12 @@ def plan(
             f"samples."
         )
     if batch_size is None or (batch_size >= n_samples and not replacement):
-        return int(steps if steps is not None else epochs), None  # type: ignore[arg-type]
-    size = int(batch_size)
-    per_epoch = n_samples // size if drop_last else -(-n_samples // size)
-    count = int(steps) if steps is not None else int(epochs) * per_epoch  # type: ignore[arg-type]
+        return (epochs if steps is None else steps), None  # type: ignore[return-value]
+    per_epoch = n_samples // batch_size if drop_last else -(-n_samples // batch_size)
+    count = epochs * per_epoch if steps is None else steps  # type: ignore[operator]
     return count, Batches(
         n_samples,
-        size,
+        batch_size,
         per_epoch,
         seeds,
         shuffle=bool(shuffle),
