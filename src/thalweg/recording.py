@@ -480,10 +480,8 @@ def _is_floating(value: Any) -> bool:
 
 def _array(tensor: Any) -> np.ndarray:
     """A tensor as an array of our own; half precision, which netCDF has not, as float32."""
-    if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu()
-        tensor = tensor.float() if tensor.element_size() == 2 else tensor
-    return np.array(np.asarray(tensor))
+    array = inputs.of_tensor(tensor) if inputs.is_tensor(tensor) else np.asarray(tensor)
+    return np.array(array, np.float32 if array.dtype.itemsize == 2 else array.dtype)
 
 
 def _trajectory(
