@@ -80,8 +80,12 @@ def documented(observable: Any, text: str) -> Any:
 
 def relative_movement(at: At) -> Any:
     """‖w_t − w_0‖ / ‖w_0‖; the absolute movement where the start has norm zero."""
-    start = norm(at.start)
-    return norm(difference(at.params, at.start)) / jnp.where(start == 0, 1, start)
+    return relative(movement(at), norm(at.start))
+
+
+def relative(change: Any, size: Any) -> Any:
+    """A change by the size of what changed; as it is where that was zero."""
+    return change / jnp.where(size == 0, 1, size)
 
 
 FROM_ZERO = "absolute for runs that start from norm zero, where a relative movement is undefined"
@@ -105,8 +109,7 @@ def movement_by_parameter(at: At) -> dict[str, Any]:
     start = jax.tree_util.tree_leaves(at.start)
     moved = {}
     for (path, w), w0 in zip(now, start, strict=True):
-        size = norm(w0)
-        moved[path_name(path)] = norm(w - w0) / jnp.where(size == 0, 1, size)
+        moved[path_name(path)] = relative(norm(w - w0), norm(w0))
     return moved
 
 
@@ -140,8 +143,7 @@ def _previous(at: At) -> Params:
 
 
 def _change(at: At, previous: Params) -> tuple[Any, Params]:
-    size = norm(at.params)
-    return norm(difference(at.params, previous)) / jnp.where(size == 0, 1, size), at.params
+    return relative(norm(difference(at.params, previous)), norm(at.params)), at.params
 
 
 successive_change = documented(

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from thalweg import blocks, forward, inputs
 from thalweg.backend import matmul
 from thalweg.errors import InputError
-from thalweg.observables import At, Observable, documented
+from thalweg.observables import At, Observable, documented, relative
 from thalweg.params import Layout, Params
 from thalweg.problem import Problem, check_is_problem
 
@@ -86,9 +86,8 @@ def _first_kernel(at: At) -> Any:
 
 
 def _drift(at: At, first: Any) -> tuple[Any, Any]:
-    size = jnp.linalg.norm(first)
     drift = jnp.linalg.norm(_ntk_now(at.problem, at.params, None) - first)
-    return drift / jnp.where(size == 0, 1, size), first
+    return relative(drift, jnp.linalg.norm(first)), first
 
 
 kernel_drift = documented(
