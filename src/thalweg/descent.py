@@ -136,18 +136,18 @@ def descend(
     feeds = Feeds(order, schedules, first)
     same_rule = resume is not None and stopping.is_again(stop, results.settings_of(resume))
     job = Job(plan, feeds, who, first, total, every, resume, same_rule)
-    settings = _settings(
-        optimizer,
-        problem,
-        steps=total,
+    settings = {
+        "optimizer": optimizer.described(),
+        "problem": described(problem),
+        "steps": total,
         **batching,
-        runs=runs,
-        every=every,
-        stop=stopping.as_settings(stop),
-        record=observables.names(built_in, observed),
-        first_step=first,
-        seed=list(who.seeds) if np.ndim(seed) else who.seeds[0],
-    )
+        "runs": runs,
+        "every": every,
+        "stop": stopping.as_settings(stop),
+        "record": observables.names(built_in, observed),
+        "first_step": first,
+        "seed": list(who.seeds) if np.ndim(seed) else who.seeds[0],
+    }
     with blocks.interruptible():  # Ctrl-C while the record is put together would cost all of it
         interrupted = job.run(progress)
         return job.trajectory(interrupted, settings, built_in["batch"])
@@ -249,12 +249,3 @@ def _schedule_tables(
         check_range(optimizer.name, f"{name} (its schedule)", table, *bounds[name])
         tables[name] = table
     return tables
-
-
-def _settings(optimizer: Optimizer, problem: Problem, **call: Any) -> dict[str, Any]:
-    """The call as JSON can hold it; a function stands by its name."""
-    return {
-        "optimizer": optimizer.described(),
-        "problem": described(problem),
-        **call,
-    }

@@ -270,7 +270,7 @@ class Job:
                 most=self.most,
                 label="descend",
                 progress=progress,
-                finished=self._is_over,
+                finished=lambda: self.over,
             )
             done = reached if interrupted else self._end()
             if done < self.total:
@@ -327,9 +327,6 @@ class Job:
             diverged_at, stopped_at, record = result()
             self.over &= self._over(diverged_at, stopped_at)
             self.record.fill(first, first + count, record, share.members, share.again, ends)
-
-    def _is_over(self) -> bool:
-        return self.over
 
     @staticmethod
     def _over(diverged_at: Any, stopped_at: Any) -> bool:

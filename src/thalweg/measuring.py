@@ -21,9 +21,8 @@ from thalweg.params import Layout
 from thalweg.problem import Problem, check_is_problem, value_and_gradient
 from thalweg.tuning import tuned
 
-_BLOCK_BYTES = (
-    4 * 2**20
-)  # of a block's iterates and of what is measured there: what the caches hold
+# of a block's iterates and of what is measured there: what the caches hold
+_BLOCK_BYTES = 4 * 2**20
 _MOST_ROWS = 1024
 
 
