@@ -222,6 +222,33 @@ def test_any_object_with_a_step_is_an_optimizer(training):
     np.testing.assert_allclose(path["params"], ours["params"], rtol=1e-9, atol=1e-12)
 
 
+class Centred(torch.optim.SGD):
+    """A step of one's own, which ends in that of the class above."""
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.grad -= p.grad.mean()
+        return super().step(closure)
+
+
+def test_a_step_that_calls_the_step_of_the_class_above_is_one(training):
+    model, x, y = training
+    torch.optim.SGD(model.parameters(), lr=0.1)  # from here on PyTorch calls hooks in SGD.step, too
+    optimizer = Centred(model.parameters(), lr=0.1)
+    expected, slopes = [], []
+    with tw.record(optimizer, model, record=["loss", "grad_norm"]) as path:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(x), y)
+            loss.backward()
+            expected.append(loss.item())
+            slopes.append(nn.utils.get_total_norm(p.grad for p in model.parameters()).item())
+            optimizer.step()
+    assert list(path["step"].values) == [0, 1, 2, 3]
+    np.testing.assert_allclose(path["loss"].values[:-1], expected, rtol=1e-12)
+    np.testing.assert_allclose(path["grad_norm"].values[:-1], slopes, rtol=1e-12)
+
+
 def test_all_is_as_before_even_after_an_exception(training):
     model, x, y = training
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -194,7 +194,7 @@ class _Tape:
         self.changed: set[str] = set()  # hyperparameters that the loop has changed
         self.start = self._now()
         self.step = 0
-        self.inside = self.closed = False  # in a step; in one whose closure has returned
+        self.inside = self.closed = False  # in a step; in one that has its gradient
         self.with_closure = False  # in a step that was given one
         self.reached = False  # whether a backward pass has come to the model's parameters
         self.loss: float | None = None
@@ -226,12 +226,21 @@ class _Tape:
                 self.rows[name][-1] = self._gradient(name)
         self.closed = True
 
-    def watching(self, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before_step(self, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments of a step with their closure, if there is one, as argument `place`, watched."""
+        # hooks are called once more where a step of the user's own calls super().step()
+        if not self.inside:
+            self.inside = True
+            now = _hyperparameters(self.optimizer)
+            before = self.hyperparameters
+            self.changed |= {name for name in before if now.get(name) != before[name]}
+            if self.step % self.every == 0:
+                self._check_memory()
+                self._write(with_gradient=True)
         closure = args[place] if len(args) > place else kwargs.get("closure")
-        self.with_closure = closure is not None
         if closure is None:
             return args, kwargs
+        self.with_closure = True
 
         def watched() -> Any:
             value = closure()
@@ -242,19 +251,12 @@ class _Tape:
             return (*args[:place], watched, *args[place + 1 :]), kwargs
         return args, {**kwargs, "closure": watched}
 
-    def before_step(self) -> None:
-        self.inside = True
-        now = _hyperparameters(self.optimizer)
-        before = self.hyperparameters
-        self.changed |= {name for name in before if now.get(name) != before[name]}
-        if self.step % self.every == 0:
-            self._check_memory()
-            self._write(with_gradient=True)
-
     def after_step(self) -> None:
+        if not self.inside:
+            return
         if "loss" in self.rows and self.steps and self.steps[-1] == self.step:
             self.rows["loss"][-1] = np.nan if self.loss is None else self.loss
-        self.inside = self.closed = False
+        self.inside = self.closed = self.with_closure = False
         self.loss = None
         self.step += 1
 
@@ -366,8 +368,7 @@ def _watched(torch: Any, optimizer: Any, tape: _Tape) -> Iterator[None]:
         if isinstance(optimizer, torch.optim.Optimizer):
 
             def begins(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                tape.before_step()
-                return tape.watching(1, args, kwargs)  # after the optimizer itself
+                return tape.before_step(1, args, kwargs)  # after the optimizer itself
 
             before = optimizer.register_step_pre_hook(begins)
             after = optimizer.register_step_post_hook(lambda *_: tape.after_step())
@@ -384,8 +385,7 @@ def _wrapped(optimizer: Any, tape: _Tape) -> Iterator[None]:
     step, own = optimizer.step, "step" in vars(optimizer)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        tape.before_step()
-        args, kwargs = tape.watching(0, args, kwargs)
+        args, kwargs = tape.before_step(0, args, kwargs)
         returned = step(*args, **kwargs)
         tape.after_step()
         return returned
