@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import thalweg as tw
-from thalweg import blocks
+from thalweg import blocks, recording
 from thalweg.errors import InputError, MemoryEstimateError
 
 
@@ -247,6 +247,36 @@ def test_a_step_that_calls_the_step_of_the_class_above_is_one(training):
     assert list(path["step"].values) == [0, 1, 2, 3]
     np.testing.assert_allclose(path["loss"].values[:-1], expected, rtol=1e-12)
     np.testing.assert_allclose(path["grad_norm"].values[:-1], slopes, rtol=1e-12)
+
+
+def test_sparse_gradients_of_an_embedding():
+    torch.manual_seed(0)
+    model = nn.Embedding(10, 3, sparse=True)
+    optimizer = torch.optim.SparseAdam(model.parameters())
+    with tw.record(optimizer, model, record=["params", "grad", "grad_norm"]) as path:
+        model(torch.tensor([1, 2, 2])).square().sum().backward()
+        dense = model.weight.grad.to_dense().numpy()
+        optimizer.step()
+    np.testing.assert_array_equal(path["grad"].values[0], dense.ravel())
+    assert float(path["grad_norm"][0]) == pytest.approx(np.linalg.norm(dense), rel=1e-6)
+
+
+def test_a_row_that_fails_is_left_out_whole(training, monkeypatch):
+    model, x, y = training
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradient = recording._Tape._gradient
+
+    def interrupted(tape, name, known=True):
+        if known:
+            raise KeyboardInterrupt
+        return gradient(tape, name, known)
+
+    watched = tw.record(optimizer, model, record=["params", "grad"])
+    with contextlib.suppress(KeyboardInterrupt), watched as path:
+        loop(model, optimizer, x, y, 2)
+        monkeypatch.setattr(recording._Tape, "_gradient", interrupted)
+        loop(model, optimizer, x, y, 1)
+    assert list(path["step"].values) == [0, 1, 2]
 
 
 def test_all_is_as_before_even_after_an_exception(training):

@@ -280,9 +280,10 @@ class _Tape:
 
     def _write(self, with_gradient: bool) -> None:
         now = self._now()
-        self.steps.append(self.step)
-        for name in self.wanted:
-            self.rows[name].append(self._value(name, now, with_gradient))
+        row = {name: self._value(name, now, with_gradient) for name in self.wanted}
+        self.steps.append(self.step)  # a whole row, or none where that was interrupted
+        for name, value in row.items():
+            self.rows[name].append(value)
 
     def _value(self, name: str, now: np.ndarray, with_gradient: bool) -> Any:
         if name == "params":
@@ -480,8 +481,10 @@ def _is_floating(value: Any) -> bool:
 
 def _array(tensor: Any) -> np.ndarray:
     """A tensor as an array of our own; half precision, which netCDF has not, as float32."""
-    array = inputs.of_tensor(tensor) if inputs.is_tensor(tensor) else np.asarray(tensor)
-    return np.array(array, np.float32 if array.dtype.itemsize == 2 else array.dtype)
+    if inputs.is_tensor(tensor):  # as an embedding's gradient a sparse one
+        tensor = inputs.of_tensor(tensor.to_dense())
+    array = np.array(tensor)
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _trajectory(
