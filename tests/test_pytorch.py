@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -1116,6 +1117,8 @@ def test_bad_input_is_one_line():
     module, x = small()
     y = torch.randn(6, 3)
     untranslated = nn.Sequential(nn.Linear(4, 3), Packs())
+    with warnings.catch_warnings(action="ignore"):  # deprecated
+        scripted = nn.Sequential(torch.jit.script(nn.Linear(4, 3)))
     for call, words in (
         (lambda: tw.from_torch(3, "mse", x, y), "an nn.Module was expected, int given"),
         (lambda: tw.from_torch(module, 3, x, y), "a loss module, a function or a name"),
@@ -1131,6 +1134,7 @@ def test_bad_input_is_one_line():
         (lambda: tw.from_torch(Forgets(), "mse", x, y), "self.register_buffer"),
         (lambda: tw.from_torch(module, nn.CrossEntropyLoss(ignore_index=1), x, CLASSES),
          "have no loss of their own"),
+        (lambda: tw.from_torch(scripted, "mse", x, y), "give the module that it was made of"),
         (lambda: tw.from_torch(nn.Embedding(3, 3, scale_grad_by_freq=True), "mse", CLASSES, y),
          "not those of any risk"),
         (lambda: tw.from_torch(module, nn.MSELoss, x, y), r"give an instance of it: MSELoss\(\)"),

@@ -141,6 +141,11 @@ class _Forward:
             )
         every = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self.free = {n for n, p in module.named_parameters() if p.requires_grad}
+        if any(isinstance(layer, torch.jit.ScriptModule) for layer in module.modules()):
+            raise InputError(
+                "a module of torch.jit is compiled, and its code cannot run on arrays; give the module that "
+                "it was made of."
+            )
         if any(tensor.is_meta for tensor in every.values()):
             raise InputError(
                 "the module is on the device 'meta', where it has no numbers; load its weights first."
@@ -377,10 +382,10 @@ def _refuse_dropout(module: Any) -> None:
     for name, layer in module.named_modules():
         if not layer.training:
             continue
-        rate = (
-            getattr(layer, "p", 0) if isinstance(layer, torch.nn.modules.dropout._DropoutNd) else 0
-        )
-        if isinstance(layer, (torch.nn.RNNBase, torch.nn.MultiheadAttention)):
+        rate: Any = 0
+        if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
+            rate = layer.p
+        elif isinstance(layer, (torch.nn.RNNBase, torch.nn.MultiheadAttention)):
             rate = layer.dropout
         if rate:
             raise InputError(
