@@ -611,7 +611,10 @@ def snapshot(module):
         "modes": [m.training for m in module.modules()],
         "requires": [p.requires_grad for p in module.parameters()],
         "gradients": [p.grad if p.grad is None else p.grad.clone() for p in module.parameters()],
-        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in module.modules()],
+        "hooks": [
+            list(map(len, (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)))
+            for m in module.modules()
+        ],
         "random": torch.get_rng_state(),
         "numpy": np.random.get_state()[1].copy(),
         "fast path": torch.backends.mha.get_fastpath_enabled(),
@@ -642,6 +645,8 @@ def test_nothing_of_the_users_is_changed():
     module.train()
     watched = []
     module[2].register_forward_hook(lambda *_: watched.append(1))
+    module[4].register_full_backward_pre_hook(lambda *_: watched.append(1))
+    module[4].register_full_backward_hook(lambda *_: watched.append(1))
     x, y = images(), torch.randn(6, 3)
     module(x).sum().backward()
     watched.clear()

@@ -46,7 +46,8 @@ def from_torch(
 
     Parameters bear the names of the `state_dict`; those that do not require a gradient stay as they are,
     and so do buffers. The module, its mode and device, its gradients, and torch's random state are left
-    as they were. Hooks after a forward pass do not run; those before it do (old weight norms need them).
+    as they were. A module's hooks before a forward pass run (old weight norms need them); those after it, and
+    of a backward pass, do not.
 
     Args:
         module: an `nn.Module`. It is evaluated as in `eval()` mode, but for batch norm.
@@ -176,7 +177,9 @@ class _Forward:
                     "the gradients of an Embedding with scale_grad_by_freq=True are not those of any risk; "
                     "make it one without."
                 )
-            layer._forward_hooks.clear()  # the user's, which would watch what is not theirs
+            # the user's, which would watch what is not theirs
+            for hooks in (layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks):
+                hooks.clear()
             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
                 _set_policy(layer, batch_norm)
         copied = (*self.module.named_parameters(), *self.module.named_buffers())
