@@ -223,6 +223,23 @@ def test_losses_are_pytorchs(loss, kind):
     assert off(total, value.detach()) <= 1e-5
 
 
+@dataclasses.dataclass
+class Powers:
+    """A loss that is no function and has no hash."""
+
+    power: int
+
+    def __call__(self, yhat, y):
+        return (yhat - y).abs().pow(self.power).mean()
+
+
+def test_a_loss_need_not_have_a_hash():
+    module, x = small()
+    y = torch.randn(6, 3)
+    problem = tw.from_torch(module, Powers(4), x, y)
+    assert off(problem.risk(problem.params), Powers(4)(module(x), y).detach()) <= 1e-5
+
+
 def test_a_loss_that_is_no_mean_of_samples_is_refused():
     module, x = small()
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))

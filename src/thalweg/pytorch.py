@@ -468,15 +468,17 @@ def _loss(loss: Any, y: Any) -> tuple[str | None, Any, str]:
             f"a loss module, a function or a name was expected, {type(loss).__name__} given."
         )
     functions = {
-        torch.nn.functional.mse_loss: "mse",
-        torch.nn.functional.l1_loss: "l1",
-        torch.nn.functional.smooth_l1_loss: "smooth_l1",
-        torch.nn.functional.huber_loss: "huber",
-        torch.nn.functional.cross_entropy: "cross_entropy",
-        torch.nn.functional.binary_cross_entropy_with_logits: "bce_with_logits",
+        "mse": torch.nn.functional.mse_loss,
+        "l1": torch.nn.functional.l1_loss,
+        "smooth_l1": torch.nn.functional.smooth_l1_loss,
+        "huber": torch.nn.functional.huber_loss,
+        "cross_entropy": torch.nn.functional.cross_entropy,
+        "bce_with_logits": torch.nn.functional.binary_cross_entropy_with_logits,
     }
-    padded = loss is torch.nn.functional.cross_entropy and _holds(y, -100)
-    return None if padded else functions.get(loss), loss, "mean"
+    # a loss of the user's need not have a hash (a dataclass has none)
+    name = next((name for name, function in functions.items() if function is loss), None)
+    padded = name == "cross_entropy" and _holds(y, -100)
+    return None if padded else name, loss, "mean"
 
 
 def _holds(y: Any, ignored: int | None) -> bool:
