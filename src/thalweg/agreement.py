@@ -100,15 +100,13 @@ def agreed(
     found = _reduction(wholes, each, problem.reduction)
     problem = problem if reduction else problem.replace(reduction=found)
     if problem.reduction == found:
-        followed = []
+        some, followed = some.replace(reduction=found), []
         for (yhat, y), losses in zip(pairs, each, strict=True):
             given = jax.tree_util.tree_map(lambda t: jnp.array(of_tensor(t)), yhat)
-            at_theirs = predicting(some, given).replace(reduction=found)
             nudged = _nudged(yhat)
             rough = _each(loss, nudged, y) if _is_finite(loss, nudged, y) else losses
-            _compare("losses", some, at_theirs.pointwise(some.params), losses, rough)
-            reduced = some.replace(reduction=found)
-            followed.append(_are_followed(reduced, given, loss, yhat, nudged, y))
+            _compare("losses", some, predicting(some, given).pointwise(some.params), losses, rough)
+            followed.append(_are_followed(some, given, loss, yhat, nudged, y))
         if not any(followed):
             raise InputError(f"the loss is PyTorch's, and its derivative is not: {_NOT_FOLLOWED}")
     return problem
@@ -241,13 +239,14 @@ def _compare_predictions(what: str, some: Problem, params: Params, theirs: _Told
         slope, yhat = _moving(some, params, [_weights(leaf.shape) for leaf in leaves])
     except Exception as error:  # there is no derivative, or a backward of the user's own fails
         slope, yhat = None, some.predict(params, some.x)
-        if theirs.slope is not None and isinstance(error, InputError):
-            raise
-        if theirs.slope is not None and type(error).__name__ in _LEFT_BEHIND:
-            raise InputError(
-                "the derivative depends on a tensor that a torch.autograd.Function uses and is not called "
-                "with: make it one of its arguments."
-            ) from error
+        if theirs.slope is not None:
+            if isinstance(error, InputError):
+                raise
+            if type(error).__name__ in _LEFT_BEHIND:
+                raise InputError(
+                    "the derivative depends on a tensor that a torch.autograd.Function uses and is not "
+                    "called with: make it one of its arguments."
+                ) from error
     nudged, steeper = theirs.nudged
     trees = yhat, theirs.yhat, nudged
     for mine, their, near in zip(*map(jax.tree_util.tree_leaves, trees), strict=True):
