@@ -56,13 +56,9 @@ def _equation(
     def back_through_maximum(slopes: Any, values: Any) -> Any:
         # as JAX pads and XLA compares: of equal ones the first is kept
         values = lax.pad(values, jnp.array(-jnp.inf, values.dtype), [(*p, 0) for p in padding])
-        best: Any = None
-        which: Any = None
-        for number, place in enumerate(places):
-            entry = lax.slice(values, place, _sum(place, reach), strides)
-            if best is None:
-                best, which = entry, jnp.zeros(out, np.int8)
-                continue
+        entries = (lax.slice(values, place, _sum(place, reach), strides) for place in places)
+        best, which = next(entries), jnp.zeros(out, np.int8)
+        for number, entry in enumerate(entries, 1):
             kept = best >= entry
             best, which = jnp.where(kept, best, entry), jnp.where(kept, which, np.int8(number))
         which = lax.optimization_barrier(which)  # or it is found anew for each place
