@@ -471,12 +471,8 @@ def _floating(state: Mapping[str, Any]) -> list[str]:
     return [
         name
         for name, value in state.items()
-        if isinstance(name, str) and hasattr(value, "shape") and _is_floating(value)
+        if isinstance(name, str) and hasattr(value, "shape") and "float" in str(value.dtype)
     ]
-
-
-def _is_floating(value: Any) -> bool:
-    return "float" in str(value.dtype)
 
 
 def _array(tensor: Any) -> np.ndarray:
