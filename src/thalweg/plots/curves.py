@@ -26,8 +26,9 @@ LABELS = {
 }
 _SCALES = ("linear", "log")
 _MARKS = 8  # markers along a curve, about
-# A diverging run is followed up to this multiple of what the others reach.
-_NO_MARGIN = 1e280
+_NO_MARGIN = 1e280  # above numbers so large a margin would leave the floats
+# A diverging run is followed up to this multiple of what the others reach: beside 1e300 nothing else would
+# be seen.
 _HEADROOM = {"log": 1e3, "linear": 2.0}
 
 
@@ -222,13 +223,12 @@ class _Curves:
     ) -> None:
         self.ax, self.steps, self.lost = ax, steps, lost
         self.words = words  # the name of a lone curve that has no other
-        # Diverging runs may not set the limits: beside 1e300 nothing else would be seen.
-        self.values = np.where(values > 0, values, np.nan) if y == "log" else values
         self.raw = values
         self.x, self.y = x, y
+        self.values = self._positive(values)
         self.dash = dash
         self.taken = style.styles_taken(ax)
-        self.drawn: list[tuple[Line2D, np.ndarray]] = []
+        self.drawn: list[np.ndarray] = []  # the values of diverging runs
 
     def series(self, group: Series, prefix: str, band: tuple[float, float] | None) -> None:
         """All runs of one combination of swept values."""
@@ -271,7 +271,7 @@ class _Curves:
         for group in groups:
             kept = [m for m in group.members if not self.lost[m]]
             if band is not None and len(kept) > 1:
-                self._plot(_quantile(self._of(kept, raw=True), 0.5), look, gid, **thin)
+                self._plot(_quantile(self._of(kept), 0.5), look, gid, **thin)
             else:
                 for m in kept:
                     self._line(m, look, gid, **thin)
@@ -288,37 +288,39 @@ class _Curves:
             return
         kept = self.values[:, ~self.lost] if self.lost.ndim else self.values[:, None][:, :0]
         highest = [kept[np.isfinite(kept)].max()] if np.isfinite(kept).any() else []
-        firsts = [v[np.isfinite(v)][:1] for _, v in self.drawn]
-        highest += [v[0] for v in firsts if v.size]
+        highest += [v[np.isfinite(v)][0] for v in self.drawn if np.isfinite(v).any()]
         if not highest:
             return
         cap = max(highest) + (_HEADROOM[self.y] - 1) * abs(max(highest))
         if self.y == "log" and not kept.size:  # none for which there must be room
             cap = np.inf
         above = 0
-        for _, values in self.drawn:
-            with np.errstate(invalid="ignore"):
-                shown = values <= cap
+        for values in self.drawn:
             there = np.isfinite(values)
-            first = values[there][:1].repeat(there.sum())
-            self.ax.update_datalim(np.column_stack([self.steps[there], first]))
-            above += bool((values[np.isfinite(values)] > cap).any())
-            self.ax.update_datalim(np.column_stack([self.steps, values])[shown])
+            steps, values = self.steps[there], values[there]
+            shown = values <= cap
+            above += not shown.all()
+            # all steps, also those at which it is too high
+            self.ax.update_datalim(np.column_stack([steps, values[:1].repeat(len(steps))]))
+            self.ax.update_datalim(np.column_stack([steps, values])[shown])
         _without_margin(self.ax, self.y)
         self.ax.autoscale_view()
         if above:
             them = "the diverged run leaves" if above == 1 else f"{above:,} diverged runs leave"
             style.note(self.ax, f"{them} the window")
 
+    def _positive(self, values: np.ndarray) -> np.ndarray:
+        """NaN for what a log axis cannot show."""
+        return np.where(values > 0, values, np.nan) if self.y == "log" else values
+
     def _next(self) -> tuple[style.Style, str]:
         look, gid = style.style(self.taken, self.dash), f"{style.SERIES}-{self.taken}"
         self.taken += 1
         return look, gid
 
-    def _of(self, chosen: list[tuple[int, ...]], raw: bool = False) -> np.ndarray:
-        """(step, len(chosen))"""
-        values = self.raw if raw else self.values
-        return np.stack([values[(slice(None), *m)] for m in chosen], axis=1)
+    def _of(self, chosen: list[tuple[int, ...]]) -> np.ndarray:
+        """(step, len(chosen)), without the log axis' mask: quantiles of what it leaves would be biased."""
+        return np.stack([self.raw[(slice(None), *m)] for m in chosen], axis=1)
 
     def _median(
         self,
@@ -328,8 +330,7 @@ class _Curves:
         band: tuple[float, float],
         label: str,
     ) -> None:
-        # Quantiles first, the log axis' mask after: the other way round they would be biased.
-        runs = self._of(kept, raw=True)
+        runs = self._of(kept)
         low, middle, high = (_quantile(runs, q) for q in (band[0], 0.5, band[1]))
         self._plot(middle, look, gid, label=label, marker=look.marker)
         style.fill(self.ax, self.steps, low, high, self.y, look.color, label)
@@ -338,8 +339,7 @@ class _Curves:
         self._plot(self.values[(slice(None), *member)], look, gid, **options)
 
     def _plot(self, values: np.ndarray, look: style.Style, gid: str, **options: Any) -> None:
-        if self.y == "log":
-            values = np.where(values > 0, values, np.nan)
+        values = self._positive(values)
         options = {"label": None, "lw": 1.6, "ls": look.dash, "ms": 4.5, **options}
         options["label"] = options["label"] or "_line"
         if np.isfinite(values).sum() == 1:  # a line through one point is nothing to see
@@ -366,8 +366,8 @@ class _Curves:
             markevery=there[-1:].tolist(),
             **options,
         )
-        self.ax.add_artist(line)
-        self.drawn.append((line, values))
+        self.ax.add_artist(line)  # add_line would let it set the limits
+        self.drawn.append(values)
 
     def _marks(self) -> list[int]:
         """Where markers stand: evenly spread to the eye."""
