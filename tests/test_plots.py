@@ -1051,3 +1051,24 @@ def test_notes_say_whose_they_are() -> None:
     assert {"one: the path leaves the window", "two: the path leaves the window"} <= set(
         style.notes(ax)
     )
+
+
+def test_a_value_between_missing_ones_is_seen() -> None:
+    """Of a line through it alone there is nothing to see, wherever on the line it stands."""
+    alone = [np.nan, np.nan, np.nan, 2.0, np.nan, 1.0, 1.0]
+    axis = np.linspace(-1, 1, len(alone))
+    surface = landscape(p=1, axes={"a": axis}, values=alone)
+    path = trajectory(steps=len(alone) - 1).assign(loss=("step", alone))
+    table = xr.DataArray(alone, {"width": axis}, "width", "loss")
+    data = xr.Dataset({"x": ("sample", [0.0]), "y": ("sample", [0.0]), "x_grid": ("grid", axis)})
+    drawn = [
+        *plots.profile(surface).lines,
+        *plots.profile(surface, risks="pointwise").lines[:1],
+        *plots.loss(path).lines,
+        *plots.curve(table, points=False).lines,
+        *plots.fit(data.assign(yhat_grid=("grid", alone))).lines[1:],
+    ]
+    assert len(drawn) == 6
+    for line in drawn:
+        assert 3 in line.get_markevery()
+        assert line.get_marker() in style.MARKERS

@@ -132,15 +132,15 @@ def test_one_point_is_seen():
 
 def test_points_and_lines():
     many = xr.DataArray(np.arange(60.0), {"p": np.arange(60)}, name="risk")
-    for options, every, marker, dash in [
-        ({}, 5, "o", "-"),
-        ({"points": True}, 1, "o", "-"),
-        ({"points": False}, 1, "", "-"),
-        ({"line": False}, 1, "o", "None"),
+    for options, places, marker, dash in [
+        ({}, range(0, 60, 5), "o", "-"),
+        ({"points": True}, range(60), "o", "-"),
+        ({"points": False}, (), "None", "-"),
+        ({"line": False}, range(60), "o", "None"),
     ]:
         (drawn,) = plots.curve(many, **options).lines
         looks = (drawn.get_markevery(), drawn.get_marker(), drawn.get_linestyle())
-        assert looks == (every, marker, dash), options
+        assert looks == (list(places), marker, dash), options
 
 
 @pytest.mark.parametrize(

@@ -238,8 +238,7 @@ class _Curves:
         gone = [m for m in group.members if self.lost[m]]
         if len(group.members) == 1:
             if kept:
-                mark = look.marker if name else None
-                self._line(kept[0], look, gid, label=name or self.words, marker=mark)
+                self._line(kept[0], look, gid, label=name or self.words, marked=bool(name))
             else:
                 text = f"{name or self.words} (diverged)"
                 self._diverging(gone[0], look, gid, ls=look.dash, label=text)
@@ -332,21 +331,26 @@ class _Curves:
     ) -> None:
         runs = self._of(kept)
         low, middle, high = (_quantile(runs, q) for q in (band[0], 0.5, band[1]))
-        self._plot(middle, look, gid, label=label, marker=look.marker)
+        self._plot(middle, look, gid, label=label, marked=True)
         style.fill(self.ax, self.steps, low, high, self.y, look.color, label)
 
     def _line(self, member: tuple[int, ...], look: style.Style, gid: str, **options: Any) -> None:
         self._plot(self.values[(slice(None), *member)], look, gid, **options)
 
-    def _plot(self, values: np.ndarray, look: style.Style, gid: str, **options: Any) -> None:
+    def _plot(
+        self,
+        values: np.ndarray,
+        look: style.Style,
+        gid: str,
+        *,
+        marked: bool = False,
+        **options: Any,
+    ) -> None:
         values = self._positive(values)
-        options = {"label": None, "lw": 1.6, "ls": look.dash, "ms": 4.5, **options}
-        options["label"] = options["label"] or "_line"
-        if np.isfinite(values).sum() == 1:  # a line through one point is nothing to see
-            options["marker"] = options.get("marker") or look.marker
-        self.ax.plot(
-            self.steps, values, color=look.color, gid=gid, markevery=self._marks(), **options
-        )
+        options = {"lw": 1.6, "ls": look.dash, "ms": 4.5, **options}
+        options["label"] = options.get("label") or "_line"
+        options |= style.markers(values, look.marker, self._marks() if marked else ())
+        self.ax.plot(self.steps, values, color=look.color, gid=gid, **options)
 
     def _diverging(
         self, member: tuple[int, ...], look: style.Style, gid: str, **options: Any

@@ -86,6 +86,9 @@ def fit(
         whole = np.isfinite(column).all()
         alone = len(indices) <= MOST
         look = style.style(taken + (i if alone else 0))
+        # markers tell several curves apart in grey, each at places of its own
+        several = alone and taken + len(indices) > 1
+        marks = range((taken + i) % 5 * apart // 5, len(grid), apart) if several else ()
         name = style.coordinates_text(data, dims, index) or style.plain(label)
         if not alone:
             name = style.count_of(len(indices), "fit") if i == 0 else "_fit"
@@ -97,9 +100,7 @@ def fit(
             color=look.color,
             ls=look.dash,
             lw=1.8 if alone else 0.8,
-            # markers tell several curves apart in grey, each at places of its own
-            marker=look.marker if alone and taken + len(indices) > 1 else None,
-            markevery=((taken + i) % 5 * apart // 5, apart),
+            **style.markers(column, look.marker, marks),
             ms=4.5,
             alpha=1 if alone else style.thin(len(indices)),
             zorder=3,

@@ -103,9 +103,9 @@ def curve(
         center = _middle(column, middle)
         shown = np.where(center > 0, center, np.nan) if y == "log" else center
         low += int((center <= 0).sum()) if y == "log" else 0
-        alone_there = np.isfinite(shown).sum() == 1  # a line through one point is nothing to see
-        marked = alone_there or not line or (alone if points is None else points)
-        every = max(1, len(place) // _MARKS) if points is None and line and not alone_there else 1
+        marked = not line or (alone if points is None else points)
+        every = max(1, len(place) // _MARKS) if points is None and line else 1
+        marks = range(0, len(place), every) if marked else ()
         ax.plot(
             place,
             shown,
@@ -113,8 +113,7 @@ def curve(
             ls=look.dash if line else "",
             lw=1.6 if alone else 0.8,
             alpha=1 if alone else style.thin(len(indices)),
-            marker=look.marker if marked else "",
-            markevery=every,
+            **style.markers(shown, look.marker, marks),
             mfc=None if line else "none",
             ms=4.5,
             label=(name or text) if alone or i == 0 else "_curve",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,15 @@ def new_figure(size: tuple[float, float]) -> Figure:
 def thin(count: int) -> float:
     """How opaque each of so many lines is that are drawn alike: lighter the more there are."""
     return max(0.15, min(0.6, 20 / count))
+
+
+def markers(values: np.ndarray, marker: str, places: Iterable[int] = ()) -> dict[str, Any]:
+    """How a line through these values is marked: at the places given, and where a value stands alone
+    between others that are missing, of which a line shows nothing."""
+    there = np.pad(np.isfinite(values), 1)
+    lone = np.flatnonzero(there[1:-1] & ~there[:-2] & ~there[2:])
+    every = sorted({*places, *lone.tolist()})
+    return {"marker": marker if every else None, "markevery": every}
 
 
 def root_figure(ax: Axes) -> Figure | SubFigure:

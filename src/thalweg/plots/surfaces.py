@@ -140,11 +140,13 @@ def profile(
         name = style.joined(label and style.plain(label), risk_name(surface, risk, None), by=": ")
         gid = f"{style.SERIES}-{taken + i}"
         if values.ndim == 1:
-            ax.plot(x, values, color=look.color, ls=look.dash, label=name, gid=gid)
+            lone = style.markers(values, look.marker)
+            ax.plot(x, values, color=look.color, ls=look.dash, label=name, gid=gid, **lone)
             continue
         name += f" ({style.count_of(len(values), 'sample')})"
         for row in values:
-            ax.plot(x, row, color=look.color, lw=0.6, alpha=0.4, gid=gid, label=f"_{name}")
+            looks = {"lw": 0.6, "alpha": 0.4, "ms": 3, **style.markers(row, look.marker)}
+            ax.plot(x, row, color=look.color, gid=gid, label=f"_{name}", **looks)
         ax.plot([], [], color=look.color, lw=0.6, label=name)
     ax.set(xlabel=style.label_of(surface[axis], style.plain(axis)), ylabel="risk", yscale=y)
     for why, count in left_out.items():

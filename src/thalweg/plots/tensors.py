@@ -69,7 +69,7 @@ def movement_by_parameter(
             color=style.COLORS[layers.index(layer) % len(style.COLORS)],
             ls=style.DASHES[kinds.index(kind) % len(style.DASHES)],
             lw=1.6 if kind == "weight" else 1.2,
-            marker="o" if shown.sum() == 1 else None,
+            **style.markers(middle[shown], "o"),
             label=style.plain(tensor),
             gid=f"{style.SERIES}-{i}",
         )
