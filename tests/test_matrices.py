@@ -130,3 +130,15 @@ def test_a_spectrum_with_a_density_and_its_edges():
     assert sorted(legend(ax)) == ["edges 0, 4", "measured: 3 eigenvalues", "theory"]
     with pytest.raises(InputError, match="labelled array"):
         plots.spectrum([1.0], density=at)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e20])
+@pytest.mark.parametrize("bins", [7, "auto"])
+def test_eigenvalues_that_are_one_number_to_rounding_have_bars(size, bins):
+    near = size * np.array([np.nextafter(1, 0), 1.0, 1.0, np.nextafter(1, 2)])
+    (bars,) = plots.spectrum(near, bins=bins).patches
+    heights, edges, _ = bars.get_data()
+    assert np.sum(heights * np.diff(edges)) == pytest.approx(1)
+    assert edges[0] < near.min() < near.max() < edges[-1]
+    if bins == 7:
+        assert len(plots.histogram(near, bins=bins).patches) == 7 + 1  # bars, and their outline

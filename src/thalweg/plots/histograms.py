@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from thalweg.errors import InputError
 from thalweg.plots import curves, members, style
 
+_ROUNDING = 1e-12
+
 
 def histogram(
     values: Any,
@@ -125,6 +127,19 @@ def _ends(values: np.ndarray, gone: np.ndarray, what: str) -> _Ends:
     return _Ends(values[fine], words)
 
 
+def even_edges(values: np.ndarray, bins: Any) -> np.ndarray:
+    """numpy's edges for this many bins (or a rule's name, or edges); wide ones about values that are one
+    number to rounding, between which bins of their own would have no room."""
+    if values.size and np.ndim(bins) == 0:
+        low, high = values.min(), values.max()
+        size = max(abs(low), abs(high))
+        if high - low <= _ROUNDING * size:
+            room = max(0.5, 1e-6 * size)  # 0.5 is numpy's
+            count = 1 if isinstance(bins, str) else int(bins)
+            return np.linspace(low - room, high + room, count + 1)
+    return np.histogram_bin_edges(values, bins)
+
+
 def _edges(pooled: np.ndarray, bins: Any, x: str) -> np.ndarray:
     if isinstance(bins, (int, np.integer)) and not isinstance(bins, bool) and bins >= 1:
         if x == "log":
@@ -134,7 +149,7 @@ def _edges(pooled: np.ndarray, bins: Any, x: str) -> np.ndarray:
             edges = np.geomspace(low, high, int(bins) + 1)
             edges[[0, -1]] = low, high
             return edges
-        return np.histogram_bin_edges(pooled, int(bins))
+        return even_edges(pooled, bins)
     edges = np.asarray(bins, float) if not isinstance(bins, str) else np.empty(0)
     if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise InputError(

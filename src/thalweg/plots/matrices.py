@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from thalweg.errors import InputError
-from thalweg.plots import curves, style
+from thalweg.plots import curves, histograms, style
 
 
 def matrix(
@@ -137,8 +137,7 @@ def spectrum(
     shown = finite[~zero]
     ax = style.new_axes(ax)
     look = style.style(style.styles_taken(ax))
-    cuts = np.histogram_bin_edges(shown, bins)
-    counts, cuts = np.histogram(shown, cuts)
+    counts, cuts = np.histogram(shown, histograms.even_edges(shown, bins))
     ax.stairs(
         counts / (max(finite.size, 1) * np.diff(cuts)),
         cuts,
