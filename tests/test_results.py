@@ -345,3 +345,17 @@ def test_a_table_of_ones_own_is_saved_too(tmp_path):
     xr.testing.assert_equal(saved["two/three"].to_dataset(), table)
     assert not tree.attrs
     assert list(show.lines(again)) == ["result", "", "table: table, seed 2"]
+
+
+def test_members_named_by_words_are_shown_by_them():
+    named = xr.DataArray(["SGD", "Adam"], dims="optimizer", name="optimizer")
+    one = xr.Dataset(
+        {"status": "completed", "final": ("param", [0.5]), "loss": ("step", [2.0, 1.0])},
+        {"param": ["w"], "step": [0, 1]},
+        {"kind": "trajectory"},
+    )
+    both = xr.concat([one, one], dim=named, combine_attrs="override")
+    both = both.assign_coords(step=[0, 1]).assign(status=("optimizer", ["completed"] * 2))
+    text = "\n".join(show.lines(both))
+    assert "  optimizer = SGD: completed" in text
+    assert "  optimizer = Adam: completed" in text

@@ -59,7 +59,7 @@ def _trajectory(path: xr.Dataset, rows: int) -> Iterator[str]:
     members = path.stack(member=dims) if dims else path.expand_dims("member")
     for index in range(min(members.sizes["member"], 20)):
         one = members.isel(member=index)
-        label = ", ".join(f"{d} = {one[d].values.item():g}" for d in dims)
+        label = ", ".join(f"{d} = {_value(one[d].values.item())}" for d in dims)
         status = str(one["status"].values)
         event = {"diverged": "diverged_at", "converged": "stopped_at"}.get(status)
         at = f" at step {int(one[event].values)}" if event in one else ""
@@ -76,6 +76,10 @@ def _trajectory(path: xr.Dataset, rows: int) -> Iterator[str]:
                 yield f"  {int(one['step'].values[row]):>8}  {float(one['loss'].values[row]):.6g}"
     if members.sizes["member"] > 20:
         yield f"  … and {members.sizes['member'] - 20} more"
+
+
+def _value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _thinned(count: int, rows: int) -> np.ndarray:
