@@ -122,3 +122,11 @@ def test_what_is_missing_is_named():
         plots.functions(table(), models().isel(moment=0, drop=True))
     with pytest.raises(tw.InputError, match="a dataset was expected; list given"):
         plots.functions(table(), [])
+
+
+def test_a_legend_of_long_names_stays_in_the_figure():
+    long = {"a_name_of_a_dimension_as_long_as_they_come": np.arange(8), "run": np.arange(2)}
+    figure = plots.functions(table(), models(**long))
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width

@@ -215,8 +215,7 @@ def batches(
         # ax.label_outer would leave those above an empty place without an axis
         ax.tick_params(labelbottom=True)
         ax.yaxis.label.set_visible(n % columns == 0)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    style.shared_legend(figure, axes[0, :1], columns=2)
     if title:
         figure.suptitle(title)
     return figure

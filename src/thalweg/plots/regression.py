@@ -90,7 +90,6 @@ def functions(
         yhat = models["yhat_grid"].sel(moment=moment).transpose("grid", ...).values.astype(float)
         _target(ax, data, grid)
         fits.points(data, ax=ax, title=style.plain(moment[:1].upper() + moment[1:]))
-        ax.get_legend().remove()  # one legend below serves all panels
         seen = {"mfc": style.shade(1), "mec": style.shade(0), "mew": 1}  # above many models
         ax.lines[-1].set(zorder=5, **seen)
         ax.locator_params(axis="x", nbins=5)
@@ -102,14 +101,7 @@ def functions(
             style.note(ax, f"{lost:,} of {style.count_of(every, 'model')} not finite (diverged)")
         if sharey:
             ax.label_outer()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=min(len(labels), 3 if len(moments) < 3 else 5),
-        fontsize="small",
-    )
+    style.shared_legend(figure, axes, columns=3 if len(moments) < 3 else 5)
     if title:
         figure.suptitle(title)
     return figure
