@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from figure_checks import faults
 from matplotlib.colors import to_hex, to_rgb, to_rgba
 
 import thalweg as tw
@@ -1072,3 +1073,22 @@ def test_a_value_between_missing_ones_is_seen() -> None:
     for line in drawn:
         assert 3 in line.get_markevery()
         assert line.get_marker() in style.MARKERS
+
+
+def test_what_is_counted_has_ticks_at_whole_numbers() -> None:
+    def ticks(axis: Any) -> list[float]:
+        low, high = sorted(axis.get_view_interval())
+        return [float(at) for at in axis.get_majorticklocs() if low <= at <= high]
+
+    assert ticks(plots.loss(trajectory().isel(step=[3])).xaxis) == [3]
+    assert ticks(plots.matrix(np.ones((1, 1))).yaxis) == [0]
+    for count, shown in ((1, [1]), (3, [1, 2, 3]), (10, list(range(1, 11)))):
+        each = ("component", np.linspace(0.2, 0.1, count))
+        plane = xr.Dataset({"explained_variance": each, "random_walk_variance": each})
+        ax = plots.explained_variance(plane.assign_attrs(plane_iterates=9), components=count)
+        assert ticks(ax.xaxis) == shown
+    each = ("component", np.linspace(0.2, 0.1, 60))
+    plane = xr.Dataset({"explained_variance": each, "random_walk_variance": each})
+    ax = plots.explained_variance(plane.assign_attrs(plane_iterates=9), components=60)
+    assert len(ticks(ax.xaxis)) <= 13
+    assert faults(ax.figure) == []

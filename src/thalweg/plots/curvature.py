@@ -189,7 +189,7 @@ def explained_variance(
             gid=f"{style.SERIES}-{i}",
         )
     ax.set(xlabel="principal component", ylabel="variance explained (%)", ylim=(0, None))
-    ax.set_xticks(at)
+    style.whole_ticks(ax.xaxis, most=12)
     style.titled(ax, title, "variance explained by principal components")
     style.legend(ax)
     return ax

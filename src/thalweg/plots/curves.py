@@ -8,7 +8,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from thalweg import results
 from thalweg.errors import InputError, unknown
@@ -76,9 +75,8 @@ def record(
     steps, values = path[along].values, _read(path, name)
     ax = style.new_axes(ax)
     style.scale(ax, x, y)
-    locator = ax.xaxis.get_major_locator()
-    if isinstance(locator, MaxNLocator) and along == "step":
-        locator.set_params(integer=True)  # there is no half of a step
+    if along == "step":
+        style.whole_ticks(ax.xaxis)
     if x == "log" and (steps <= 0).any():
         steps, values = steps[steps > 0], values[steps > 0]
         style.note(ax, f"{along} 0 not shown (log axis)")

@@ -78,7 +78,7 @@ def matrix(
     ax.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
     ax.set_aspect("equal" if rows == columns else "auto")
     for axis, dim in ((ax.yaxis, table.dims[0]), (ax.xaxis, table.dims[1])):
-        axis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axis.set_major_formatter(FuncFormatter(_tick(table[dim])))
         axis.set_label_text(style.label_of(table[dim], style.plain(dim)))
     text = curves.label_of(str(table.name)) if table.name is not None else "entry"

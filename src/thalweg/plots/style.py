@@ -10,11 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Polygon
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from thalweg.errors import InputError, unknown
 
@@ -267,6 +268,13 @@ def scale(ax: Axes, x: str | None = None, y: str | None = None) -> None:
         if kind == "log":
             axis.set_major_locator(_Ticks())
             axis.set_minor_locator(_Ticks(subs=None))
+
+
+def whole_ticks(axis: Axis, most: int | str = "auto") -> None:
+    """Ticks at whole numbers alone, and at one where there is but one; a log axis keeps its own."""
+    locator = axis.get_major_locator()
+    if isinstance(locator, MaxNLocator):
+        locator.set_params(nbins=most, integer=True, min_n_ticks=1)
 
 
 def shared_legend(figure: Figure | SubFigure, axes: Sequence[Axes], columns: int = 3) -> None:

@@ -126,6 +126,7 @@ def profile(
     wanted = wanted or [r for r in held if r != "pointwise"] or held
     columns = {risk: _held(surface, risk).transpose(..., axis).values for risk in wanted}
     ax = style.new_axes(ax)
+    style.scale(ax, y=y)
     taken = style.styles_taken(ax)
     x = surface[axis].values
     left_out = {"not finite": 0, "≤ 0 (log axis)": 0}
@@ -148,7 +149,7 @@ def profile(
             looks = {"lw": 0.6, "alpha": 0.4, "ms": 3, **style.markers(row, look.marker)}
             ax.plot(x, row, color=look.color, gid=gid, label=f"_{name}", **looks)
         ax.plot([], [], color=look.color, lw=0.6, label=name)
-    ax.set(xlabel=style.label_of(surface[axis], style.plain(axis)), ylabel="risk", yscale=y)
+    ax.set(xlabel=style.label_of(surface[axis], style.plain(axis)), ylabel="risk")
     for why, count in left_out.items():
         if count:
             style.note(ax, f"{style.count_of(count, 'value')} {why} not shown")

@@ -43,7 +43,8 @@ def movement_by_parameter(
     records = _records(path, name)
     tensors = list(records)
     ax = style.new_axes(ax)
-    ax.set(xscale=x, yscale=y)
+    style.scale(ax, x, y)
+    style.whole_ticks(ax.xaxis)
     kept = ~members.diverged(path)
     steps = path["step"].values
     shown = steps >= 1 if x == "log" else steps >= 0
