@@ -145,7 +145,7 @@ def _by_loss(
     norm = Normalize(low, high if high > low else low + 1, clip=True)
     cmap = matplotlib.colormaps[style.SEQUENTIAL]
     table = np.append(cmap(norm(losses))[:, :3], [_DIVERGED, _NOT_YET], axis=0)
-    style.root_figure(ax).colorbar(
+    style.figure_of(ax).colorbar(
         ScalarMappable(norm, cmap), ax=ax, label="loss at the minimum reached"
     )
     return table[number], _without(number)

@@ -130,7 +130,7 @@ class Bands:
         # matplotlib measures the gap in widths of all the axes together.
         pad = 0.05 / len(ax) if isinstance(ax, list) else 0.05
         ticks, texts = self.ticks_and_texts()
-        bar = style.root_figure(first).colorbar(
+        bar = style.figure_of(first).colorbar(
             lines or ScalarMappable(self.norm, self.cmap),
             ax=ax,
             pad=pad,

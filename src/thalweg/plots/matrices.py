@@ -85,7 +85,7 @@ def matrix(
     if colorbar:
         inside = numbers[~(missing | low)]
         under, over = (inside < norm.vmin).any(), (inside > norm.vmax).any()
-        style.root_figure(ax).colorbar(
+        style.figure_of(ax).colorbar(
             mesh,
             ax=ax,
             label=colorbar if isinstance(colorbar, str) else style.label_of(table, text),

@@ -114,7 +114,7 @@ def markers(values: np.ndarray, marker: str, places: Iterable[int] = ()) -> dict
     return {"marker": marker if every else None, "markevery": every}
 
 
-def root_figure(ax: Axes) -> Figure | SubFigure:
+def figure_of(ax: Axes) -> Figure | SubFigure:
     """The figure, or the part of one, that holds the axes."""
     return ax.get_figure()  # pyright: ignore[reportReturnType]
 
