@@ -73,8 +73,7 @@ def basins(
     paths.frame(ax, result, (extent[0], extent[1]), (extent[2], extent[3]))
     if by == "minimum":
         _numbers(ax, result, most)
-    if by == "minimum":  # beside the map, which it would hide
-        ax.legend(
+        ax.legend(  # beside the map, which it would hide
             handles=handles,
             loc="upper left",
             bbox_to_anchor=(1.01, 1.0),
@@ -103,11 +102,10 @@ def _by_minimum(
     shown = min(most, int((reached > 0).sum()))
     table = np.array([*_PALETTE[:shown], *_OTHERS, _DIVERGED, _NOT_YET])  # −2, −1 index its end
     place = np.where(number < shown, number, shown + (number - shown) % len(_OTHERS))
-    names = [str(p) for p in result["param"].values]
     handles = []
     for i in range(shown):
         point = ", ".join(f"{v:.2f}" for v in result["minima"].values[i])
-        where = f" ({point})" if len(names) == 2 else ""
+        where = f" ({point})" if result.sizes["param"] == 2 else ""
         loss = f"L = {result['minimum_loss'].values[i]:.3g}"
         text = f"{i}:{where} {loss}, {_percent(reached[i], number.size)}".replace("-", "−")
         handles.append(Patch(facecolor=_PALETTE[i], label=text))

@@ -63,6 +63,7 @@ class Bands:
         center: the level between blue and red; without one the map is sequential.
         extend: "neither", "min", "max" or "both": on which sides values pass the last level.
         words: what the colour bar says of the levels.
+        ticks: the values that the colour bar names; some of the levels without them.
     """
 
     edges: np.ndarray
@@ -177,6 +178,12 @@ def finite(values: Any) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
+def passed(values: np.ndarray, low: float, high: float) -> str:
+    """On which sides values pass these limits: "neither", "min", "max" or "both", as colour bars say it."""
+    under, over = bool((values < low).any()), bool((values > high).any())
+    return {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[under, over]
+
+
 def choose(values: Any, levels: Any, n_levels: int, center: float | None) -> Bands | None:
     """The bands for these values; None where none of them can be drawn.
 
@@ -206,9 +213,7 @@ def choose(values: Any, levels: Any, n_levels: int, center: float | None) -> Ban
         edges = np.unique(np.append(edges, float(center)))
     if not inside.size:
         return None
-    low, high = inside.min() < edges[0], inside.max() > edges[-1]
-    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[int(low), int(high)]
-    return Bands(edges, center, extend)
+    return Bands(edges, center, passed(inside, edges[0], edges[-1]))
 
 
 def _spread(inside: np.ndarray, kind: str, n: int, center: float | None) -> Bands:

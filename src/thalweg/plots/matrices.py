@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from thalweg.errors import InputError
-from thalweg.plots import curves, histograms, style
+from thalweg.plots import bands, curves, histograms, style
 
 
 def matrix(
@@ -84,14 +84,11 @@ def matrix(
     text = curves.label_of(str(table.name)) if table.name is not None else "entry"
     if colorbar:
         inside = numbers[~(missing | low)]
-        under, over = (inside < norm.vmin).any(), (inside > norm.vmax).any()
         style.figure_of(ax).colorbar(
             mesh,
             ax=ax,
             label=colorbar if isinstance(colorbar, str) else style.label_of(table, text),
-            extend={(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[
-                int(under), int(over)
-            ],
+            extend=bands.passed(inside, norm.vmin, norm.vmax),
         )
     style.titled(ax, title, "matrix" if table.name is None else text)
     return ax
