@@ -264,7 +264,7 @@ class _Curves:
             what = "median of up to" if gone else "median of"
             text += f", {what} {runs} runs" if band is not None else f", {runs} runs each"
         text = style.joined(prefix, text, by=": ")
-        thin = {"lw": 0.8, "alpha": style.thin(len(groups))}
+        thin: dict[str, Any] = {"lw": 0.8, "alpha": style.thin(len(groups))}
         for group in groups:
             kept = [m for m in group.members if not self.lost[m]]
             if band is not None and len(kept) > 1:

@@ -215,7 +215,7 @@ def batches(
         # ax.label_outer would leave those above an empty place without an axis
         ax.tick_params(labelbottom=True)
         ax.yaxis.label.set_visible(n % columns == 0)
-    style.shared_legend(figure, axes[0, :1], columns=2)
+    style.shared_legend(figure, [axes[0, 0]], columns=2)
     if title:
         figure.suptitle(title)
     return figure

@@ -88,7 +88,7 @@ def matrix(
             mesh,
             ax=ax,
             label=colorbar if isinstance(colorbar, str) else style.label_of(table, text),
-            extend=bands.passed(inside, norm.vmin, norm.vmax),
+            extend=bands.passed(inside, *mesh.get_clim()),
         )
     style.titled(ax, title, "matrix" if table.name is None else text)
     return ax
