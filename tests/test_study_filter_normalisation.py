@@ -162,9 +162,9 @@ def test_odd_settings(changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"depths": ()}, "different odd numbers"),
-        ({"depths": (3, 4)}, "different odd numbers"),
-        ({"depths": (3, 3)}, "different odd numbers"),
+        ({"depths": ()}, "different numbers"),
+        ({"depths": (3, 4)}, "odd numbers"),
+        ({"depths": (3, 3)}, "different numbers"),
         ({"depths": (1,)}, "at least 3"),
         ({"points": 4}, "odd number"),
         ({"line_points": 1}, "odd number"),

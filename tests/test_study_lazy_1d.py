@@ -93,11 +93,13 @@ def test_odd_settings(settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alphas": ()}, "'alphas' is one number or more"),
+        ({"alphas": ()}, "'alphas' must be different numbers above 0"),
+        ({"alphas": (1.0, 1.0)}, "'alphas' must be different numbers above 0"),
         ({"sample": (1.0,)}, "'sample' and 'shown_window' are two"),
+        ({"sample": (1.0, 2.0, 3.0)}, "'sample' and 'shown_window' are two"),
         ({"points": 1}, "at least two points"),
         ({"window": 0.0}, "a window above 0"),
-        ({"alphas": (0.0,)}, "alpha must be a number above 0"),
+        ({"alphas": (0.0,)}, "'alphas' must be different numbers above 0"),
     ],
 )
 def test_impossible_settings(settings, message):

@@ -203,9 +203,9 @@ def test_odd_settings(settings):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"widths": ()}, "'widths' must be different widths"),
-        ({"widths": (5, 5)}, "'widths' must be different widths"),
-        ({"widths": (0, 5)}, "'widths' must be at least 1"),
+        ({"widths": ()}, "'widths' must be different numbers above 0"),
+        ({"widths": (5, 5)}, "'widths' must be different numbers above 0"),
+        ({"widths": (0, 5)}, "'widths' must be different numbers above 0"),
         ({"deep_layers": 0}, "'deep_layers' must be at least 1; 0 given"),
         ({"bad_steps": -1}, "'bad_steps' must be at least 0; -1 given"),
         ({"every": 0}, "every must be"),

@@ -130,12 +130,13 @@ def test_odd_settings(settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"alphas": ()}, "'alphas' and 'sweep'"),
-        ({"window": (1.0,)}, "'window' is two"),
-        ({"alphas": (-1.0,)}, "alpha must be a number above 0"),
+        ({"alphas": ()}, "'alphas' must be different numbers above 0"),
+        ({"alphas": (1.0, 1.0)}, "'alphas' must be different numbers above 0"),
+        ({"sweep": (-1.0,)}, "'sweep' must be different numbers above 0"),
+        ({"window": (1.0,)}, "'window' must be two"),
         ({"target": "simpel"}, "did you mean 'simple'"),
         ({"width": 0}, "whole numbers of at least 1"),
-        ({"depth": 0}, "at least one hidden layer"),
+        ({"depth": 0}, "'depth' must be at least 1"),
         ({"every": 0}, "every must be"),
     ],
 )

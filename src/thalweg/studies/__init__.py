@@ -122,6 +122,17 @@ def at_least(settings: Any, **least: int) -> None:
             raise InputError(f"setting {name!r} must be at least {bound}; {value} given.")
 
 
+def different(settings: Any, *names: str) -> None:
+    """An error where a setting that is several numbers has none, one twice, or one that is not above 0."""
+    for name in names:
+        values = getattr(settings, name)
+        if not values or len(set(values)) < len(values) or not all(v > 0 for v in values):
+            raise InputError(
+                f"setting {name!r} must be different numbers above 0, with commas between them; "
+                f"{values} given."
+            )
+
+
 def run(name: str, data: Mapping[str, Any] | None = None, **settings: Any) -> xr.DataTree:
     """Run a study with some of its settings changed.
 

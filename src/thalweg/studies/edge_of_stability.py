@@ -15,10 +15,9 @@ import numpy as np
 import xarray as xr
 
 from thalweg import plots, results
-from thalweg.errors import InputError
 from thalweg.plots import style
 from thalweg.stability import stability_threshold
-from thalweg.studies import Drawing, Findings, at_least, setting
+from thalweg.studies import Drawing, Findings, at_least, different, setting
 
 TITLE = "The edge of stability"
 
@@ -97,10 +96,7 @@ def _network(params: dict[str, Any], x: Any) -> Any:
 
 def _check(settings: Settings) -> None:
     at_least(settings, n_samples=1, width=1, every=1, depth=0, steps=0)
-    for name in ("lrs", "adam_lrs"):
-        rates = getattr(settings, name)
-        if not rates or len(set(rates)) < len(rates) or min(rates) <= 0:
-            raise InputError(f"setting {name!r} must be different numbers above 0, as in 0.1,0.2.")
+    different(settings, "lrs", "adam_lrs")
 
 
 def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:

@@ -18,7 +18,7 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, at_least, setting
+from thalweg.studies import Drawing, Findings, at_least, different, setting
 
 TITLE = "Filter normalisation"
 
@@ -205,15 +205,10 @@ def _check(settings: Settings) -> None:
     for name in ("scale", "span"):
         if not getattr(settings, name) > 0:
             raise InputError(f"setting {name!r} must be above 0; {getattr(settings, name)} given.")
-    depths = settings.depths
-    if (
-        not depths
-        or len(set(depths)) < len(depths)
-        or min(depths) < 3
-        or any(d % 2 == 0 for d in depths)
-    ):
+    different(settings, "depths")
+    if min(settings.depths) < 3 or any(depth % 2 == 0 for depth in settings.depths):
         raise InputError(
-            f"setting 'depths' must be different odd numbers of at least 3, as in 3,9,17; {depths} given."
+            f"setting 'depths' must be odd numbers of at least 3, as in 3,9,17; {settings.depths} given."
         )
 
 

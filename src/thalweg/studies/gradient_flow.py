@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, setting
+from thalweg.studies import Drawing, Findings, at_least, different, setting
 
 TITLE = "When is a step small enough?"
 
@@ -122,8 +122,8 @@ def _check(settings: Settings) -> None:
         raise InputError("settings: basin_points must be 0 (no map) or at least 2.")
     if not (settings.spread > 0 and settings.window > 0):
         raise InputError("settings: spread and window must be above 0.")
-    if not settings.lrs or min(settings.lrs) <= 0 or len(set(settings.lrs)) < len(settings.lrs):
-        raise InputError("settings: lrs must be different numbers above 0, as in 1e-3,1e-4.")
+    at_least(settings, points=2, levels=2)
+    different(settings, "lrs")
 
 
 def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:

@@ -17,7 +17,7 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, setting
+from thalweg.studies import Drawing, Findings, different, setting
 
 if TYPE_CHECKING:
     from thalweg.problem import Problem
@@ -71,10 +71,9 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
 
     import thalweg as tw
 
-    if not settings.alphas or min(len(settings.sample), len(settings.shown_window)) != 2:
-        raise InputError(
-            "setting 'alphas' is one number or more; 'sample' and 'shown_window' are two."
-        )
+    different(settings, "alphas")
+    if len(settings.sample) != 2 or len(settings.shown_window) != 2:
+        raise InputError("settings 'sample' and 'shown_window' are two numbers each.")
     if settings.points < 2 or not settings.window > 0:
         raise InputError(
             f"settings: at least two points and a window above 0 are needed; {settings.points} and "

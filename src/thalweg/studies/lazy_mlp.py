@@ -13,9 +13,8 @@ import numpy as np
 import xarray as xr
 
 from thalweg import names, plots, results
-from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, at_least, regression, setting
+from thalweg.studies import Drawing, Findings, at_least, different, regression, setting
 
 TITLE = "Lazy training: networks, and how far their parameters move"
 
@@ -62,9 +61,8 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
     import thalweg as tw
     from thalweg.catalogue import models
 
-    if not settings.widths or len(set(settings.widths)) < len(settings.widths):
-        raise InputError(f"setting 'widths' must be different widths; {settings.widths!r} given.")
-    at_least(settings, deep_width=1, deep_layers=1, shallow_width=1, bad_width=1, widths=1)
+    different(settings, "widths")
+    at_least(settings, deep_width=1, deep_layers=1, shallow_width=1, bad_width=1)
     at_least(settings, shocks=0, bad_steps=0)
     table = regression.data(settings)
     x, y, grid = (table[name].values for name in ("x", "y", "x_grid"))

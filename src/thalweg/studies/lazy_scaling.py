@@ -17,7 +17,7 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, regression, setting
+from thalweg.studies import Drawing, Findings, at_least, different, regression, setting
 
 if TYPE_CHECKING:
     from thalweg.problem import Problem
@@ -61,10 +61,10 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
     """Descents at each α beside those of the linearised model, and both networks against α."""
     import thalweg as tw
 
-    if not settings.alphas or not settings.sweep or len(settings.window) != 2:
-        raise InputError("settings 'alphas' and 'sweep' are one number or more, 'window' is two.")
-    if settings.depth < 1 or settings.smooth_depth < 1:
-        raise InputError("settings 'depth' and 'smooth_depth' are at least one hidden layer.")
+    different(settings, "alphas", "sweep")
+    if len(settings.window) != 2:
+        raise InputError(f"setting 'window' must be two numbers; {settings.window} given.")
+    at_least(settings, depth=1, smooth_depth=1)
     table = regression.data(settings)
     grid = table["x_grid"].values
     relu = _network("mlp", settings.width, settings.depth, table, settings)

@@ -168,7 +168,7 @@ def _check(settings: Settings) -> None:
         raise InputError("setting 'outlier' is two numbers, as in -1.5,10, or empty.")
     if len(settings.window) != 4:
         raise InputError("setting 'window' is four numbers, as in -1,1,-0.5,5.")
-    at_least(settings, n_samples=1, degree=1, batch_size=1, shown_batch=1)
+    at_least(settings, n_samples=1, degree=1, points=2, batch_size=1, shown_batch=1)
 
 
 def _zeros(degree: int) -> dict[str, Any]:
