@@ -141,7 +141,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
         Drawing.of(
             plots.sharpness(adam, title="Sharpness under Adam"),
             "And the plain Hessian under Adam? It has no limit to stop at: where the gradient has been "
-            "small in a direction, Adam's steps there can be sharp.",
+            "large, Adam's steps are short, and the landscape may become as sharp as it likes.",
         ),
     )
     ax = None
