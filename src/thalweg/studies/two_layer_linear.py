@@ -290,8 +290,8 @@ def _spectrum_caption(tree: xr.DataTree) -> str:
     rank = int(results.part(tree, "linearisation")["rank"])
     return (
         f"In how many directions does the prediction change at all? In {rank} of {values.size}: along "
-        f"the other {values.size - rank}, W1 G and G⁻¹ W2, it stays what it is. A plain Gauss–Newton "
-        "system has no solution there; the minimum-norm step leaves these directions alone."
+        f"the other {values.size - rank}, W1 G and G⁻¹ W2, it stays what it is. The Gauss–Newton "
+        "equations leave the step along these open; the shortest of their solutions leaves them alone."
     )
 
 
@@ -349,11 +349,12 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
             + _what_is_reached(settings),
             target,
             f"Gradient descent is stable while its step is below 2/λ_max, about {2 / curvature:.1g} at "
-            "the start. A hundred times that is gone within a few steps, and stops nobody else.",
+            "the start. With a step a hundred times as long it diverges within a few steps, and the other "
+            "descents of the sweep go on.",
             "Gauss–Newton divides each direction by its own curvature, so what can be reached is reached "
             "at the same rate everywhere, (1 − step size)² a step, whatever the condition number; a step "
-            "size of 1 would trust the linearisation too far at the start, and so the damping of "
-            "Levenberg–Marquardt begins large and is let go.",
+            "size of 1 would trust the linearisation too far at the start, which is why the damping of "
+            "Levenberg–Marquardt begins large and falls later.",
             f"Of {values.size} parameters {rank} directions matter. The rest is gauge freedom: W1 G and "
             "G⁻¹ W2 predict the same for every invertible G, so JᵀJ is singular everywhere, and normal "
             "equations would have nothing to divide by.",
