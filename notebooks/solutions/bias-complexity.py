@@ -140,7 +140,10 @@ tw.plot.curve(exact, y="log", title="Minimum-norm least squares on orthogonal wa
 #
 # β̂ − β = Φ⁺ε − (I − Φ⁺Φ)β. With β in a random direction the second part costs ‖β‖²(1 − n/p) beyond
 # p = n: what no sample sees. That grows with p while the noise's part falls. Left of the peak each p
-# is a problem of its own here, with all the signal inside its p features, so that few features are best.
+# is a problem of its own here, with all the signal inside its p features, so that few features are best:
+# of those drawn p = 5, at 5σ²/44. On the right the risk is ‖β‖²(1 − n/p) + σ²n/(p − n − 1), which tends to
+# ‖β‖², all of the signal, as p grows. So it falls below 5σ²/44 only for ‖β‖ < √(5/44) σ ≈ 0.34σ and large
+# p: for signals that are weaker than the noise, and better not fitted at all.
 # In a fairer game the signal is spread over many features of which the model has the first p.
 
 # %%

@@ -123,7 +123,12 @@ tw.plot.curve(shares, x="log", y="log", line=False, slope=(1e-4, 1e-2))
 #
 # ## 6. Open: momentum
 #
-# Along an eigenvector, z(t+1) = (1 + μ − ηλ) z(t) − μ z(t−1). With η = 4/(√λ_max + √λ_min)² and
+# Along an eigenvector, z(t+1) = (1 + μ − ηλ) z(t) − μ z(t−1), and z(1) = (1 − ηλ) z(0). With r and s the
+# roots of ϱ² − (1 + μ − ηλ) ϱ + μ = 0 the closed form is
+# z(t) = z(0) · (r^(t+1) (1 − s) − s^(t+1) (1 − r)) / (r − s).
+#
+# At a given η the slowest direction is served best where its two roots meet, μ = (1 − √(ηλ_min))². With
+# both to be chosen, η = 4/(√λ_max + √λ_min)² and
 # μ = ((√κ − 1)/(√κ + 1))², κ the condition number, all directions shrink like √μ^t (Polyak, 1964): the
 # slowest one as fast as the others. Plain descent at its own best step 2/(λ_max + λ_min) needs √κ times as
 # many steps.

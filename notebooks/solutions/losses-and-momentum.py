@@ -133,7 +133,7 @@ for loss in ("mse", "l1", "huber", "smooth_l1"):
 # %% [markdown]
 # ## 6. Open: each at its best
 #
-# Fifty steps of plain descent, from 0.01 to 10 times the rate of the study. The losses' values cannot be
+# Fifty steps of plain descent, from 0.1 to 30 times the rate of the study. The losses' values cannot be
 # compared with each other; the distance to each one's own minimum can.
 
 # %%
