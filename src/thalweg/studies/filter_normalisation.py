@@ -1,4 +1,4 @@
-"""Filter normalisation: what a picture of a network's landscape may be believed.
+"""Filter normalisation: how far a picture of a network's landscape may be believed.
 
 Two networks that compute the same function, drawn along random directions with and without filter
 normalisation; and then, with it, networks of growing depth, narrow, with and without skip connections.

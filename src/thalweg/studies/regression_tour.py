@@ -439,8 +439,8 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
             "of the reverse pass, from the output back to θ.",
             "The MAE's gradient is a mean of signs and does not shrink towards the bottom, so the "
             "learning rate has to: 1/(t + 1) goes any distance and still comes to rest.",
-            "A mini-batch costs a part of a full step, and its gradient is right on the mean of an "
-            "epoch's batches alone. A falling learning rate averages that noise out; at a fixed one "
+            "A mini-batch costs a part of a full step, and its gradient is not the full one; only on average "
+            "over the batches is it right. A falling learning rate averages that noise out; at a fixed one "
             "Adam keeps jumping about the minimum.",
             "The least MAE is a linear program's, exact to rounding, and the table says how far above "
             "it each descent stops. The polynomial's steps are coarse where |x| is large: a step of "
