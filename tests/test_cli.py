@@ -221,6 +221,9 @@ def test_settings_are_listed():
     assert result.exit_code == 0
     assert "n_samples = 100" in result.output
     assert "Missing option '--out'" in thalweg("run", "minimal-mlp").output
+    every = thalweg("run", "all", "--settings")
+    assert every.exit_code == 0
+    assert all(f"{name}:\n" in every.output for name in tw.studies.STUDIES)
 
 
 INTERRUPTED = """

@@ -95,12 +95,16 @@ def run(
     from thalweg import studies
     from thalweg.errors import unknown
 
-    if study == "all" and not only_list:
-        _run_all(out, seed, changes)
-        return
     if only_list:
-        for name, default, text in studies.settings_help(study):
-            click.echo(f"{name} = {default}\n    {text}")
+        every = study == "all"
+        for one in studies.STUDIES if every else (study,):
+            if every:
+                click.echo(f"{one}:")
+            for name, default, text in studies.settings_help(one):
+                click.echo(f"{name} = {default}\n    {text}")
+        return
+    if study == "all":
+        _run_all(out, seed, changes)
         return
     out = _needed(out)
     given = _assignments(changes, seed)
