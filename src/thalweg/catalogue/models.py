@@ -59,6 +59,11 @@ def mlp(params: dict[str, Any], x: Any, activation: Callable[[Any], Any] = jax.n
     return _outputs(hidden)
 
 
+def tanh_mlp(params: dict[str, Any], x: Any) -> Any:
+    """`mlp` with tanh for its activation."""
+    return mlp(params, x, jnp.tanh)
+
+
 def _outputs(last: Any) -> Any:
     """(n, k) as it is, but (n,) where there is one output."""
     return last[:, 0] if last.shape[1] == 1 else last
@@ -155,14 +160,6 @@ def fourier_features(
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(len(x), dimension)
 
 
-def _relu_mlp(params: dict[str, Any], x: Any) -> Any:
-    return mlp(params, x, jax.nn.relu)
-
-
-def _tanh_mlp(params: dict[str, Any], x: Any) -> Any:
-    return mlp(params, x, jnp.tanh)
-
-
 @dataclass(frozen=True)
 class Model:
     """A model as `Problem` takes it: predict, and a start or a way to draw one."""
@@ -191,7 +188,7 @@ def by_name(spec: str, n_features: int = 1, dtype: Any = float) -> Model:
         return Model(polynomial, {f"c{power}": 0.0 for power in range(degree + 1)})
     if name in ("mlp", "tanh-mlp"):
         widths = (n_features, *_numbers(spec, argument or "16,16"), 1)
-        predict = _relu_mlp if name == "mlp" else _tanh_mlp
+        predict = mlp if name == "mlp" else tanh_mlp
         return Model(predict, init=partial(init_mlp, widths, dtype=dtype))
     raise unknown("model", name, ("line", "polynomial", "mlp", "tanh-mlp"))
 

@@ -53,7 +53,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
     y = np.sin(3 * x[:, 0]) + x[:, 1] ** 2
     widths = (2, *[settings.width] * settings.depth, 1)
     start = models.init_mlp(widths, jax.random.key(settings.seed))
-    problem = tw.Problem(_network, "mse", x, y, params=start)
+    problem = tw.Problem(models.tanh_mlp, "mse", x, y, params=start)
     options: dict[str, Any] = {"steps": settings.steps, "every": settings.every}
     descent = tw.descend(
         problem,
@@ -84,14 +84,6 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
         operator = tw.hessian(problem, np.asarray(point))
         nodes[f"spectrum/{when}"] = operator.density(width=_WIDTH, points=_POINTS)
     return nodes
-
-
-def _network(params: dict[str, Any], x: Any) -> Any:
-    import jax.numpy as jnp
-
-    from thalweg.catalogue import models
-
-    return models.mlp(params, x, jnp.tanh)
 
 
 def _check(settings: Settings) -> None:
