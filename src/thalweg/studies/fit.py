@@ -235,6 +235,10 @@ def _axes(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
         raise InputError(
             f"window: no landscape is drawn of {len(names)} parameters; say over which two with plane."
         )
+    if len(settings.window) not in (0, 4):
+        raise InputError(
+            f"window: four numbers were expected, x0,x1,y0,y1; {settings.window} given."
+        )
     if axes and axes[0] == axes[1]:
         raise InputError(f"plane: two different parameters were expected; {axes[0]!r} given twice.")
     if axes and settings.points < 2:
@@ -247,10 +251,6 @@ def _window(
 ) -> dict[str, tuple[float, float]]:
     """A window that holds the path with room around it, or the one that was asked for."""
     if settings.window:
-        if len(settings.window) != 4:
-            raise InputError(
-                f"window: four numbers were expected, x0,x1,y0,y1; {settings.window} given."
-            )
         return {axes[0]: settings.window[:2], axes[1]: settings.window[2:]}  # type: ignore[dict-item]
     window = {}
     for axis in axes:
