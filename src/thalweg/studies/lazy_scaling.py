@@ -251,11 +251,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     for ax, name in zip(axes.flat, (min(settings.alphas), max(settings.alphas)), strict=True):
         text = names[f"alpha-{name:g}"]
         plots.movement_by_parameter(paths[text], ax=ax, x="log", y="log", title=text)
-    legends = [ax.get_legend() for ax in axes.flat]
-    entries = axes[0, 0].get_legend_handles_labels()
-    for legend in legends:
-        legend.remove()
-    figure.legend(*entries, loc="outside right center", fontsize="small")
+    style.shared_legend(figure, list(axes.flat))
     yield (
         "movement_by_parameter",
         Drawing.of(
