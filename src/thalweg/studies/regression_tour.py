@@ -361,7 +361,7 @@ def _gaps(tree: xr.DataTree, settings: Settings) -> tuple[str, Drawing]:
     """How far above the least MAE of its model each descent is."""
     ax = None
     for name, (title, model) in fits(settings).items():
-        if f"path/{name}" not in _parts(tree):
+        if name not in tree["path"].children:
             continue
         path = results.part(tree, f"path/{name}")
         least = float(results.part(tree, f"exact/{model}")["mae"])
@@ -380,10 +380,6 @@ def _gaps(tree: xr.DataTree, settings: Settings) -> tuple[str, Drawing]:
         "How far from its model's least MAE is each descent? Falling learning rates settle down; Adam "
         "at a fixed rate keeps jumping, the polynomial most.",
     )
-
-
-def _parts(tree: xr.DataTree) -> set[str]:
-    return {node.path.lstrip("/") for node in tree.subtree}
 
 
 # Findings --------------------------------------------------------------------------------------
@@ -421,7 +417,7 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
         least = float(results.part(tree, f"exact/{model}")["mae"])
         mae = float(fit["mae"])
         status = "exact for the MSE"
-        if f"path/{name}" in _parts(tree):
+        if name in tree["path"].children:
             status = str(results.part(tree, f"path/{name}")["status"].values)
             if status == "diverged":
                 warnings.append(f"{title} diverged: lower its learning rate.")
