@@ -274,6 +274,14 @@ def test_three_minima_lie_where_they_are_said_to(problem):
     assert tw.interpolation(problem, a, b).axes == ("t",)
 
 
+def test_minima_of_very_different_distances_span_a_plane():
+    flat = tw.Problem.from_function(lambda w: (w**2).sum(), np.zeros(2))
+    plane = tw.interpolation(flat, *np.array([[0, 0], [1e-9, 0], [0, 1e9]]))
+    np.testing.assert_array_equal(plane.directions, [[1e-9, 0], [0, 1e9]])
+    with pytest.raises(InputError, match="not on one line"):
+        tw.interpolation(flat, *np.array([[0, 0], [1e-9, 0], [1e9, 0]]))
+
+
 def test_bad_input_is_one_line(problem):
     start, other = problem.params, problem.unflatten(walk()[-1])
     flat = tw.Problem.from_function(lambda w: (w["x"] ** 2).sum(), {"x": np.ones(3)})

@@ -47,3 +47,5 @@ def test_each_panel_shows_one_batch_among_all_samples(fitted):
 def test_samples_that_are_not_there_are_refused(fitted):
     with pytest.raises(tw.InputError, match="sample 8 is not among the 8"):
         tw.plot.batches(fitted, [[8]])
+    with pytest.raises(tw.InputError, match="no batches"):
+        tw.plot.batches(fitted, [])

@@ -152,6 +152,10 @@ def test_minimal_mlp_draws_chosen_steps_and_never_too_many():
     assert sum("step" in f for f in studies.figures("minimal-mlp", tree)) == 50
     with pytest.raises(tw.InputError, match="'at': step 5 was not taken; give steps from 0 to 4"):
         studies.run("minimal-mlp", points=3, n_samples=5, at=(5,))
+    with pytest.raises(tw.InputError, match="'noise' must be at least 0"):
+        studies.run("minimal-mlp", noise=-1.0)
+    with pytest.raises(tw.InputError, match="'start' must be two numbers"):
+        studies.run("minimal-mlp", start=(1.0,))
     with pytest.raises(tw.InputError, match="'points' must be at least 2"):
         studies.run("minimal-mlp", points=1)
 

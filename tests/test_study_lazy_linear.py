@@ -200,7 +200,7 @@ def test_odd_settings(settings):
     [
         ({"target": "medium"}, "unknown target 'medium'"),
         ({"narrow_dimension": 7}, "come in pairs"),
-        ({"runs": 0}, "runs must be"),
+        ({"runs": 0}, "'runs' must be at least 1"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"seed": -1}, "'seed' must be between 0 and"),
         ({"lr": -1.0}, "lr"),

@@ -207,6 +207,7 @@ def test_odd_settings(settings):
         ({"widths": (5, 5)}, "'widths' must be different numbers above 0"),
         ({"widths": (0, 5)}, "'widths' must be different numbers above 0"),
         ({"deep_layers": 0}, "'deep_layers' must be at least 1; 0 given"),
+        ({"runs": 0}, "'runs' must be at least 1"),
         ({"bad_steps": -1}, "'bad_steps' must be at least 0; -1 given"),
         ({"every": 0}, "every must be"),
         ({"shock_lr": -1.0}, "lr"),

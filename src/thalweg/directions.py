@@ -386,7 +386,8 @@ def interpolation(
         return line(problem, a, b, points, span=span)
     origin, right, up = (point_of(problem, point) for point in (a, b, c))
     directions = np.stack([right - origin, up - origin])
-    if np.linalg.matrix_rank(directions) < 2:
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    if not lengths.all() or np.linalg.matrix_rank(directions / lengths) < 2:
         raise InputError("interpolation needs three points that are not on one line.")
     axes = {"to_b": "from a (0) to b (1)", "to_c": "from a (0) to c (1)"}
     return _plane(problem, axes, origin, directions, points, span, way="interpolation")

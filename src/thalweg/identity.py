@@ -135,7 +135,7 @@ class ByProgram:
             if key in seen:
                 stays = seen[key][1] == found
             else:
-                first, told = next(iter(seen.values()), (given, found))
+                first, told = next(iter(seen.values()))
                 stays = found is not None and self._program(first) == told
             if not stays:
                 self._leave()

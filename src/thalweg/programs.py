@@ -64,8 +64,9 @@ def _learnt(problem: Problem, what: Any, learn: Callable[[], Any]) -> Any:
     leaves, treedef = jax.tree_util.tree_flatten(problem)
     shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     key = (what, treedef, shapes, problem.layout)
-    if key in _LEARNT:
-        return _LEARNT[key]
+    known = _LEARNT.get(key)  # another thread may clear them at any time
+    if known is not None:
+        return known
     if len(_LEARNT) > 512:
         _LEARNT.clear()
     return _LEARNT.setdefault(key, learn())

@@ -55,7 +55,7 @@ def by_name(name: str, **options: Any) -> Optimizer:
 
 
 def _switch(cls: type[Optimizer], field: Any, value: Any) -> Any:
-    """A switch's value in its own type: text from a command line says 1, true or strong_wolfe."""
+    """A switch's value in its own type: a command line's 10 is a float."""
     if field.metadata["hyper"] or value is None:
         return value
     if isinstance(field.default, bool) and not isinstance(value, bool):

@@ -189,10 +189,12 @@ def batches(
         title: a title above all panels.
 
     Raises:
-        InputError: a variable that is missing, or samples that are not among the data.
+        InputError: a variable that is missing, no batches, or samples that are not among the data.
     """
     x, y = _columns(data, "x", "y")
     index = np.atleast_2d(np.asarray(index, int))
+    if not index.size:
+        raise InputError("index holds no batches.")
     if index.max(initial=0) >= len(x):
         raise InputError(f"sample {index.max()} is not among the {len(x)} of the data.")
     columns = min(len(index), 3)

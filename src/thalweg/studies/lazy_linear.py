@@ -15,7 +15,7 @@ import xarray as xr
 
 from thalweg import plots, results
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, regression, setting
+from thalweg.studies import Drawing, Findings, at_least, regression, setting
 
 TITLE = "Lazy training: linear models, narrow and wide"
 
@@ -60,6 +60,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
     import thalweg as tw
     from thalweg.catalogue import models
 
+    at_least(settings, runs=1)
     table = regression.data(settings)
     x, y = table["x"].values, table["y"].values
     nodes = {"data": table}

@@ -63,7 +63,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
 
     different(settings, "widths")
     at_least(settings, deep_width=1, deep_layers=1, shallow_width=1, bad_width=1)
-    at_least(settings, shocks=0, bad_steps=0)
+    at_least(settings, runs=1, shocks=0, bad_steps=0)
     table = regression.data(settings)
     x, y, grid = (table[name].values for name in ("x", "y", "x_grid"))
     nodes = {"data": table}

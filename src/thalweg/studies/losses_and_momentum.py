@@ -198,12 +198,12 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
         results.part(tree, "path/huber/plain")["params"],
         results.part(tree, "path/smooth_l1/plain")["params"],
     )
-    equal = (
-        "Huber with δ = 1 and smooth L1 with β = 1 are the same function, and their paths agree to the "
-        "last bit."
-        if same
-        else "Huber and smooth L1 differ by the factor β and the place of their bend."
-    )
+    ones = settings.huber_delta == settings.smooth_l1_beta == 1
+    equal = "Huber and smooth L1 differ by the factor β and the place of their bend."
+    if ones:
+        equal = "Huber with δ = 1 and smooth L1 with β = 1 are the same function" + (
+            ", and their paths agree to the last bit." if same else "."
+        )
     return Findings(
         numbers,
         (

@@ -61,7 +61,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
 
     if settings.model not in ("relu", "linear"):
         raise InputError(f"setting 'model' must be relu or linear; {settings.model!r} given.")
-    at_least(settings, points=2, n_samples=1)
+    at_least(settings, points=2, n_samples=1, noise=0)
     x, y = data.noisy_line(
         settings.n_samples, slope=settings.slope, noise=settings.noise, seed=settings.seed
     )
@@ -75,7 +75,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
         expected=_expected_risk(relu, settings.slope, settings.noise),
     )
     plane = tw.coordinate_plane(
-        problem, {"w1": _pair(settings.window), "w2": _pair(settings.window)}, settings.points
+        problem, {"w1": _pair(settings, "window"), "w2": _pair(settings, "window")}, settings.points
     )
     surface = tw.landscape(problem, plane, risks=("empirical", "expected", "pointwise"))
     path = tw.descend(
@@ -122,12 +122,13 @@ def _start(settings: Settings) -> tuple[float, float]:
         # its own stream, so that a random start does not change the data
         w1, w2 = np.random.default_rng([settings.seed, 1]).uniform(-0.1, 0.1, 2)
         return float(w1), float(w2)
-    return _pair(settings.start)
+    return _pair(settings, "start")
 
 
-def _pair(values: tuple[float, ...]) -> tuple[float, float]:
+def _pair(settings: Settings, name: str) -> tuple[float, float]:
+    values = getattr(settings, name)
     if len(values) != 2:
-        raise InputError(f"two numbers were expected, as in -5,5; {values!r} given.")
+        raise InputError(f"setting {name!r} must be two numbers, as in -5,5; {values!r} given.")
     return values[0], values[1]
 
 
