@@ -820,6 +820,16 @@ class Draws(nn.Module):
         return nn.functional.dropout(self.inner(x), 0.5, training=True)
 
 
+class Rounds(nn.Linear):
+    """A part of it in half precision, where that is enabled."""
+
+    enabled = True
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.enabled):
+            return super().forward(x)
+
+
 class Decides(nn.Module):
     def __init__(self):
         super().__init__()
@@ -1135,6 +1145,13 @@ def test_a_named_loss_ignores_no_class():
         tw.from_torch(nn.Linear(4, 3), "cross_entropy", torch.randn(6, 4), y)
 
 
+def test_autocast_that_is_disabled_does_nothing():
+    module, x, y = Rounds(4, 1), torch.randn(6, 4), torch.randn(6, 1)
+    module.enabled = False
+    problem = tw.from_torch(module, "mse", x, y)
+    assert off(problem.risk(problem.params), nn.functional.mse_loss(module(x), y).detach()) <= 1e-6
+
+
 def test_bad_input_is_one_line():
     module, x = small()
     y = torch.randn(6, 3)
@@ -1151,6 +1168,7 @@ def test_bad_input_is_one_line():
         (lambda: tw.from_torch(nn.LazyLinear(3), "mse", x, y), "call it once on a batch first"),
         (lambda: tw.from_torch(untranslated, "mse", torch.randn(6, 5, 4), torch.randn(6, 2)),
          r"_pack_padded_sequence in the module '1' has no translation"),
+        (lambda: tw.from_torch(Rounds(4, 1), "mse", x, y), "a part in half precision"),
         (lambda: tw.from_torch(Decides(), "mse", x, y), "decides by the values of its tensors"),
         (lambda: tw.from_torch(Draws(), "mse", x, y), "draws random numbers"),
         (lambda: tw.from_torch(Forgets(), "mse", x, y), "self.register_buffer"),

@@ -349,6 +349,18 @@ def test_losses_of_alignments(name, reduction):
     same_as_pytorch(loss, scores[:, 0], *one)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_margins_of_several_labels(reduction):
+    y = np.array([[0, 2, -1, 1], [1, -1, 0, 0], [-1, 0, 0, 0], [3, 2, 1, 0], [2, 0, 3, -1]])
+    x = RNG.normal(size=y.shape)
+
+    def loss(x, y):
+        return F.multilabel_margin_loss(x, y, reduction=reduction)
+
+    same_as_pytorch(loss, x, y)
+    same_as_pytorch(loss, x[0], y[0])
+
+
 def test_a_model_of_alignments():
     """PyTorch's derivative is that of log-probabilities, which Thalweg asks of a loss by itself as well."""
     torch.manual_seed(0)

@@ -46,6 +46,7 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         functional.gaussian_nll_loss: _gaussian_nll_loss,
         functional.binary_cross_entropy: _binary_cross_entropy,
         functional.ctc_loss: _ctc_loss,
+        aten.multilabel_margin_loss_forward.default: _multilabel_margin_loss,
         aten.adaptive_max_pool2d.default: partial(_adaptive_max_pool, 2),
         aten.adaptive_max_pool3d.default: partial(_adaptive_max_pool, 3),
         aten._grouped_mm.default: _grouped_product,
@@ -565,6 +566,19 @@ def _log_sum(logs: Any) -> Any:
     largest = jnp.where(jnp.isfinite(largest), largest, 0)
     total = jnp.exp(logs - largest).sum(0)
     return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + largest, -jnp.inf)
+
+
+def _multilabel_margin_loss(x: Any, y: Any, reduction: int) -> tuple[Any, Any]:
+    """Of scores (n, classes) and labels as many, which end at the first −1: PyTorch's own composition takes
+    those beyond for class 0."""
+    valid = jnp.cumsum(y == -1, -1) == 0
+    named = valid[..., None] & (y[..., None] == jnp.arange(x.shape[-1]))
+    is_label = named.any(-2)
+    of_labels = jnp.take_along_axis(x, jnp.where(valid, y, 0), -1)
+    gaps = 1 - of_labels[..., None] + x[..., None, :]
+    counted = valid[..., None] & ~is_label[..., None, :] & (gaps > 0)
+    losses = jnp.where(counted, gaps, 0).sum((-2, -1)) / x.shape[-1]
+    return (losses, losses.mean(), losses.sum())[reduction], is_label.astype(x.dtype)
 
 
 def _gaussian_nll_loss(

@@ -159,6 +159,7 @@ def _as_arrays() -> Iterator[None]:
             (tensor, "flatten", torch.Tensor.flatten),
             (tensor, "__setitem__", torch.Tensor.__setitem__),
             (view, "__setitem__", torch.Tensor.__setitem__),
+            (torch.autocast, "__enter__", _unless_rounding(torch.autocast.__enter__)),
             *transforms.replacements(env, translated),
         ):
             stack.enter_context(_replaced(where, name, instead))
@@ -358,6 +359,18 @@ class _DrawnError(Exception):
 
 def _refuse_to_draw(generator: Any = None) -> Any:
     raise _DrawnError
+
+
+def _unless_rounding(enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def entered(autocast: Any) -> Any:
+        if autocast._enabled:
+            raise InputError(
+                "the code computes a part in half precision (torch.autocast); a risk is computed in that of "
+                "its parameters: leave it out."
+            )
+        return enter(autocast)
+
+    return entered
 
 
 @contextmanager
