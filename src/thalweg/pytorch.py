@@ -25,7 +25,7 @@ from thalweg.inputs import of_tensor
 from thalweg.params import Params
 from thalweg.problem import Problem
 from thalweg.reruns import Reached
-from thalweg.translation import ONE_AT_A_TIME, translated
+from thalweg.translation import ONE_AT_A_TIME, output, translated
 
 _BATCH_NORM = ("frozen", "recomputed")
 
@@ -280,7 +280,7 @@ class _Forward:
 
             def forward(self, *args: Any, **kwargs: Any) -> Any:
                 try:
-                    yhat = self.module(*args, **kwargs)
+                    yhat = output(self.module(*args, **kwargs))
                 except Exception as error:  # a module's own code may fail in any way
                     raise InputError(
                         f"the code{where()} failed in PyTorch: {first_line(error)}."

@@ -44,16 +44,12 @@ def translated(
 
     def translate(arguments: Any) -> Any:
         try:
-            out = reruns.Code(_environment(), function, arguments, free, _as_arrays)()
-            _make_known(out)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(out):
-                if not isinstance(leaf, (jax.Array, int, float, complex)):
-                    inside = f" in its output {jax.tree_util.keystr(path)}" if path else ""
-                    raise InputError(
-                        f"the code{where()} returns {type(leaf).__name__}{inside}; tensors were expected, or "
-                        f"tuples, lists or dictionaries of them"
-                        f"{_LEFT_OUT if path else ''}."
-                    )
+            out = output(reruns.Code(_environment(), function, arguments, free, _as_arrays)())
+            if not jax.tree_util.tree_leaves(out):
+                raise InputError(
+                    f"the code{where()} returns {getattr(out, 'kind', type(out).__name__)}; tensors were "
+                    "expected, or tuples, lists or dictionaries of them."
+                )
             return out
         except torchax.tensor.OperatorNotFound as error:
             raise InputError(
@@ -91,10 +87,37 @@ def translated(
     return of_arrays
 
 
-_LEFT_OUT = (
-    ": let the module leave this out (a cache of keys and values: model.config.use_cache = False), or a "
-    "module around it return what the loss needs"
-)
+def output(tree: Any) -> Any:
+    """What code returns, as JAX and PyTorch both look into it, with a word in the place of what is no
+    number."""
+    import torch
+
+    _make_known(tree)
+
+    def known(path: Any, leaf: Any) -> Any:
+        is_number = isinstance(leaf, (jax.Array, torch.Tensor, int, float, complex))
+        return leaf if is_number else _LeftOut(type(leaf).__name__, jax.tree_util.keystr(path))
+
+    return jax.tree_util.tree_map_with_path(known, tree)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _LeftOut:
+    """What is no tensor in an output, as a language model's cache: a loss that takes it is told."""
+
+    kind: str
+    place: str
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[name]
+
+    def __getitem__(self, key: Any) -> Any:
+        raise InputError(
+            f"the loss takes the output {self.place}, which is {self.kind}, and not made of tensors."
+        )
 
 
 def _make_known(tree: Any) -> None:
