@@ -171,7 +171,7 @@ class Problem:
 
     def pointwise(self, params: Params) -> Float[Array, " n"]:
         """The pointwise risks (n,): the loss of each sample. The penalty is not in them."""
-        return _pointwise(self, self._checked(params))
+        return pointwise(self, self._checked(params))
 
     def risk(self, params: Params, penalty: bool = True) -> Float[Array, ""]:
         """The empirical risk: the mean (or sum) of the pointwise risks, plus the penalty."""
@@ -378,9 +378,11 @@ def _value(yhat: Any, y: Any) -> Any:
 
 
 # The pure functions behind the methods. They are compiled at the module's level, so that every
-# problem with the same functions and shapes shares one program; inside a trace they are inlined.
+# problem with the same functions and shapes shares one program; inside a trace they are inlined, and a
+# model, whose code may be slow, is run once for all programs that take it at such shapes.
 
 
+@partial(jax.jit, inline=True)
 def pointwise(problem: Problem, params: Params) -> Any:
     """`Problem.pointwise` for use inside a trace."""
     yhat, y = problem.predict(params, problem.x), problem.y
@@ -426,20 +428,16 @@ def _residuals_now(problem: Problem, params: Params) -> Any:
     return residuals.reshape(-1)
 
 
-def _gradient_now(problem: Problem, params: Params) -> Any:
-    return jax.grad(lambda w: _risk_now(problem, w, True))(params)
-
-
-_pointwise = jax.jit(pointwise)
-_risk = jax.jit(_risk_now, static_argnames="penalty")
-_expected = jax.jit(_expected_now, static_argnames="penalty")
-_residuals = jax.jit(_residuals_now)
-_gradient = jax.jit(_gradient_now)
-
-
+@partial(jax.jit, inline=True)
 def value_and_gradient(problem: Problem, params: Params) -> tuple[Any, Params]:
     """The empirical risk with the penalty, and its gradient; for use inside a trace."""
     return jax.value_and_grad(lambda w: _risk_now(problem, w, True))(params)
+
+
+_risk = jax.jit(_risk_now, static_argnames="penalty")
+_expected = jax.jit(_expected_now, static_argnames="penalty")
+_residuals = jax.jit(_residuals_now)
+_gradient = jax.jit(lambda problem, params: value_and_gradient(problem, params)[1])
 
 
 def predicting(problem: Problem, yhat: Any) -> Problem:
