@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from thalweg.backend import compiled_quickly
 from thalweg.errors import InputError, first_line
 from thalweg.inputs import constants, of_tensor
 from thalweg.params import Params
@@ -256,7 +257,7 @@ def _compare_predictions(what: str, some: Problem, params: Params, theirs: _Told
     return _are_near(some, slope, theirs.slope, steeper)
 
 
-@jax.jit
+@compiled_quickly
 def _moving(some: Problem, params: Params, weights: list[Any]) -> tuple[Params, Any]:
     """The derivative of weighted predictions, and the predictions."""
 
@@ -273,7 +274,7 @@ def _moving(some: Problem, params: Params, weights: list[Any]) -> tuple[Params, 
     return jax.grad(weighted, has_aux=True)(params)
 
 
-@jax.jit
+@compiled_quickly
 def _loss_slope(some: Problem, given: Any) -> Any:
     """The derivative of the risk by the predictions."""
     return jax.grad(lambda given: predicting(some, given).risk(some.params))(given)

@@ -197,6 +197,8 @@ class _Forward:
         self.names |= {name: own for name, own, _ in self.state}
         self._inside: list[str] = []
         self._watch()
+        # PyTorch's code takes long to follow: it is, once for arguments of the same shapes
+        self._on_arrays = jax.jit(self._follow, inline=True)
 
     def split(self, module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The module's parameters, and all else that it holds, as arrays by name."""
@@ -247,6 +249,9 @@ class _Forward:
         return self.names.get(name) or self.names.get(inputs.bare_name(name))
 
     def __call__(self, held: dict[str, Any], params: dict[str, Any], x: Any) -> Any:
+        return self._on_arrays(held, params, x)
+
+    def _follow(self, held: dict[str, Any], params: dict[str, Any], x: Any) -> Any:
         import torch
 
         args, kwargs = _arguments(_ordered(x, self.order))
