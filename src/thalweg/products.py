@@ -66,6 +66,7 @@ def losses_of(problem: Problem, layout: Layout) -> Callable[[Any], Any]:
     return losses
 
 
+@partial(jax.jit, static_argnames=("kind", "layout"), inline=True)
 def summed_product(
     kind: str, problem: Problem, layout: Layout, point: Any, vector: Any, center: Any = None
 ) -> Any:
