@@ -717,3 +717,25 @@ def test_what_is_not_a_problem_is_refused_in_one_line(name):
     positional = [p for p in required if p.kind is not p.KEYWORD_ONLY]
     with pytest.raises(InputError, match=r"a thalweg\.Problem was expected, str given"):
         call("a name", *positional[1:])
+
+
+def test_a_models_code_is_run_once_for_all_programs_of_its_shapes():
+    runs = []
+
+    def predict(params, x):
+        runs.append(x.shape)
+        return jnp.tanh(x @ params["w"]) @ params["v"]
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(7, 3)), rng.normal(size=7)
+    params = {"w": rng.normal(size=(3, 4)), "v": rng.normal(size=4)}
+    jax.clear_caches()
+    problem = tw.Problem(predict, "mse", x, y, params=params)
+    runs.clear()
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=3, record={"sharpness": tw.sharpness})
+    assert np.isfinite(path["sharpness"]).all()
+    tw.descend(problem, tw.Adam(lr=0.1), steps=3, stop={"loss": 1e-9})
+    tw.hessian(problem, params).top(1)
+    problem.gradient(params)
+    # once to see that it is the program that it was, and once for all that is compiled
+    assert runs == [x.shape, x.shape]

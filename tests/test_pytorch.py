@@ -204,6 +204,24 @@ def small():
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(6, 4)
 
 
+def test_a_modules_code_is_followed_once_for_inputs_of_one_shape():
+    followed = []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            if type(x) is not torch.Tensor:  # but what stands for an array
+                followed.append(tuple(x.shape))
+            return super().forward(x)
+
+    x, y = torch.randn(40, 4), torch.randn(40, 3)
+    problem = tw.from_torch(Watched(4, 3), nn.MSELoss(), x, y)
+    tw.descend(problem, tw.SGD(lr=0.1), steps=2)
+    tw.hessian(problem, problem.params).top(1)
+    all_of_them, some = followed  # some are compared with PyTorch
+    assert all_of_them == x.shape
+    assert some[0] < len(x)
+
+
 @pytest.mark.parametrize(
     ("loss", "kind"), LOSSES, ids=[f"{i}-{k}" for i, (_, k) in enumerate(LOSSES)]
 )
