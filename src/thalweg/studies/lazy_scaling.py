@@ -251,7 +251,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     for ax, name in zip(axes.flat, (min(settings.alphas), max(settings.alphas)), strict=True):
         text = names[f"alpha-{name:g}"]
         plots.movement_by_parameter(paths[text], ax=ax, x="log", y="log", title=text)
-    style.shared_legend(figure, list(axes.flat))
+    style.shared_legend(figure, list(axes.flat), columns=6)
     yield (
         "movement_by_parameter",
         Drawing.of(
