@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import thalweg as tw
-from thalweg import programs
+from thalweg import backend, programs
 
 
 def weight(w, x):
@@ -204,3 +204,14 @@ def test_clearing_the_caches_frees_what_functions_hold():
     tw.clear_caches()
     gc.collect()
     assert freed() is None
+
+
+def test_quick_compiling_does_without_options_that_xla_does_not_know(monkeypatch):
+    known = backend._known_options()
+    backend._known_options.cache_clear()
+    monkeypatch.setattr(backend, "_QUICKLY", {"xla_no_such_option": 1, **backend._QUICKLY})
+    try:
+        assert backend._known_options() == known
+        assert backend.compiled_quickly(lambda x: 2 * x)(3.0) == 6
+    finally:
+        backend._known_options.cache_clear()
