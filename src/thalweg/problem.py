@@ -434,10 +434,14 @@ def value_and_gradient(problem: Problem, params: Params) -> tuple[Any, Params]:
     return jax.value_and_grad(lambda w: _risk_now(problem, w, True))(params)
 
 
+def _gradient_now(problem: Problem, params: Params) -> Any:
+    return value_and_gradient(problem, params)[1]
+
+
 _risk = jax.jit(_risk_now, static_argnames="penalty")
 _expected = jax.jit(_expected_now, static_argnames="penalty")
 _residuals = jax.jit(_residuals_now)
-_gradient = jax.jit(lambda problem, params: value_and_gradient(problem, params)[1])
+_gradient = jax.jit(_gradient_now)
 
 
 def predicting(problem: Problem, yhat: Any) -> Problem:
