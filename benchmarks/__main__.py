@@ -63,7 +63,7 @@ def main(words: list[str]) -> int:
             where.append(f"Others used {max(others, 0) / took:.2f} of the processors meanwhile.")
         if unfinished:
             where.append(f"Not measured to the end: {', '.join(unfinished)}.")
-        drawn = "growth" in measured and not unfinished
+        drawn = "growth" in measured and "growth" not in unfinished
         report = _report(rows, [*where, *notes], chosen.rounds, drawn)
         if page is not None:
             partial.write_text(report)

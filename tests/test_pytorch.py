@@ -15,7 +15,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import thalweg as tw
+from thalweg import programs, translation
 from thalweg.errors import InputError
+from thalweg.jaxprs import names
+from thalweg.problem import pointwise
 
 # 1e-5 in float32 and 1e-10 in float64, relative to the largest entry of what is compared
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -220,6 +223,28 @@ def test_a_modules_code_is_followed_once_for_inputs_of_one_shape():
     all_of_them, some = followed  # some are compared with PyTorch
     assert all_of_them == x.shape
     assert some[0] < len(x)
+
+
+@pytest.mark.parametrize("where", ["here", "in a thread"])
+def test_what_a_process_or_a_thread_does_once_is_no_part_of_a_program(where):
+    """Or the first module's would be another for a part of its samples than for all: they would go all at
+    once."""
+    translation._environment.cache_clear()
+    module, x = nn.Conv2d(1, 2, 3, 1, 1), torch.randn(40, 1, 5, 5)
+
+    def asked():
+        problem = tw.from_torch(module, nn.MSELoss(), x, torch.randn(40, 2, 5, 5))
+        program = jax.make_jaxpr(pointwise)(problem, problem.params)
+        return programs.splits(problem, 10), names(program.jaxpr)
+
+    if where == "in a thread":
+        translation._environment()
+        with ThreadPoolExecutor(1) as pool:
+            splits, operations = pool.submit(asked).result()
+    else:
+        splits, operations = asked()
+    assert splits
+    assert "random_seed" not in operations
 
 
 @pytest.mark.parametrize(

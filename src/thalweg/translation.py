@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -272,7 +273,12 @@ def _torchax() -> Any:
 @functools.cache
 def _environment() -> Any:
     """Where tensors stand for arrays: one of our own, since a user of torchax has theirs."""
-    environment = _torchax().tensor.Environment()
+    tensor = _torchax().tensor
+    with jax.ensure_compile_time_eval():  # it draws a key, which would stand in the program under way
+        environment = tensor.Environment()
+    # and another in each thread: there is nothing to draw
+    nothing = tensor.RuntimeProperty(mesh=None, prng=None, autocast_dtype=None)
+    environment._property = SimpleNamespace(content=nothing)
 
     def of_tensors(operation: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
