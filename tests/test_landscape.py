@@ -589,3 +589,66 @@ def norm2(w):
 def test_chunks_of_an_entrywise_model_are_whole_vectors(side):
     points = tiling.tiling_of(line_problem(), side * side, False).points
     assert points % tiling._WHOLE_VECTORS == 0 or points == side * side < 256
+
+
+# A GPU takes microseconds to begin a chunk, whatever its size --------------------------------
+
+
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(backend, "on_cpu", lambda: False)
+
+
+@pytest.mark.parametrize("n", [1, 50, 9973])  # the last one a prime
+@pytest.mark.parametrize("risks", ["empirical", ("empirical", "pointwise")])
+@pytest.mark.parametrize("make", [line_problem, mlp_problem])
+def test_a_gpus_chunks_hold_the_same(monkeypatch, n, risks, make):
+    problem = make(n=n)
+    plane = tw.random_plane(problem, problem.params or problem.draw(0), vectors=True, points=7)
+    whole = tw.landscape(problem, plane, risks)
+    as_on_a_gpu(monkeypatch)
+    monkeypatch.setattr(passes, "ACTIVATIONS", 2**20)
+    cut = tiling.tiling_of(problem, 49, False)
+    assert not cut.entrywise
+    assert (cut.points < 49) == (n == 9973)
+    parts = tw.landscape(problem, plane, risks)
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("points", [256, 10**8])
+@pytest.mark.parametrize("n", [1, 100, 10_000_019])
+def test_a_gpu_begins_few_chunks(monkeypatch, n, points):
+    """XLA writes where each turn of a loop reads its samples into the program: half a million turns of 20
+    took minutes to compile."""
+    as_on_a_gpu(monkeypatch)
+    problem = line_problem(n=n, dtype=np.float32)
+    cut = tiling.tiling_of(problem, points, False)
+    each = passes.sample_bytes(problem)
+    assert cut.points * cut.samples * each <= passes.ACTIVATIONS
+    assert cut.points <= tiling._GPU_POINTS
+    turns = -(-points // cut.points) * -(-n // cut.samples)
+    fewest = points * n * each / passes.ACTIVATIONS + points / tiling._GPU_POINTS
+    assert turns <= 2 * fewest + 1
+    assert -(-n // cut.samples) <= 10
+
+
+def test_a_gpus_points_are_no_more_than_it_has_room_for(monkeypatch):
+    as_on_a_gpu(monkeypatch)
+    problem = mlp_problem(n=1, width=3000)
+    points = tiling.tiling_of(problem, 10**6, False).points
+    assert passes.ACTIVATIONS // 2 < points * 8 * problem.size <= passes.ACTIVATIONS
+
+
+@pytest.mark.parametrize(
+    ("n", "most", "size"),
+    [
+        (7, 20, 7),
+        (50, 20, 17),
+        (100, 64, 50),
+        (101, 20, 17),
+        (1000, 20, 20),
+        (10**9 + 7, 10**6, 999_002),
+    ],
+)
+def test_samples_are_divided_evenly_where_they_can_be(n, most, size):
+    assert tiling._divisor(n, most) == size

@@ -147,7 +147,7 @@ class _Crowd:
         )
         bound = 2 / float(who.hyper["lr"]) if self.contracts else np.inf
         self.minima = Minima(in_precision(problem, np.float64), scale, bound)
-        most = _CHUNK if backend.device().platform == "cpu" else _CHUNK_ACCELERATED
+        most = _CHUNK if backend.on_cpu() else _CHUNK_ACCELERATED
         self.chunk = max(1, min(most, _VALUES // max(problem.n_samples, 1), len(starts)))
         self.plan = Plan(
             problem=problem,

@@ -45,6 +45,11 @@ def device() -> Any:
     return jax.devices(chosen)[0] if isinstance(chosen, str) else chosen
 
 
+def on_cpu() -> bool:
+    """Whether computations run on the processor, and not on a GPU or its like."""
+    return device().platform == "cpu"
+
+
 def cores() -> int:
     """The processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -108,7 +113,7 @@ def prefer_cpu() -> None:
 def workers() -> int:
     """How many programs run best side by side: on the CPU as many as there are cores. An operation that
     all cores share ends with the slowest of them; programs with a core each wait for no other."""
-    return min(cores(), _WORKERS) if device().platform == "cpu" else 1
+    return min(cores(), _WORKERS) if on_cpu() else 1
 
 
 def matmul(a: Any, b: Any) -> Any:

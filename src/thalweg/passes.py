@@ -37,13 +37,13 @@ def sample_bytes(problem: Problem) -> int:
 
 def room(on_cpu: int) -> int:
     """Bytes of activations that are best held at once: so many on a CPU, for its caches."""
-    return on_cpu if backend.device().platform == "cpu" else ACTIVATIONS
+    return on_cpu if backend.on_cpu() else ACTIVATIONS
 
 
 def in_one_program() -> bool:
     """Whether all passes over the data are one program, and not each its own: a GPU would wait for the host
     between them, and on a CPU each core has its own."""
-    return backend.device().platform != "cpu"
+    return not backend.on_cpu()
 
 
 def samples_at_a_time(problem: Problem) -> int:

@@ -1,4 +1,8 @@
-"""How a landscape's points and samples are cut into chunks, measured on two cores."""
+"""How a landscape's points and samples are cut into chunks, measured on two cores and on a GPU.
+
+A CPU should keep a chunk in its caches. A GPU takes microseconds to begin the next one, whatever its size:
+its chunks are as large as memory allows.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,11 @@ from typing import NamedTuple
 
 import jax
 
-from thalweg import passes
+from thalweg import backend, passes
 from thalweg.problem import Problem
 from thalweg.programs import model_of, splits
 
-# An entry-by-entry model is one fused loop over the points, in which some
+# On a CPU an entry-by-entry model is one fused loop over the points, in which some
 # samples at a time are written out: their sum then needs no loop of its own, and vectorises.
 _ENTRYWISE_POINTS = 32768
 _ENTRYWISE_SAMPLES = 20
@@ -19,6 +23,7 @@ _ENTRYWISE_SAMPLES = 20
 _WHOLE_VECTORS = 256
 # Other models hand arrays from layer to layer, which should stay in a core's second cache.
 _POINTS = 2048
+_GPU_POINTS = 2**18
 _SAMPLES = 4096
 _CACHE = 2**20  # bytes a chunk of points may keep between a model's layers, on a CPU
 _FEWEST = 32  # samples, below which matrix products take longer
@@ -40,7 +45,8 @@ def tiling_of(problem: Problem, total: int, with_samples: bool) -> Tiling:
     where they can, which spares a mask."""
     model = model_of(problem)
     n = max(problem.n_samples, 1)
-    if model.entrywise and (not problem.n_samples or splits(problem, 1)):
+    on_cpu = backend.on_cpu()
+    if on_cpu and model.entrywise and (not problem.n_samples or splits(problem, 1)):
         points = min(_ENTRYWISE_POINTS, total)
         if with_samples:
             points = min(points, max(1, _ROWS // (n * model.dtype.itemsize)))
@@ -49,31 +55,33 @@ def tiling_of(problem: Problem, total: int, with_samples: bool) -> Tiling:
             points = -(-points // _WHOLE_VECTORS) * _WHOLE_VECTORS
         return Tiling(points, _divisor(n, _ENTRYWISE_SAMPLES), True)
     room = passes.room(_CACHE)
-    each = max(model.sample_bytes, model.dtype.itemsize if with_samples else 0)
+    each = model.sample_bytes or (0 if on_cpu else passes.sample_bytes(problem))
+    each = max(each, model.dtype.itemsize if with_samples else 0)
     one_by_one = Tiling(1, n, False, True)
     if model.convolves and n * each > room:
         return one_by_one
     # The pointwise risks of a chunk of points are kept for all samples at once.
-    samples = n if with_samples else _divisor(n, min(n, _samples_together(problem)))
+    samples = n if with_samples else _divisor(n, _samples_together(problem, each))
     samples = samples if splits(problem, samples) else n
     if samples * each > passes.room(_LARGE):
         return one_by_one
+    most = _POINTS if on_cpu else _GPU_POINTS
+    # where the points are, in double precision
+    most = min(most, passes.ACTIVATIONS // (8 * problem.size), room // max(samples * each, 1))
     # XLA's own threads would share the products of a single point, and wait for the workers' cores.
-    points = max(2, room // max(samples * each, 1))
-    return Tiling(_even(total, min(points, _POINTS, total)), samples, False)
+    return Tiling(_even(total, min(max(2, most), total)), samples, False)
 
 
-def _samples_together(problem: Problem) -> int:
-    """How many samples a chunk of points takes at a time."""
-    model = model_of(problem)
-    if not model.sample_bytes:
+def _samples_together(problem: Problem, each: int) -> int:
+    """How many samples, of so many bytes each, a chunk of points takes at a time."""
+    if not each:
         return _SAMPLES
     n = max(problem.n_samples, 1)
     inputs = sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves(problem.x)) // n
-    own = model.sample_bytes - inputs
+    own = each - inputs
     # Where the inputs are wider than all that follows, copying a part of them for every chunk takes long.
     if own <= inputs:
-        return max(1, passes.room(_LARGE) // model.sample_bytes)
+        return max(1, passes.room(_LARGE) // each)
     # Two points have room then; and a layer's weights, which each part reads again, are no more than what
     # goes through it.
     weights = problem.size * problem.layout.dtype.itemsize
@@ -86,6 +94,12 @@ def _even(total: int, most: int) -> int:
 
 
 def _divisor(n: int, most: int) -> int:
-    """The largest number up to `most` that divides n; `most` itself if all that do are small."""
-    even = next((k for k in range(min(most, n), most // 2, -1) if n % k == 0), None)
-    return even or min(most, n)
+    """The largest number up to `most` that divides n, or where all that do are less than half of it, the size
+    of as few equal parts as cover n."""
+    most = min(most, n)
+    parts = -(-n // most)
+    least = most // 2 + 1
+    divisors = (size for size in range(most, least - 1, -1) if n % size == 0)
+    if parts < most:  # and there are fewer numbers of parts to try than sizes
+        divisors = (n // k for k in range(parts, n // least + 1) if n % k == 0)
+    return next(divisors, -(-n // parts))

@@ -31,7 +31,7 @@ def tuned(function: Function) -> Function:
     def faster(*args: Any, **static: Any) -> Any:
         now = functools.partial(function, **static)
         # Who turns compilation off wants to see numbers in the model
-        if backend.device().platform != "cpu" or backend.setting("disable_jit"):
+        if not backend.on_cpu() or backend.setting("disable_jit"):
             return now(*args)
         program, shapes = jax.make_jaxpr(now, return_shape=True)(*args)
         for rewrite in (pooling.arranged, convolutions.arranged, dots.arranged):
