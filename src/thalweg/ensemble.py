@@ -185,11 +185,10 @@ def _starts(
                 "or give starts=."
             )
     elif problem.params is not None:
-        return jax.tree_util.tree_map(
-            lambda leaf: np.asarray(leaf)[None, None], problem.params
-        ), None
+        params = jax.device_get(problem.params)  # of a GPU all at once
+        return jax.tree_util.tree_map(lambda leaf: leaf[None, None], params), None
     drawn = _draw(problem.init, np.asarray(seeds, np.uint32), np.arange(runs or 1, dtype=np.uint32))
-    return jax.tree_util.tree_map(np.asarray, drawn), runs
+    return jax.device_get(drawn), runs
 
 
 # A network's init holds many copies of the random generator's long loop-free code. It runs once, and at

@@ -405,7 +405,8 @@ class Job:
     def _vectors(self, tree: Any, dtype: Any) -> np.ndarray:
         """`tree` as vectors (size, *members), on the host, each number copied once."""
         count = self.who.count
-        rows = [np.asarray(leaf).reshape(count, -1) for leaf in jax.tree_util.tree_leaves(tree)]
+        leaves = jax.tree_util.tree_leaves(jax.device_get(tree))  # of a GPU all at once
+        rows = [leaf.reshape(count, -1) for leaf in leaves]
         vectors = np.empty((sum(row.shape[1] for row in rows), count), dtype)
         end = 0
         for row in rows:

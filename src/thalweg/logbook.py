@@ -116,7 +116,7 @@ class Record:
         asked = count - skipped
         if not asked:
             return
-        leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(rows)]
+        leaves = jax.tree_util.tree_leaves(jax.device_get(rows))
         for column in self.columns:
             target = column.values[start : start + asked, :, members]
             for leaf, offset in column.leaves:
