@@ -64,7 +64,7 @@ PAGES = (
     "the system gives a process that much memory slowly, and more slowly where it has taken it back from "
     "the process before: the first pass over 763 MiB takes many times as long as the second"
 )
-# What is known of slopes that are not one, of the time and of the memory
+# What is known of slopes that are not one, of a CPU's time and of the memory
 WHY = {
     "runs": (
         "the system gives a process its memory slowly, and takes it back after each call: of the last "
@@ -89,6 +89,13 @@ WHY = {
     ),
 }
 
+WHY_OF_A_GPUS_TIME = {
+    "runs": (
+        "a call takes some 20 ms however few runs there are, a tenth of the time of the last decade's least "
+        "size."
+    ),
+}
+
 
 @case
 def growth() -> Iterator[Growth]:
@@ -98,7 +105,7 @@ def growth() -> Iterator[Growth]:
     for what, (else_, most, _) in JOBS.items():
         of_time, of_memory = WHY.get(what, ("", ""))
         if tools.on_gpu():
-            of_time = ""  # what is known of times is known of a CPU
+            of_time = WHY_OF_A_GPUS_TIME.get(what, "")
             # a step takes as long for a few numbers as for thousands
             most = most // 10 if what == "steps" else most
         sizes = [round(most * share) for share in SHARES]

@@ -274,9 +274,10 @@ def _torchax() -> Any:
 def _environment() -> Any:
     """Where tensors stand for arrays: one of our own, since a user of torchax has theirs."""
     tensor = _torchax().tensor
-    with jax.ensure_compile_time_eval():  # it draws a key, which would stand in the program under way
+    # It draws a key, which would stand in the program under way, and another in each thread; here nothing
+    # is to be drawn.
+    with jax.ensure_compile_time_eval():
         environment = tensor.Environment()
-    # and another in each thread: there is nothing to draw
     nothing = tensor.RuntimeProperty(mesh=None, prng=None, autocast_dtype=None)
     environment._property = SimpleNamespace(content=nothing)
 
