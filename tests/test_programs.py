@@ -162,7 +162,7 @@ def test_a_landscape_takes_all_samples_at_once_where_they_are_compared(monkeypat
     x = np.sort(rng.standard_normal((400, 5)), axis=0)[::-1].copy()  # the largest stands first
     params = {"weight": rng.standard_normal((5, 3))}
     problem = tw.Problem(MIXING["largest"], "mse", x, np.zeros((400, 3)), params=params)
-    monkeypatch.setattr("thalweg.tiling._samples_together", lambda problem: 100)
+    monkeypatch.setattr("thalweg.tiling._samples_together", lambda *_: 100)
     plane = tw.line(problem, params, {"weight": np.zeros((5, 3))}, points=5)
     found = tw.landscape(problem, plane)["empirical"].values
     scale = np.linspace(1, 0, 5) ** 2
