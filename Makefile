@@ -14,7 +14,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 # `make test OPTIMIZED=1` runs what users run, in nearly twice the time.
 # XLA ends at a flag that it does not know; the second went with JAX 0.11.
 KNOWN = XLA_FLAGS=$(flag) $(BIN)/python -c 'import jax; jax.devices()' 2>/dev/null && echo $(flag)
-QUICK := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
+QUICK := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
+	--xla_cpu_parallel_codegen_split_count=1
 FLAGS = $(eval FLAGS := $(strip $(foreach flag,$(QUICK),$(shell $(KNOWN)))))$(FLAGS)
 QUICKLY = $(if $(OPTIMIZED),,$(if $(FLAGS),XLA_FLAGS="$(XLA_FLAGS) $(FLAGS)"))
 
