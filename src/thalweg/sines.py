@@ -76,8 +76,10 @@ def _equation(shape: tuple[int, ...], dtype: Any, names: tuple[str, ...]) -> Any
     @jax.jit
     def sines(x: Any) -> Any:
         far = (jnp.abs(x) > _FAR) & jnp.isfinite(x)
-        sine, cosine = jax.lax.cond(far.any(), _library, _near, x)
-        return [sine if name == "sin" else cosine for name in names]
+        # XLA computes each result of a branch on its own and from the start. So a branch gives parts, each of
+        # which takes half of the work, and sine and cosine are made of them in no time.
+        parts = jax.lax.cond(far.any(), _library, _near, x)
+        return [_turned(name, *parts) for name in names]
 
     return equation_of(sines, (shape, dtype))
 
@@ -89,12 +91,13 @@ def _is_sine(equation: Any) -> bool:
     return x.size >= _LEAST and x.dtype in (jnp.float32, jnp.float64)
 
 
-def _library(x: Any) -> tuple[Any, Any]:
-    return jnp.sin(x), jnp.cos(x)
+def _library(x: Any) -> tuple[Any, Any, Any]:
+    return jnp.sin(x), jnp.cos(x), jnp.zeros_like(x)
 
 
-def _near(x: Any) -> tuple[Any, Any]:
-    """Sine and cosine where |x| ≤ _FAR; NaN where x is not finite."""
+def _near(x: Any) -> tuple[Any, Any, Any]:
+    """Sine and cosine of r where x = r + quarter · π/2, |r| ≤ π/4 and |x| ≤ _FAR, and the quarter, 0 to 3
+    without whole turns; NaN where x is not finite."""
     wide = x.astype(jnp.float64)
     turns = jnp.round(wide * (2 / math.pi))
     r = wide
@@ -103,13 +106,16 @@ def _near(x: Any) -> tuple[Any, Any]:
     z = r * r
     sine = r + r * z * _polynomial(_SIN, z)
     cosine = 1 - (0.5 * z - z * z * _polynomial(_COS, z))
-    # quarter turns: 0 sin r, 1 cos r, 2 −sin r, 3 −cos r
     quarter = turns - 4 * jnp.floor(turns / 4)
-    odd = (quarter == 1) | (quarter == 3)
-    of_sine = jnp.where(quarter >= 2, -1.0, 1.0)
-    of_cosine = jnp.where((quarter == 1) | (quarter == 2), -1.0, 1.0)
-    both = of_sine * jnp.where(odd, cosine, sine), of_cosine * jnp.where(odd, sine, cosine)
-    return both[0].astype(x.dtype), both[1].astype(x.dtype)
+    return sine.astype(x.dtype), cosine.astype(x.dtype), quarter.astype(x.dtype)
+
+
+def _turned(name: str, sine: Any, cosine: Any, quarter: Any) -> Any:
+    """Sine or cosine of x, of those of r."""
+    if name == "cos":  # which is the sine a quarter turn later
+        quarter = quarter + 1
+    value = jnp.where((quarter == 1) | (quarter == 3), cosine, sine)
+    return jnp.where((quarter == 2) | (quarter == 3), -value, value)
 
 
 def _polynomial(coefficients: Sequence[float], z: Any) -> Any:
