@@ -1,7 +1,7 @@
-"""How a landscape's points and samples are cut into chunks, measured on two cores and on a GPU.
+"""How a landscape's points and samples are cut into chunks, measured on two cores.
 
 A CPU should keep a chunk in its caches. A GPU takes microseconds to begin the next one, whatever its size:
-its chunks are as large as memory allows.
+its chunks are as large as the activations that are held at once.
 """
 
 from __future__ import annotations
