@@ -603,7 +603,7 @@ def as_on_a_gpu(monkeypatch):
 @pytest.mark.parametrize("make", [line_problem, mlp_problem])
 def test_a_gpus_chunks_hold_the_same(monkeypatch, n, risks, make):
     problem = make(n=n)
-    plane = tw.random_plane(problem, problem.params or problem.draw(0), vectors=True, points=7)
+    plane = tw.random_plane(problem, problem.params, vectors=True, points=7)
     whole = tw.landscape(problem, plane, risks)
     as_on_a_gpu(monkeypatch)
     monkeypatch.setattr(passes, "ACTIVATIONS", 2**20)

@@ -23,6 +23,7 @@ _ENTRYWISE_SAMPLES = 20
 _WHOLE_VECTORS = 256
 # Other models hand arrays from layer to layer, which should stay in a core's second cache.
 _POINTS = 2048
+# Of models that take hardly any memory: progress is shown, and Ctrl-C seen, between chunks.
 _GPU_POINTS = 2**18
 _SAMPLES = 4096
 _CACHE = 2**20  # bytes a chunk of points may keep between a model's layers, on a CPU
