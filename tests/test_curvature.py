@@ -395,6 +395,24 @@ def test_copies_of_the_largest_eigenvalue_are_found_close_above_others(seed):
     np.testing.assert_allclose(values, [10, 10, 9980 / 999], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("count", "most"), [(1, 24), (3, 32)])
+def test_a_search_ends_when_its_pairs_are_found(count, most):
+    """A few eigenvalues far above all others, as a network's Hessian has them, take few products."""
+    entries = np.r_[np.linspace(0, 1, 997), 40.0, 60.0, 100.0]
+    asked = []
+
+    def product(v):
+        asked.append(v)
+        return entries * v
+
+    key = jax.random.key(0)
+    found = lanczos._search(product, 1000, count, np.float64, 1e-8, key)
+    assert found.converged
+    assert len(asked) == found.products <= most < lanczos._vectors_for(count, 1000)
+    np.testing.assert_allclose(found.values, entries[::-1][:count], rtol=1e-14)
+    np.testing.assert_allclose(abs(found.vectors[:, ::-1][:, :count]), np.eye(count), atol=1e-8)
+
+
 # Trace and density -----------------------------------------------------------------------------
 
 

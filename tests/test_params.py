@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+from thalweg import jaxprs
 from thalweg.errors import InputError
 from thalweg.params import Layout, difference, norm
 
@@ -92,6 +93,25 @@ def test_leading_axes_go_along(tree):
     vectors = layout.flatten(stacked, lead=1)
     np.testing.assert_array_equal(vectors, [layout.flatten(tree), 2 * layout.flatten(tree)])
     assert_same(layout.unflatten(vectors), stacked)
+
+
+def test_without_parameters_there_is_an_empty_vector():
+    layout = Layout.of({})
+    for vector in (layout.flatten({}), jnp.zeros(0)):
+        assert vector.shape == (0,)
+        assert layout.unflatten(vector) == {}
+
+
+def test_the_gradient_in_the_vector_puts_leaves_together():
+    """Those of slices would each be a vector of zeros but for one leaf, and all of them be added up."""
+    layout = Layout.of({"a": np.ones((2, 3)), "b": np.ones(4), "c": np.ones(())})
+
+    def summed(vector):
+        return sum(jnp.sin(leaf).sum() for leaf in layout.unflatten(vector).values())
+
+    names = jaxprs.names(jax.make_jaxpr(jax.grad(summed))(jnp.ones(11)).jaxpr)
+    assert "concatenate" in names
+    assert "pad" not in names
 
 
 def test_each_name_is_at_its_place():

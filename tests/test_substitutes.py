@@ -11,7 +11,7 @@ nn, F = torch.nn, torch.nn.functional
 from torch_checks import same_as_pytorch  # noqa: E402
 
 import thalweg as tw  # noqa: E402
-from thalweg import programs  # noqa: E402
+from thalweg import jaxprs, programs  # noqa: E402
 from thalweg.errors import InputError  # noqa: E402
 from thalweg.problem import in_precision  # noqa: E402
 from thalweg.translation import translated  # noqa: E402
@@ -312,6 +312,33 @@ def test_covariances():
         lambda x, n, w: torch.cov(x, fweights=n, aweights=w.detach()), x, counts, weights
     )
     same_as_pytorch(torch.corrcoef, x)
+
+
+PARTS = {
+    "of one size": lambda x: x.split(2, dim=1),
+    "the last one smaller": lambda x: x.split(3, dim=-1),
+    "larger than the whole": lambda x: x.split(9),
+    "of given sizes": lambda x: x.split([1, 0, 4], 1),
+    "so many": lambda x: x.chunk(2, -1),
+    "each of one": lambda x: x.unbind(-1),
+    "of nothing": lambda x: (x[:0].split(2), x)[1:],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts(name):
+    def scaled(x):
+        return torch.cat([(k + 1) * part.reshape(-1) for k, part in enumerate(PARTS[name](x))])
+
+    same_as_pytorch(scaled, RNG.normal(size=(2, 5, 3)))
+
+
+def test_the_gradient_of_parts_puts_them_together():
+    """Each by itself would be a whole array of zeros but for its part, and as many of them to add up."""
+    summed = translated(lambda x: sum(row.sin().sum() for row in x.unbind(0)), lambda: "")
+    names = jaxprs.names(jax.make_jaxpr(jax.grad(summed))(jnp.ones((20, 3))).jaxpr)
+    assert "concatenate" in names
+    assert "pad" not in names
 
 
 def test_products_of_groups():

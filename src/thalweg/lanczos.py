@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Product = Callable[[Any], Any]  # (p,) -> (p,), a symmetric matrix times a vector
 
 _MOST_RESTARTS = 60
+# With how many Krylov vectors it is first asked whether the pairs are found, and then at each multiple
+_FIRST_LOOK = 16
+_LOOKS = 8
 
 
 class Pairs(NamedTuple):
@@ -121,17 +124,22 @@ def _search(
             projected[: j + 1, j] = np.asarray(coefficients)[locked : locked + j + 1]
             if not np.isfinite(projected[: j + 1, j]).all():
                 return _nothing(count, size, products)
-        values, vectors = np.linalg.eigh(projected, UPLO="U")
-        values, vectors = values[::-1], vectors[:, ::-1]
-        residuals = abs(float(left) * vectors[-1])
-        size_of_all = max(abs(values[0]), abs(values[-1]))
-        good = residuals[:count] <= tolerance * size_of_all
-        done = good.all() or most == free
-        if values[0] + (0 if done else residuals[0]) <= only_above:
-            return Pairs(np.empty(0), np.empty((0, size)), np.empty(0), products, True)
-        if done or restart == _MOST_RESTARTS - 1:
-            kept = matmul(vectors[:, :count].T.astype(dtype), basis[locked : locked + most])
-            return Pairs(values[:count], np.asarray(kept), residuals[:count], products, bool(done))
+            held = j + 1
+            if held < most and (held < max(count, _FIRST_LOOK) or held % _LOOKS):
+                continue
+            values, vectors = np.linalg.eigh(projected[:held, :held], UPLO="U")
+            values, vectors = values[::-1], vectors[:, ::-1]
+            residuals = abs(float(left) * vectors[-1])
+            size_of_all = max(abs(values[0]), abs(values[-1]))
+            good = residuals[:count] <= tolerance * size_of_all
+            done = good.all() or held == free
+            if values[0] + (0 if done else residuals[0]) <= only_above:
+                return Pairs(np.empty(0), np.empty((0, size)), np.empty(0), products, True)
+            if done or (held == most and restart == _MOST_RESTARTS - 1):
+                weights = np.zeros((count, most), dtype)  # of one shape, as what is cut above
+                weights[:, :held] = vectors[:, :count].T
+                kept = matmul(weights, basis[locked : locked + most])
+                return Pairs(values[:count], np.asarray(kept), residuals[:count], products, bool(done))
         # Keep the wanted Ritz vectors, some beyond them, and the vector that comes next.
         filled = min(count + max(count // 2, 8), most - 2)
         basis = _restarted(basis, vectors[:, :filled].T.astype(dtype), locked)

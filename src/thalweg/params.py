@@ -143,12 +143,16 @@ def _joined(layout: Layout, lead: int, leaves: list[Any], xp: Any = jnp) -> Any:
 
 
 def _split(layout: Layout, vector: Any) -> list[Any]:
-    ends = np.cumsum((0, *layout.sizes))
+    if not layout.sizes:
+        return []
+    if isinstance(vector, jax.Array):
+        # of which the transpose is one concatenation, where that of slices adds up vectors of zeros
+        parts = jax.lax.split(vector, layout.sizes, axis=vector.ndim - 1)
+    else:
+        parts = np.split(vector, np.cumsum(layout.sizes[:-1]), axis=-1)
     return [
-        vector[..., start:end].reshape((*vector.shape[:-1], *shape)).astype(dtype)
-        for start, end, shape, dtype in zip(
-            ends[:-1], ends[1:], layout.shapes, layout.dtypes, strict=True
-        )
+        part.reshape((*vector.shape[:-1], *shape)).astype(dtype)
+        for part, shape, dtype in zip(parts, layout.shapes, layout.dtypes, strict=True)
     ]
 
 

@@ -55,6 +55,9 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         aten._linalg_solve_ex.default: _solve,
         aten.linalg_lstsq.default: _least_squares,
         aten.linalg_householder_product.default: _householder_product,
+        aten.split.Tensor: _split,
+        aten.split_with_sizes.default: _split_with_sizes,
+        aten.unbind.int: _unbind,
         aten.mT.default: lambda x: jnp.swapaxes(x, -1, -2),
         aten.bucketize.Tensor: lambda x, edges, **how: _places(edges, x, **how),
         aten.searchsorted.Tensor: _places,
@@ -423,6 +426,20 @@ def _adaptive_max_pool(axes: int, x: Any, size: Sequence[int]) -> tuple[Any, Any
             found.append((value, jnp.take_along_axis(there, index, axis)))
         x, places = (jnp.concatenate(parts, axis) for parts in zip(*found, strict=True))
     return x, places
+
+
+def _split(x: Any, size: int, dim: int = 0) -> Sequence[Any]:
+    whole = x.shape[dim]
+    return _split_with_sizes(x, [min(size, whole - k) for k in range(0, whole, size)] or [0], dim)
+
+
+def _split_with_sizes(x: Any, sizes: Sequence[int], dim: int = 0) -> Sequence[Any]:
+    # whose transpose puts together, where that of slices would add up arrays of zeros
+    return jax.lax.split(x, sizes, dim)
+
+
+def _unbind(x: Any, dim: int = 0) -> Sequence[Any]:
+    return [jnp.squeeze(part, dim) for part in _split_with_sizes(x, [1] * x.shape[dim], dim)]
 
 
 def _embedding_bag(

@@ -1,0 +1,104 @@
+"""Gradients of networks with skip connections, and what XLA fuses of their sums."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import thalweg as tw
+from thalweg.tuning import tuned
+
+
+def residual(weights, x):
+    for weight in weights:
+        normed = (x - x.mean(-1, keepdims=True)) / (1 + (x**2).mean(-1, keepdims=True))
+        x = x + jnp.tanh(normed @ weight)
+    return (x**2).mean()
+
+
+def deep(weights, x):
+    for weight in weights:
+        x = jnp.tanh(x @ weight)
+    return (x**2).mean()
+
+
+@pytest.fixture
+def network(rng):
+    def drawn(depth, dtype="float32", *lead):
+        weights = [rng.standard_normal((*lead, 80, 80)).astype(dtype) / 10 for _ in range(depth)]
+        return weights, rng.standard_normal((70, 80)).astype(dtype)
+
+    return drawn
+
+
+def alone(function, *arguments):
+    """How many of a function's sums are kept to themselves."""
+    return str(jax.make_jaxpr(tuned(function))(*arguments)).count("name=added_alone")
+
+
+def widest(function, *arguments):
+    """The largest number of arrays that one of the compiled program's fusions takes."""
+    program = jax.jit(function).lower(*arguments).compile().as_text()
+    fusions = re.findall(r" fusion\((.*?)\), kind=kLoop", program)
+    return max(found.count("%") for found in fusions)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_are_the_same(dtype, network):
+    gradient = jax.grad(residual)
+    weights, x = network(6, dtype)
+    assert alone(gradient, weights, x)
+    rounding = 1e-5 if dtype == "float32" else 1e-13
+    for found, exact in zip(
+        jax.jit(tuned(gradient))(weights, x), jax.jit(gradient)(weights, x), strict=True
+    ):
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, exact, rtol=rounding, atol=rounding * abs(exact).max())
+
+
+def test_second_derivatives_of_many_networks_in_a_loop(network):
+    weights, x = network(3, "float64", 4)
+
+    def product(weights):
+        def gradient(w):
+            return jax.grad(residual)(w, x)
+
+        return jax.vmap(lambda w: jax.jvp(gradient, (w,), (w,))[1])(weights)
+
+    def twice(weights):
+        return jax.lax.fori_loop(0, 2, lambda _, w: product(w), weights)
+
+    assert alone(twice, weights)
+    for found, exact in zip(jax.jit(tuned(twice))(weights), jax.jit(twice)(weights), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-10, atol=1e-12)
+
+
+def test_no_fusion_grows_with_the_depth(network):
+    """Without it, one takes as many arrays as there are layers and more."""
+    gradient = jax.grad(residual)
+    at_four, at_twelve = (widest(tuned(gradient), *network(depth)) for depth in (4, 12))
+    assert at_four == at_twelve
+    assert widest(gradient, *network(12)) > at_twelve + 12
+
+
+def test_networks_without_skip_connections_are_left_as_they_are(network):
+    weights, x = network(6)
+    assert alone(jax.grad(deep), weights, x) == 0
+    # a sum of gradients, but none of its terms is one
+    assert alone(jax.grad(lambda w, x: deep(w, x) + deep(w, 2 * x)), weights, x) == 0
+
+
+def test_a_descent_takes_them(network):
+    """Ten steps of momentum, against the rule written out with JAX's own gradients."""
+    weights, x = network(4, "float64")
+    problem = tw.Problem.from_function(lambda w: residual(w, x), params=weights)
+    path = tw.descend(problem, tw.SGD(lr=0.1, momentum=0.9), steps=10)
+    velocity = [np.zeros_like(w) for w in weights]
+    for _ in range(10):
+        slopes = jax.grad(residual)(weights, x)
+        velocity = [0.9 * v + g for v, g in zip(velocity, slopes, strict=True)]
+        weights = [w - 0.1 * v for w, v in zip(weights, velocity, strict=True)]
+    exact = problem.flatten(weights)
+    np.testing.assert_allclose(path.params.isel(step=-1), exact, rtol=1e-9, atol=1e-12)
