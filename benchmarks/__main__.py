@@ -20,6 +20,7 @@ from benchmarks import (
     spectra,
     startup,
     tools,
+    transformer,
 )
 from benchmarks.harness import CASES, TURN, DisagreementError, Row, measure
 
@@ -27,7 +28,18 @@ _HEAD = Row(
     "case", "who", "measured part", "first call", "time", "ratio to ours", "goal", "agrees to"
 )
 # In this order.
-_MODULES = (descents, landscapes, networks, large, spectra, flow, least_squares, startup, growth)
+_MODULES = (
+    descents,
+    landscapes,
+    networks,
+    large,
+    transformer,
+    spectra,
+    flow,
+    least_squares,
+    startup,
+    growth,
+)
 
 
 def main(words: list[str]) -> int:

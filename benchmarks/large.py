@@ -64,7 +64,7 @@ def middling_landscape() -> Iterator[Race]:
     flat = [p.detach().clone() for p in model.parameters()]
     rows = [
         [torch.as_tensor(v, dtype=p.dtype) for v, p in zip(parts, flat, strict=True)]
-        for parts in (list(_in_order(model, problem, d)) for d in directions)
+        for parts in (list(in_order(model, problem, d)) for d in directions)
     ]
 
     def notebook() -> np.ndarray:
@@ -182,7 +182,7 @@ def _their_directions(model: Any, problem: tw.Problem) -> np.ndarray:
     return np.array(rows)
 
 
-def _in_order(model: Any, problem: tw.Problem, vector: np.ndarray) -> Iterator[np.ndarray]:
+def in_order(model: Any, problem: tw.Problem, vector: np.ndarray) -> Iterator[np.ndarray]:
     """The parts of a vector of parameters in the order of `model.parameters()`."""
     parts = problem.unflatten(vector)
     return (np.asarray(parts[name]) for name, _ in model.named_parameters())
@@ -242,7 +242,7 @@ def large_landscape() -> Iterator[Race | Gauge]:
             Contender("thalweg.landscape", ours, lambda s: float(s[middle, middle])),
             # at most 1.2 times PyTorch's: PyTorch's at least 1/1.2 of ours
             Contender("PyTorch's forward passes alone", theirs, goal=1 / 1.2),
-            limits.arithmetic(POINTS**2 * _operations(x)),
+            limits.arithmetic(POINTS**2 * _operations(resnet20(), x)),
         ],
         deviation=lambda answers: {
             name: abs(a / answers["PyTorch's forward passes alone"] - 1)
@@ -269,20 +269,29 @@ def large_landscape() -> Iterator[Race | Gauge]:
 
 @case
 def large_descent() -> Iterator[Race]:
-    """ResNet-20, steps of SGD on batches of 128 images, its batch norm frozen: an epoch of four, and on a
-    GPU, which takes less time for those than a call to begin and to label, 25 epochs."""
-    import jax
+    """ResNet-20 on batches of 128 images, its batch norm frozen."""
     import torch
 
     x, y = _images()
     problem = tw.from_torch(resnet20(), torch.nn.CrossEntropyLoss(), x, y)
-    epochs = 25 if tools.on_gpu() else 1
-    order = [slice(i, i + BATCH) for i in range(0, IMAGES, BATCH)] * epochs
+    yield descent_of(f"ResNet-20, batches of {BATCH} images", problem, resnet20(), x, y, BATCH)
+
+
+def descent_of(
+    title: str, problem: tw.Problem, module: Any, x: Any, y: Any, batch: int, epochs: int = 1
+) -> Race:
+    """Steps of SGD of a module under cross-entropy, on its data's batches in their order; 25 times the epochs
+    on a GPU, which takes less time for so few than a call to begin and to label."""
+    import jax
+    import torch
+
+    epochs *= 25 if tools.on_gpu() else 1
+    order = [slice(i, i + batch) for i in range(0, len(x), batch)] * epochs
     steps = len(order)
 
     def ours() -> np.ndarray:
         path = tw.descend(
-            problem, tw.SGD(lr=RATE), steps=steps, batch_size=BATCH, record={"params": False}
+            problem, tw.SGD(lr=RATE), steps=steps, batch_size=batch, record={"params": False}
         )
         return path["loss"].values[:steps]
 
@@ -299,7 +308,7 @@ def large_descent() -> Iterator[Race]:
         return np.array(losses)
 
     def theirs() -> np.ndarray:
-        model, losses = deepcopy(resnet20()), []
+        model, losses = deepcopy(module), []
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         for part in order:
             optimizer.zero_grad()
@@ -310,15 +319,15 @@ def large_descent() -> Iterator[Race]:
         return np.array(losses)
 
     bare = "a step compiled by JAX, called from a Python loop"
-    yield Race(
-        f"ResNet-20, batches of {BATCH} images × {steps} steps of SGD",
+    return Race(
+        f"{title} × {steps} steps of SGD",
         [
             # which looks at the gradient of one more batch, for its last row
             Contender("thalweg.descend", ours),
             Contender(bare, alone, goal=steps / (steps + 1) / 1.2),
             Contender("PyTorch loop", theirs),
             # a pass back takes as many operations as two forward
-            limits.arithmetic(3 * (steps + 1) * _operations(x[:BATCH])),
+            limits.arithmetic(3 * (steps + 1) * _operations(module, x[:batch])),
         ],
         deviation=lambda answers: {
             name: float(np.abs(losses / answers["PyTorch loop"] - 1).max())
@@ -338,13 +347,13 @@ def _images() -> tuple[Any, Any]:
     return x, torch.randint(0, 10, (IMAGES,), generator=generator)
 
 
-def _operations(x: Any) -> float:
-    """Of a forward pass over all images, as PyTorch counts them: two for a multiplication and its sum."""
+def _operations(module: Any, x: Any) -> float:
+    """Of a forward pass, as PyTorch counts them: two for a multiplication and its sum."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        resnet20()(x)
+        module(x)
     return counter.get_total_flops()
 
 

@@ -138,8 +138,8 @@ def _search(
             if done or (held == most and restart == _MOST_RESTARTS - 1):
                 weights = np.zeros((count, most), dtype)  # of one shape, as what is cut above
                 weights[:, :held] = vectors[:, :count].T
-                kept = matmul(weights, basis[locked : locked + most])
-                return Pairs(values[:count], np.asarray(kept), residuals[:count], products, bool(done))
+                kept = np.asarray(matmul(weights, basis[locked : locked + most]))
+                return Pairs(values[:count], kept, residuals[:count], products, bool(done))
         # Keep the wanted Ritz vectors, some beyond them, and the vector that comes next.
         filled = min(count + max(count // 2, 8), most - 2)
         basis = _restarted(basis, vectors[:, :filled].T.astype(dtype), locked)

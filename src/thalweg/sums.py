@@ -22,7 +22,8 @@ from thalweg.jaxprs import equation_of, in_place_of
 def arranged(equations: Sequence[Any]) -> list[Any]:
     """A jaxpr's equations, with others for the sums of such a chain that several equations take."""
     uses = Counter(id(variable) for equation in equations for variable in equation.invars)
-    chain: set[int] = set()  # sums that several take, and all sums that have one of these among their terms
+    # sums that several take, and all sums that have one of these among their terms
+    chain: set[int] = set()
     found = []
     for equation in equations:
         if _is_sum(equation):
@@ -31,8 +32,9 @@ def arranged(equations: Sequence[Any]) -> list[Any]:
             if goes_on or uses[out] > 1:
                 chain.add(out)
             if goes_on and uses[out] > 1:
-                aval = equation.outvars[0].aval
-                equation = in_place_of(equation, _equation(aval.shape, aval.dtype), equation.outvars)
+                term = equation.invars[0].aval
+                made = _equation(term.shape, term.dtype)
+                equation = in_place_of(equation, made, equation.outvars)
         found.append(equation)
     return found
 
