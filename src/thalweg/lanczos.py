@@ -111,41 +111,40 @@ def _search(
         basis = basis.at[:locked].set(found)
     basis, _, _ = absorb(basis, jax.random.normal(key, (size,), dtype), locked, 0.0, key)
     projected = np.zeros((most, most))
-    scale, left, filled, products = 0.0, 0.0, 0, 0
-    for restart in range(_MOST_RESTARTS):
-        for j in range(filled, most):
-            image = product(basis[locked + j])
-            products += 1
-            scale = max(scale, float(jnp.linalg.norm(image)))
-            basis, coefficients, left = absorb(
-                basis, image, locked + j + 1, scale, jax.random.fold_in(key, products)
-            )
-            # cut on the host: JAX would compile a program for each length
-            projected[: j + 1, j] = np.asarray(coefficients)[locked : locked + j + 1]
-            if not np.isfinite(projected[: j + 1, j]).all():
-                return _nothing(count, size, products)
-            held = j + 1
-            if held < most and (held < max(count, _FIRST_LOOK) or held % _LOOKS):
-                continue
-            values, vectors = np.linalg.eigh(projected[:held, :held], UPLO="U")
-            values, vectors = values[::-1], vectors[:, ::-1]
-            residuals = abs(float(left) * vectors[-1])
-            size_of_all = max(abs(values[0]), abs(values[-1]))
-            good = residuals[:count] <= tolerance * size_of_all
-            done = good.all() or held == free
-            if values[0] + (0 if done else residuals[0]) <= only_above:
-                return Pairs(np.empty(0), np.empty((0, size)), np.empty(0), products, True)
-            if done or (held == most and restart == _MOST_RESTARTS - 1):
-                weights = np.zeros((count, most), dtype)  # of one shape, as what is cut above
-                weights[:, :held] = vectors[:, :count].T
-                kept = np.asarray(matmul(weights, basis[locked : locked + most]))
-                return Pairs(values[:count], kept, residuals[:count], products, bool(done))
-        # Keep the wanted Ritz vectors, some beyond them, and the vector that comes next.
-        filled = min(count + max(count // 2, 8), most - 2)
-        basis = _restarted(basis, vectors[:, :filled].T.astype(dtype), locked)
-        projected = np.zeros((most, most))
-        projected[range(filled), range(filled)] = values[:filled]
-    raise AssertionError("the last restart returns")
+    scale, held, restarts, products = 0.0, 0, 0, 0
+    while True:
+        image = product(basis[locked + held])
+        held, products = held + 1, products + 1
+        scale = max(scale, float(jnp.linalg.norm(image)))
+        basis, coefficients, left = absorb(
+            basis, image, locked + held, scale, jax.random.fold_in(key, products)
+        )
+        # cut on the host: JAX would compile a program for each length
+        column = np.asarray(coefficients)[locked : locked + held]
+        if not np.isfinite(column).all():
+            return _nothing(count, size, products)
+        projected[:held, held - 1] = column
+        if held < most and (held < max(count, _FIRST_LOOK) or held % _LOOKS):
+            continue
+        values, vectors = np.linalg.eigh(projected[:held, :held], UPLO="U")
+        values, vectors = values[::-1], vectors[:, ::-1]
+        residuals = abs(float(left) * vectors[-1])
+        size_of_all = max(abs(values[0]), abs(values[-1]))
+        good = residuals[:count] <= tolerance * size_of_all
+        done = good.all() or held == free
+        if values[0] + (0 if done else residuals[0]) <= only_above:
+            return Pairs(np.empty(0), np.empty((0, size)), np.empty(0), products, True)
+        if done or (held == most and restarts == _MOST_RESTARTS):
+            weights = np.zeros((count, most), dtype)  # of one shape, as what is cut above
+            weights[:, :held] = vectors[:, :count].T
+            kept = np.asarray(matmul(weights, basis[locked : locked + most]))
+            return Pairs(values[:count], kept, residuals[:count], products, bool(done))
+        if held == most:
+            # Keep the wanted Ritz vectors, some beyond them, and the vector that comes next.
+            held, restarts = min(count + max(count // 2, 8), most - 2), restarts + 1
+            basis = _restarted(basis, vectors[:, :held].T.astype(dtype), locked)
+            projected = np.zeros((most, most))
+            projected[range(held), range(held)] = values[:held]
 
 
 def _nothing(count: int, size: int, products: int) -> Pairs:
