@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import thalweg as tw
+from thalweg import backend
 from thalweg.tuning import tuned
 
 
@@ -102,3 +103,19 @@ def test_a_descent_takes_them(network):
         weights = [w - 0.1 * v for w, v in zip(weights, velocity, strict=True)]
     exact = problem.flatten(weights)
     np.testing.assert_allclose(path.params.isel(step=-1), exact, rtol=1e-9, atol=1e-12)
+
+
+def test_what_stands_apart_is_a_call_of_its_own():
+    """Both that use it would compute it otherwise, each in a loop of its own."""
+    slope = backend.apart(lambda x: 2 * jnp.sin(x))
+
+    def used_twice(x, y):
+        return slope(x) @ y, slope(x) - y
+
+    x, y = np.ones((9, 9)), np.ones((9, 9))
+    program = jax.jit(used_twice).lower(x, y).compile().as_text()
+    assert len(re.findall(r" call\(", program)) == 1
+    np.testing.assert_allclose(jax.jit(used_twice)(x, y)[1], 2 * np.sin(1) - y)
+    # and is differentiated and batched as what it is
+    both = jax.jit(jax.vmap(jax.value_and_grad(slope)))(jnp.arange(3.0))
+    np.testing.assert_allclose(both, [2 * np.sin(np.arange(3)), 2 * np.cos(np.arange(3))])

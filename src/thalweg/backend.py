@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from thalweg.errors import unknown
 
@@ -119,6 +120,22 @@ def workers() -> int:
 def matmul(a: Any, b: Any) -> Any:
     """a @ b in the numbers' own precision, of which a GPU would keep 11 bits in float32 (TF32)."""
     return jnp.matmul(a, b, precision="highest")
+
+
+def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function, inside a trace, that is a call to XLA too, and not inlined.
+
+    XLA on a CPU fuses what is cheap into all that use it, and computes it anew for each; an optimization
+    barrier is gone before it does. The results of a call it computes once.
+    """
+    compiled = jax.jit(function)
+
+    @functools.wraps(function)
+    def called(*arguments: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return compiled(*arguments)
+
+    return called
 
 
 def in_full_precision() -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from thalweg import backend
 from thalweg.observables import At, measured
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
@@ -71,12 +72,19 @@ def known_turns(platform: str) -> int:
     return _TURNS if platform == "gpu" else 1
 
 
+def _downhill(problem: Problem, params: Params) -> Params:
+    return jax.tree_util.tree_map(jnp.negative, value_and_gradient(problem, params)[1])
+
+
 def _method(flow: Flow) -> tuple[Any, Any, Any]:
     """diffrax's terms, solver and controller."""
     import diffrax
 
-    def downhill(t: Any, params: Params, args: Any) -> Params:
-        return jax.tree_util.tree_map(jnp.negative, value_and_gradient(flow.problem, params)[1])
+    # a slope has a part in all later stages, each of which would compute it anew
+    downhill = backend.apart(_downhill) if backend.on_cpu() else _downhill
+
+    def along(t: Any, params: Params, args: Any) -> Params:
+        return downhill(flow.problem, params)
 
     if flow.solver == EXPLICIT:
         solver = _written_out()
@@ -86,7 +94,7 @@ def _method(flow: Flow) -> tuple[Any, Any, Any]:
         import optimistix
 
         solver = diffrax.Kvaerno5(root_finder=optimistix.Newton(rtol=flow.rtol, atol=flow.atol))
-    return diffrax.ODETerm(downhill), solver, diffrax.PIDController(rtol=flow.rtol, atol=flow.atol)
+    return diffrax.ODETerm(along), solver, diffrax.PIDController(rtol=flow.rtol, atol=flow.atol)
 
 
 @cache
