@@ -58,7 +58,7 @@ def language_model() -> Any:
 
 @case
 def transformer() -> Iterator[Race]:
-    """Sequences of 64 characters: an epoch of SGD, and one product with the Hessian of all of them."""
+    """Sequences of 64 characters: two epochs of SGD, and one product with the Hessian of all of them."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

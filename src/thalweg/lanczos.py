@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Product = Callable[[Any], Any]  # (p,) -> (p,), a symmetric matrix times a vector
 
 _MOST_RESTARTS = 60
-# With how many Krylov vectors it is first asked whether the pairs are found, and then at each multiple
+# At how many Krylov vectors it is first asked whether the pairs are found, and after how many more again
 _FIRST_LOOK = 16
 _LOOKS = 8
 
