@@ -332,6 +332,19 @@ def test_an_explicit_step_is_diffraxs_own():
             np.testing.assert_allclose(ours[name], other[name], rtol=1e-12, atol=1e-15)
 
 
+def test_each_of_a_steps_slopes_is_computed_once():
+    """Six of them, of which all later stages and the error are sums."""
+    flow = integrator.Flow(bowl_problem(), {}, 1e-6, 1e-9, 100, integrator.EXPLICIT, False, ())
+    terms, solver, _ = integrator._method(flow)
+
+    def step(params, slope):
+        return solver.step(terms, 0.0, 0.4, params, None, slope, jnp.bool_(False))[:2]
+
+    start = {"x": jnp.ones(()), "y": jnp.ones(())}
+    program = jax.jit(step).lower(start, start).compile().as_text()
+    assert program.count(" call(") == 6
+
+
 def test_more_points_than_a_block_records():
     times = np.linspace(0, 1, 1001)
     flow = tw.gradient_flow(bowl_problem(), times=times)

@@ -321,7 +321,7 @@ PARTS = {
     "of given sizes": lambda x: x.split([1, 0, 4], 1),
     "so many": lambda x: x.chunk(2, -1),
     "each of one": lambda x: x.unbind(-1),
-    "of nothing": lambda x: (x[:0].split(2), x)[1:],
+    "of nothing": lambda x: (*x[:0].split(2), x),
 }
 
 

@@ -53,6 +53,7 @@ def _is_sum(equation: Any) -> bool:
 def _equation(shape: Any, dtype: Any) -> Any:
     added = backend.apart(operator.add)
 
+    # around it, since an equation that takes another's place is in that one's context
     @jax.jit
     def added_alone(a: Any, b: Any) -> Any:
         return added(a, b)
