@@ -120,17 +120,23 @@ def test_the_way_back_through_transposed_convolutions_is_pytorchs(x, w, options,
         np.testing.assert_allclose(mine, tensor.grad, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("seed", range(16))
-def test_any_convolution_is_jaxs(seed):
-    """Values, gradients and a curvature product, of settings drawn at random."""
+@pytest.mark.parametrize("reach", ["some", "one", "all"])
+@pytest.mark.parametrize("seed", range(8))
+def test_any_convolution_is_jaxs(seed, reach):
+    """Values, gradients and a curvature product, of settings drawn at random; of kernels that reach over some
+    places, over one, or over all."""
     rng = np.random.default_rng(seed)
-    n = int(rng.integers(1, 4))
+    n = int(rng.integers(1, 3 if reach == "all" else 4))
     groups, summed, made = (int(rng.choice(some)) for some in ([1, 2, 5], [1, 2, 4], [1, 3, 8]))
     x = rng.standard_normal((rng.integers(1, 6), groups * summed, *rng.integers(4, 8, n)))
-    w = rng.standard_normal((groups * made, summed, *rng.integers(1, 4, n)))
+    places = {"some": rng.integers(1, 4, n), "one": [1] * n, "all": x.shape[2:]}[reach]
+    w = rng.standard_normal((groups * made, summed, *places))
     layout, kernel, _ = LAYOUTS[n]
     strides, spread, apart = (tuple(rng.integers(1, 3, n).tolist()) for _ in range(3))
     padding = rng.integers(-1, 3, (n, 2)).tolist()
+    if reach != "some" and seed % 3:
+        padding, spread = [(0, 0)] * n, (1,) * n
+        apart = apart if reach == "one" else (1,) * n
     last = rng.random() < 0.3
     if last:
         layout, kernel = layout[:1] + layout[2:] + "C", kernel[2:] + "IO"
@@ -187,6 +193,30 @@ def test_others_stay_as_they_are(x, w, dtype):
         return lax.conv(x, w, (1,) * (x.ndim - 2), "VALID")
 
     assert arranged(own, jnp.ones(x, dtype), jnp.ones(w, dtype)) == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "options", "left"),
+    [
+        ((5, 8, 7, 6), (4, 8, 1, 1), {}, 0),
+        ((5, 8, 7, 6), (4, 8, 1, 1), {"stride": 2}, 0),
+        ((5, 8, 7), (4, 8, 1), {}, 0),
+        ((5, 8, 7, 6, 5), (4, 8, 1, 1, 1), {"stride": 2}, 0),
+        ((5, 8, 7, 6), (4, 8, 1, 1), {"stride": 2, "padding": 1}, 1),  # back to the kernel
+        ((5, 8, 7, 6), (4, 8, 7, 6), {}, 1),  # back to the images
+        ((5, 8, 7, 5), (4, 8, 4, 3), {"dilation": 2}, 1),
+    ],
+)
+def test_of_one_place_they_are_products_of_matrices_there_and_back(x, w, options, left, rng):
+    x, w = rng.standard_normal(x), rng.standard_normal(w)
+
+    def slopes(x, w):
+        return jax.grad(lambda *a: jnp.sum(convolved(*a, **options) ** 2), (0, 1))(x, w)
+
+    program = str(jax.make_jaxpr(tuned(slopes))(x, w))
+    assert program.count("conv_general_dilated[") == left
+    for mine, theirs in zip(jax.jit(tuned(slopes))(x, w), slopes(x, w), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-11, atol=1e-11)
 
 
 def test_what_lies_in_order_stays_as_it_is_but_for_volumes():

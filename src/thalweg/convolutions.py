@@ -3,8 +3,9 @@
 XLA gives a convolution the layout that its kernels ask for where it stands at the outermost level of a
 program; in a loop or a branch, where every step of a descent is, it multiplies number by number, which takes
 some forty times as long. A convolution in groups, as `vmap` over models makes it, has no kernel at all, nor
-has one of few features, and one of volumes a slow one. Where inputs are spread, as in transposed
-convolutions, the way back to a kernel multiplies mostly zeros.
+has one of few features, and one of volumes a slow one; one of a single place is slower than the product of
+matrices that it is. Where inputs are spread, as in transposed convolutions, the way back to a kernel
+multiplies mostly zeros.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from thalweg.jaxprs import equation_of, in_place_of
+from thalweg.layouts import Layouts
 
 # Pairs of features, one summed over and one made. Measured on two cores, kernels of 3 × 3: with fewer the
 # plain loop takes less time than the kernels' threads; and products with shifted inputs, one for every place
@@ -30,9 +32,19 @@ _MOST_PRODUCTS = 256  # of which the measured sums are faster than the loop
 _UNROLLED = 48  # more take long to compile, and are summed in a loop over the kernel's rows
 
 
-def arranged(equations: Sequence[Any]) -> list[Any]:
-    """A jaxpr's equations, with others for its convolutions."""
-    return [_arranged(equation) if _is_known(equation) else equation for equation in equations]
+def arranged(jaxpr: Any) -> list[Any]:
+    """A jaxpr's equations, with others for its convolutions, and for what comes between them."""
+    if not any(map(_is_known, jaxpr.eqns)):
+        return jaxpr.eqns
+    layouts = Layouts()
+    for equation in jaxpr.eqns:
+        if not _is_known(equation):
+            layouts.take(equation)
+        elif (how := _how(equation)) is None:
+            layouts.keep(equation)
+        else:
+            _arrange(equation, how, layouts)
+    return layouts.finished(jaxpr.outvars)
 
 
 def _is_known(equation: Any) -> bool:
@@ -44,65 +56,124 @@ def _is_known(equation: Any) -> bool:
     return 1 <= inputs.ndim - 2 <= 3 and equation.outvars[0].aval.size > 0
 
 
-def _arranged(equation: Any) -> Any:
+def _how(equation: Any) -> str | None:
+    """How a convolution is computed, if not as it is."""
     params = equation.params
-    given = tuple(v.aval for v in equation.invars)
+    inputs, kernel = (v.aval for v in equation.invars)
     groups, specs = _groups(params), params["dimension_numbers"]
-    made, summed, *places = (given[1].shape[d] for d in specs.rhs_spec)
+    made, summed, *places = (kernel.shape[d] for d in specs.rhs_spec)
     pairs, products = made // groups * summed, math.prod(places) * summed
-    shifted = pairs < _THIN and products <= _MOST_PRODUCTS and params["batch_group_count"] == 1
-    if not shifted:
-        has_kernel = len(places) < 3 and max(params["lhs_dilation"]) == 1
-        in_order = groups == 1 and specs == _specs(given[0].ndim)
-        if pairs < _THIN or (has_kernel and in_order):
-            return equation
-    inputs, kernel = ((a.shape, a.dtype) for a in given)
-    ours = _equation(inputs, kernel, tuple(sorted(params.items())), shifted)
-    return in_place_of(equation, ours, equation.outvars)
+    if pairs < _THIN:
+        shifted = products <= _MOST_PRODUCTS and params["batch_group_count"] == 1
+        return "by shifts" if shifted else None
+    if groups == 1 and math.prod(places) == 1:
+        return "at each place"
+    if groups == 1 and _covers(params, [inputs.shape[d] for d in specs.lhs_spec[2:]], places):
+        return "at one place"
+    has_kernel = len(places) < 3 and max(params["lhs_dilation"]) == 1
+    return None if has_kernel and groups == 1 and specs == _specs(inputs.ndim) else "in order"
+
+
+def _covers(params: dict[str, Any], lengths: Sequence[int], places: Sequence[int]) -> bool:
+    """Whether a kernel covers all that is given, cut off at the edges perhaps, and makes one place of it."""
+    edges = zip(lengths, places, params["padding"], params["rhs_dilation"], strict=True)
+    return max(params["lhs_dilation"]) == 1 and all(
+        max(padding) <= 0 and length + sum(padding) == (k - 1) * apart + 1
+        for length, k, padding, apart in edges
+    )
+
+
+def _arrange(equation: Any, how: str, layouts: Layouts) -> None:
+    (x, w), (found,) = equation.invars, equation.outvars
+    given = equation.params["dimension_numbers"]
+    wanted = given if how == "by shifts" else _specs(x.aval.ndim, whole=how == "at one place")
+    x = layouts.ordered(x, _order(wanted.lhs_spec, given.lhs_spec))
+    w = layouts.ordered(w, _order(wanted.rhs_spec, given.rhs_spec))
+    shapes = ((v.aval.shape, v.aval.dtype) for v in (x, w))
+    made = _equation(how, *shapes, tuple(sorted(equation.params.items())))
+    made = in_place_of(equation.replace(invars=[x, w]), made, [found])
+    layouts.add(made, found, _order(wanted.out_spec, given.out_spec))
 
 
 def _groups(params: Any) -> int:
     return params["feature_group_count"] * params["batch_group_count"]
 
 
-def _specs(ndim: int) -> lax.ConvDimensionNumbers:
-    """Samples, places, features; and of the kernel places, what is summed over, features."""
+def _specs(ndim: int, whole: bool = False) -> lax.ConvDimensionNumbers:
+    """Samples, places, features; and of the kernel places, what is summed over, features. Where the kernel
+    covers the `whole`, what is summed over comes first: it is a product of matrices."""
     places = tuple(range(1, ndim - 1))
-    inputs = (0, ndim - 1, *places)
-    return lax.ConvDimensionNumbers(inputs, (ndim - 1, ndim - 2, *range(ndim - 2)), inputs)
+    made = (0, ndim - 1, *places)
+    if whole:
+        return lax.ConvDimensionNumbers((ndim - 1, 0, *places), (ndim - 1, 0, *places), made)
+    return lax.ConvDimensionNumbers(made, (ndim - 1, ndim - 2, *range(ndim - 2)), made)
 
 
 @functools.lru_cache(maxsize=256)  # what is the same is then compiled once
-def _equation(inputs: Any, kernel: Any, params: tuple[tuple[str, Any], ...], shifted: bool) -> Any:
+def _equation(how: str, inputs: Any, kernel: Any, params: tuple[tuple[str, Any], ...]) -> Any:
     named = dict(params)
-    given, ndim = named["dimension_numbers"], len(inputs[0])
-    wanted, groups, of_batches = _specs(ndim), _groups(named), named["batch_group_count"] > 1
-    named |= {"dimension_numbers": wanted, "feature_group_count": 1, "batch_group_count": 1}
 
     @jax.jit
     def arranged_convolution(x: Any, w: Any) -> Any:
-        if shifted:
-            return _by_shifts(x, w, dict(params))
-        x = _moved(x, given.lhs_spec, wanted.lhs_spec)
-        w = _moved(w, given.rhs_spec, wanted.rhs_spec)
-        if groups == 1:
-            found = _convolved(x, w, named)
-        else:  # one after the other
-            pairs = _split(x, groups, 0 if of_batches else -1), _split(w, groups, -1)
-            found = lax.map(lambda pair: _convolved(pair[0], pair[1], named), pairs)
-            found = jnp.moveaxis(found, 0, -2)
-            found = found.reshape(*found.shape[:-2], math.prod(found.shape[-2:]))
-        return _moved(found, wanted.out_spec, given.out_spec)
+        return _WAYS[how](x, w, named)
 
     return equation_of(arranged_convolution, inputs, kernel)
+
+
+def _in_order(x: Any, w: Any, params: dict[str, Any]) -> Any:
+    """A convolution by XLA's kernels, of several groups one after the other."""
+    groups, of_batches = _groups(params), params["batch_group_count"] > 1
+    plain = {
+        "dimension_numbers": _specs(x.ndim),
+        "feature_group_count": 1,
+        "batch_group_count": 1,
+    }
+    if groups == 1:
+        return _convolved(x, w, params | plain)
+    pairs = _split(x, groups, 0 if of_batches else -1), _split(w, groups, -1)
+    found = lax.map(lambda pair: _convolved(pair[0], pair[1], params | plain), pairs)
+    found = jnp.moveaxis(found, 0, -2)
+    return found.reshape(*found.shape[:-2], math.prod(found.shape[-2:]))
+
+
+def _at_each_place(x: Any, w: Any, params: dict[str, Any]) -> Any:
+    """A convolution whose kernel is one place: a product of matrices."""
+    places = range(1, x.ndim - 1)
+    steps = (1, *params["window_strides"], 1)
+    nothing = max(params["lhs_dilation"]) == 1 and not any(map(any, params["padding"]))
+    if nothing:  # is added to the inputs: what is left out need not be multiplied
+        x = lax.slice(x, [0] * x.ndim, x.shape, steps)
+    found = _product(x, w.reshape(w.shape[-2:]), [x.ndim - 1], [0], params)
+    if nothing:
+        return found
+    found = _padded(found, places, params)
+    return lax.slice(found, [0] * x.ndim, found.shape, steps)
+
+
+def _at_one_place(x: Any, w: Any, params: dict[str, Any]) -> Any:
+    """A convolution whose kernel covers all: a product of matrices. So is the way back to a kernel of one
+    place."""
+    summed = [*range(x.ndim - 1)]
+    edges = [(0, 0), *params["padding"], (0, 0)]
+    ends = [size + high for size, (_, high) in zip(x.shape, edges, strict=True)]
+    x = lax.slice(x, [-low for low, _ in edges], ends, (1, *params["rhs_dilation"], 1))
+    found = _product(x, w, summed, summed, params)
+    return found.reshape(len(found), *[1] * (x.ndim - 2), -1)
+
+
+def _product(
+    x: Any, w: Any, over_x: Sequence[int], over_w: Sequence[int], params: dict[str, Any]
+) -> Any:
+    kept = {name: params[name] for name in ("precision", "preferred_element_type")}
+    return lax.dot_general(x, w, ((over_x, over_w), ((), ())), **kept)
 
 
 def _by_shifts(x: Any, w: Any, params: dict[str, Any]) -> Any:
     """A convolution as a sum of products with shifted inputs, in the layout that is asked for: from another,
     every number of the sum would be written far from the one before."""
     specs, groups = params["dimension_numbers"], params["feature_group_count"]
-    x = _moved(x, specs.lhs_spec, specs.out_spec)
-    w = _moved(w, specs.rhs_spec, _specs(x.ndim).rhs_spec)
+    x = x.transpose(_order(specs.lhs_spec, specs.out_spec))
+    w = w.transpose(_order(specs.rhs_spec, _specs(x.ndim).rhs_spec))
     *places, summed, made = w.shape
     _, axis, *along = specs.out_spec
     x = _padded(x, along, params)
@@ -202,12 +273,21 @@ def _by_frames(x: Any, w: Any, params: dict[str, Any]) -> Any:
     return found.reshape(len(x), frames, *found.shape[1:])
 
 
-def _moved(array: Any, given: Sequence[int], wanted: Sequence[int]) -> Any:
-    """An array whose axes stand where `given` says, with each of them where `wanted` says."""
-    order = [0] * array.ndim
+_WAYS = {
+    "at each place": _at_each_place,
+    "at one place": _at_one_place,
+    "by shifts": _by_shifts,
+    "in order": _in_order,
+}
+
+
+def _order(given: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
+    """The transposition of an array whose axes stand where `given` says that has each of them where `wanted`
+    says."""
+    order = [0] * len(given)
     for here, there in zip(given, wanted, strict=True):
         order[there] = here
-    return array.transpose(*order)
+    return tuple(order)
 
 
 def _split(array: Any, groups: int, axis: int) -> Any:

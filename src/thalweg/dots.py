@@ -31,9 +31,9 @@ _THIN = 20
 _KEPT = ("precision", "preferred_element_type", "out_sharding")
 
 
-def arranged(equations: Sequence[Any]) -> list[Any]:
+def arranged(jaxpr: Any) -> list[Any]:
     """A jaxpr's equations, with others for its products of matrices."""
-    return [_arranged(equation) if _is_product(equation) else equation for equation in equations]
+    return [_arranged(equation) if _is_product(equation) else equation for equation in jaxpr.eqns]
 
 
 def _is_product(equation: Any) -> bool:

@@ -10,7 +10,18 @@ import jax
 import numpy as np
 from jax.extend import core
 
-Rewrite = Callable[[Sequence[Any]], list[Any]]
+Rewrite = Callable[[Any], list[Any]]
+
+# fmt: off
+ENTRYWISE = frozenset({
+    "abs", "acos", "add", "and", "asin", "atan", "atan2", "broadcast_in_dim", "ceil", "clamp",
+    "convert_element_type", "copy", "cos", "cosh", "div", "eq", "erf", "exp", "exp2", "expm1",
+    "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max",
+    "min", "mul", "ne", "neg", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin",
+    "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
+})
+# fmt: on
+CALLS = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
 
 
 def programs_in(equation: Any) -> list[Any]:
@@ -68,7 +79,8 @@ def rewritten(program: Any, rewrite: Rewrite) -> Any:
         if inner is not program:  # from JAX 0.12 on, all jaxprs have their constants in them
             same = (found := other(inner)) is inner
             return program if same else core.ClosedJaxpr(found, program.consts)
-        equations = rewrite([with_others_inside(equation) for equation in program.eqns])
+        equations = [with_others_inside(equation) for equation in program.eqns]
+        equations = rewrite(program.replace(eqns=equations))
         return program if _same(equations, program.eqns) else program.replace(eqns=equations)
 
     def with_others_inside(equation: Any) -> Any:
@@ -87,6 +99,51 @@ def rewritten(program: Any, rewrite: Rewrite) -> Any:
         return other(parameter) if is_program(parameter) else parameter
 
     return other(program)
+
+
+def inlined(jaxpr: Any) -> list[Any]:
+    """A jaxpr's equations, with their own in place of the calls of functions that have nothing but arithmetic
+    entry by entry in them."""
+    taken = [*jaxpr.outvars, *(v for equation in jaxpr.eqns for v in equation.invars)]
+    used = set(filter(is_variable, taken))
+    found = []
+    for equation in jaxpr.eqns:
+        inside = _inside(equation)
+        if inside is None:
+            found.append(equation)
+            continue
+        jaxpr_inside, equations = inside
+        named = dict(zip(jaxpr_inside.invars, equation.invars, strict=True))
+        for result, out in zip(jaxpr_inside.outvars, equation.outvars, strict=True):
+            if out in used:
+                named[result] = out
+        for each in equations:
+            found.append(
+                each.replace(
+                    invars=[named[v] if is_variable(v) else v for v in each.invars],
+                    outvars=[named.setdefault(v, core.Var(v.aval)) for v in each.outvars],
+                )
+            )
+    return found
+
+
+def _inside(equation: Any) -> tuple[Any, list[Any]] | None:
+    """The jaxpr of a call that can be inlined, and its equations."""
+    jaxprs = jaxprs_in(equation)
+    if equation.primitive.name not in CALLS or equation.ctx.xla_metadata or len(jaxprs) != 1:
+        return None
+    (jaxpr,) = jaxprs
+    equations = inlined(jaxpr)
+    results = set(filter(is_variable, jaxpr.outvars))
+    made = {v for each in equations for v in each.outvars}
+    if jaxpr.constvars or not results <= made or len(results) < len(jaxpr.outvars):
+        return None
+    return (jaxpr, equations) if {e.primitive.name for e in equations} <= ENTRYWISE else None
+
+
+def is_variable(operand: Any) -> bool:
+    """Whether what an equation takes is a variable, and not a number."""
+    return not isinstance(operand, core.Literal)
 
 
 def equation_of(function: Callable[..., Any], *given: tuple[Any, Any]) -> Any:

@@ -22,9 +22,9 @@ from thalweg.jaxprs import equation_of, in_place_of
 _LARGEST = 16  # entries of a window; all of them are written out
 
 
-def arranged(equations: Sequence[Any]) -> list[Any]:
+def arranged(jaxpr: Any) -> list[Any]:
     """A jaxpr's equations, with others for the ways back through its maxima over small windows."""
-    return [_arranged(equation) if _is_small(equation) else equation for equation in equations]
+    return [_arranged(equation) if _is_small(equation) else equation for equation in jaxpr.eqns]
 
 
 def _is_small(equation: Any) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 
 from thalweg import backend, identity, losses
-from thalweg.jaxprs import jaxprs_in, names, programs_in
+from thalweg.jaxprs import CALLS, ENTRYWISE, jaxprs_in, names, programs_in
 from thalweg.problem import Problem, pointwise
 
 _LEARNT: dict[Any, Any] = {}
@@ -30,13 +30,6 @@ _CHANGED = (0, 0, -1, -1)  # which of them are changed, in turn
 _ROUNDING = 1e3
 
 # fmt: off
-_ENTRYWISE = frozenset({
-    "abs", "acos", "add", "and", "asin", "atan", "atan2", "broadcast_in_dim", "ceil", "clamp",
-    "convert_element_type", "copy", "cos", "cosh", "div", "eq", "erf", "exp", "exp2", "expm1",
-    "floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt", "max",
-    "min", "mul", "ne", "neg", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin",
-    "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
-})
 # jaxlib's kernels for several matrices share them out to XLA's own threads, from one of these, and wait:
 # two such programs at once, each of which holds one of two threads, wait for ever. (Seen with QR; the others
 # are built alike, or call code that nobody here knows.)
@@ -46,7 +39,6 @@ _ALONE = frozenset({
     "tridiagonal", "tridiagonal_solve",
 })
 # fmt: on
-_CALLS = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
 
 
 class Model(NamedTuple):
@@ -269,9 +261,9 @@ def _is_entrywise(jaxpr: Any) -> bool:
         return before[:1] == after[:1]
 
     return all(
-        equation.primitive.name in _ENTRYWISE
+        equation.primitive.name in ENTRYWISE
         or (equation.primitive.name in ("reshape", "squeeze") and keeps_samples(equation))
-        or (equation.primitive.name in _CALLS and all(map(_is_entrywise, jaxprs_in(equation))))
+        or (equation.primitive.name in CALLS and all(map(_is_entrywise, jaxprs_in(equation))))
         for equation in jaxpr.eqns
     )
 

@@ -47,14 +47,14 @@ _COS = (
 )
 
 
-def vectorised(equations: Sequence[Any]) -> list[Any]:
+def vectorised(jaxpr: Any) -> list[Any]:
     """A jaxpr's equations, with others for its sines and cosines of many float32 or float64 numbers. Values
     differ from the C library's by an ulp or two."""
     alike: dict[Any, list[Any]] = {}  # by what they are the sine or the cosine of
-    for equation in filter(_is_sine, equations):
+    for equation in filter(_is_sine, jaxpr.eqns):
         alike.setdefault(equation.invars[0], []).append(equation)
     found = []
-    for equation in equations:
+    for equation in jaxpr.eqns:
         if not _is_sine(equation):
             found.append(equation)
         elif together := alike.pop(equation.invars[0], None):

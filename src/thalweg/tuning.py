@@ -13,15 +13,20 @@ from typing import Any, TypeVar, cast
 import jax
 from jax.extend import core
 
-from thalweg import backend, convolutions, dots, pooling, sines, sums
-from thalweg.jaxprs import rewritten
+from thalweg import backend, chains, convolutions, dots, pooling, sines
+from thalweg.jaxprs import inlined, rewritten
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+# The calls first, which hide arithmetic, and the chains last, when it stands in its final order
+_REWRITES = (
+    inlined, convolutions.arranged, pooling.arranged, dots.arranged, chains.arranged
+)  # fmt: skip
 
 
 def tuned(function: Function) -> Function:
     """The same function, whose sines and cosines of many numbers, products of matrices, convolutions, max
-    pooling and gradients along skip connections are fast on a CPU.
+    pooling and skip connections are fast on a CPU.
 
     For what is compiled and not differentiated any more; it stands under `jax.jit`. Values differ from those
     of the function itself by their rounding. What is static goes by keyword, and nothing else does.
@@ -34,7 +39,7 @@ def tuned(function: Function) -> Function:
         if not backend.on_cpu() or backend.setting("disable_jit"):
             return now(*args)
         program, shapes = jax.make_jaxpr(now, return_shape=True)(*args)
-        for rewrite in (pooling.arranged, convolutions.arranged, dots.arranged, sums.arranged):
+        for rewrite in _REWRITES:
             program = rewritten(program, rewrite)
         if backend.setting("enable_x64"):  # a sine's parts need double precision
             program = rewritten(program, sines.vectorised)

@@ -1,0 +1,66 @@
+"""Chains of arithmetic along skip connections, which XLA would compute over and over on a CPU.
+
+With skip connections a value is the sum of what a layer makes and of the value before it; and so is its
+gradient, on the way back. Several operations take it. XLA fuses what is cheap into all that use it, and
+computes it anew for each: at every layer the whole chain behind it. In a transformer of six layers that is
+two fifths of a step (benchmarks/transformer.py), and more in a deeper network, which takes longer to compile
+too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from thalweg import backend
+from thalweg.jaxprs import ENTRYWISE, equation_of, in_place_of, is_variable
+
+# Arrays that it takes to compute a value which several operations take: with a chain cut at every second sum,
+# the networks of the benchmarks are as fast as with one cut at every sum, at every third they are slower.
+_MOST = 2
+_LEAST = 1024  # numbers, which take longer to compute than a call
+_FUSED = ENTRYWISE | {"add_any", "reshape", "squeeze", "transpose"}
+
+
+def arranged(jaxpr: Any) -> list[Any]:
+    """A jaxpr's equations, with others for the values at which such a chain is cut: each is a call to XLA."""
+    uses = Counter(v for equation in jaxpr.eqns for v in equation.invars if is_variable(v))
+    behind: dict[Any, frozenset[Any]] = {}  # the arrays that are read where a value is computed
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in _FUSED:
+            (value,) = equation.outvars
+            size = value.aval.size
+            terms = [v for v in equation.invars if is_variable(v) and v.aval.size == size]
+            read = frozenset[Any]().union(*(behind.get(v, {v}) for v in terms))
+            if len(read) > _MOST and uses[value] > 1 and _is_large(value.aval):
+                equation = in_place_of(equation, _alone(equation), [value])
+            else:
+                behind[value] = read
+        found.append(equation)
+    return found
+
+
+def _is_large(value: Any) -> bool:
+    return value.size >= _LEAST and jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _alone(equation: Any) -> Any:
+    given = tuple((v.aval.shape, v.aval.dtype) for v in equation.invars)
+    return _equation(equation.primitive, tuple(equation.params.items()), *given)
+
+
+@functools.lru_cache(maxsize=256)  # what is the same is then traced once
+def _equation(operation: Any, params: tuple[tuple[str, Any], ...], *given: Any) -> Any:
+    apart = backend.apart(functools.partial(operation.bind, **dict(params)))
+
+    # around it, since an equation that takes another's place is in that one's context
+    @jax.jit
+    def computed_once(*terms: Any) -> Any:
+        return apart(*terms)
+
+    return equation_of(computed_once, *given)
