@@ -88,7 +88,7 @@ def transformer() -> Iterator[Race]:
         f"a product with the Hessian of {title}, {SEQUENCES} sequences of {CONTEXT}",
         [
             Contender("Curvature @ vector", lambda: np.asarray(operator @ vector)),
-            Contender(other, theirs, goal=1.0, why="each is within the other's spread."),
+            Contender(other, theirs, goal=1.0),
         ],
         lambda answers: {
             name: float(np.linalg.norm(a - answers[other]) / np.linalg.norm(answers[other]))

@@ -130,6 +130,8 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     compiled = jax.jit(function)
 
+    # XLA inlines this one: an equation for it may stand in another context, as in `jaxprs.in_place_of`
+    @jax.jit
     @functools.wraps(function)
     def called(*arguments: Any) -> Any:
         with set_xla_metadata(inlineable="false"):

@@ -13,7 +13,6 @@ import functools
 from collections import Counter
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from thalweg import backend
@@ -56,11 +55,7 @@ def _alone(equation: Any) -> Any:
 
 @functools.lru_cache(maxsize=256)  # what is the same is then traced once
 def _equation(operation: Any, params: tuple[tuple[str, Any], ...], *given: Any) -> Any:
-    apart = backend.apart(functools.partial(operation.bind, **dict(params)))
-
-    # around it, since an equation that takes another's place is in that one's context
-    @jax.jit
     def computed_once(*terms: Any) -> Any:
-        return apart(*terms)
+        return operation.bind(*terms, **dict(params))
 
-    return equation_of(computed_once, *given)
+    return equation_of(backend.apart(computed_once), *given)

@@ -108,16 +108,15 @@ def inlined(jaxpr: Any) -> list[Any]:
     used = set(filter(is_variable, taken))
     found = []
     for equation in jaxpr.eqns:
-        inside = _inside(equation)
-        if inside is None:
+        inner = _inside(equation)
+        if inner is None:
             found.append(equation)
             continue
-        jaxpr_inside, equations = inside
-        named = dict(zip(jaxpr_inside.invars, equation.invars, strict=True))
-        for result, out in zip(jaxpr_inside.outvars, equation.outvars, strict=True):
+        named = dict(zip(inner.invars, equation.invars, strict=True))
+        for result, out in zip(inner.outvars, equation.outvars, strict=True):
             if out in used:
                 named[result] = out
-        for each in equations:
+        for each in inner.eqns:
             found.append(
                 each.replace(
                     invars=[named[v] if is_variable(v) else v for v in each.invars],
@@ -127,18 +126,17 @@ def inlined(jaxpr: Any) -> list[Any]:
     return found
 
 
-def _inside(equation: Any) -> tuple[Any, list[Any]] | None:
-    """The jaxpr of a call that can be inlined, and its equations."""
+def _inside(equation: Any) -> Any:
+    """The jaxpr of a call that can be inlined, whose own calls were before (`rewritten` begins inside)."""
     jaxprs = jaxprs_in(equation)
     if equation.primitive.name not in CALLS or equation.ctx.xla_metadata or len(jaxprs) != 1:
         return None
     (jaxpr,) = jaxprs
-    equations = inlined(jaxpr)
     results = set(filter(is_variable, jaxpr.outvars))
-    made = {v for each in equations for v in each.outvars}
+    made = {v for each in jaxpr.eqns for v in each.outvars}
     if jaxpr.constvars or not results <= made or len(results) < len(jaxpr.outvars):
         return None
-    return (jaxpr, equations) if {e.primitive.name for e in equations} <= ENTRYWISE else None
+    return jaxpr if {each.primitive.name for each in jaxpr.eqns} <= ENTRYWISE else None
 
 
 def is_variable(operand: Any) -> bool:

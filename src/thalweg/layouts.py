@@ -156,7 +156,7 @@ def _transposition(variable: Any, order: Order) -> Any:
 def _transposed(shape: Any, dtype: Any, weak_type: bool, order: Order) -> Any:
     turn = functools.partial(lax.transpose_p.bind, permutation=order)
     if math.prod(shape) >= _LARGE:
-        turn = jax.jit(backend.apart(turn))
+        turn = backend.apart(turn)
     given = jax.ShapeDtypeStruct(shape, dtype, weak_type=weak_type)
     (equation,) = jax.make_jaxpr(turn)(given).eqns
     return equation
