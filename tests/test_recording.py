@@ -91,6 +91,43 @@ def test_accumulated_gradients_add_up(training):
     assert float(path["loss"][0]) == pytest.approx(whole, rel=1e-12)
 
 
+def test_losses_are_those_before_a_scaler_scaled_them(training):
+    model, x, y = training
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    own, expected, slopes = torch.amp.GradScaler.scale, [], []
+    with tw.record(optimizer, model, record=["loss", "grad_norm"]) as path:
+        for _ in range(3):
+            optimizer.zero_grad()
+            for part in (slice(0, 10), slice(10, 20)):  # accumulated
+                scaler.scale(nn.functional.mse_loss(model(x[part]), y[part]) / 2).backward()
+            whole = nn.functional.mse_loss(model(x), y)
+            parts = torch.autograd.grad(whole, list(model.parameters()))
+            expected.append(whole.item())
+            slopes.append(torch.cat([p.ravel() for p in parts]).norm().item())
+            scaler.step(optimizer)
+            scaler.update()
+    assert torch.amp.GradScaler.scale is own
+    np.testing.assert_allclose(path["loss"].values[:-1], expected, rtol=1e-12)
+    np.testing.assert_allclose(path["grad_norm"].values[:-1], slopes, rtol=1e-12)
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_a_step_that_is_left_out_leaves_no_loss_behind(training, to_none):
+    model, x, y = training
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = []
+    with tw.record(optimizer, model) as path:
+        for k in range(4):
+            optimizer.zero_grad(set_to_none=to_none)
+            loss = nn.functional.mse_loss(model(x), y)
+            loss.backward()
+            if k != 1:
+                expected.append(loss.item())
+                optimizer.step()
+    np.testing.assert_array_equal(path["loss"].values[:-1], expected)
+
+
 def test_a_closure_is_evaluated_at_the_iterate_first(training):
     model, x, y = training
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=3)
@@ -422,6 +459,8 @@ def test_bad_input_is_one_line(training, tmp_path):
         (lambda: tw.trajectory([{"0.weight": torch.ones(2)}], problem), "no entry '0.bias'"),
         (lambda: tw.trajectory([{**state, "0.bias": torch.ones(2)}], problem), "expected \\(3,\\)"),
         (lambda: tw.trajectory([state, state], steps=[1, 1]), "increasing whole number"),
+        (lambda: tw.trajectory([state, state], steps=[-1, 1]), "from 0 on"),
+        (lambda: tw.trajectory([np.ones(3)], problem), r"checkpoint 0: .*entries"),
     ):
         with pytest.raises(InputError, match=words) as raised:
             call()

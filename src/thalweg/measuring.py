@@ -103,7 +103,9 @@ class _Walked:
     def __init__(self, path: xr.Dataset, who: Members, layout: Layout) -> None:
         self.path, self.dims, self.dtype = path, who.dims, layout.dtype
         self.member = ((who.count,) if who.batched else ()) + (layout.size,)
-        self.steps = path["step"].values.astype(np.int32)
+        steps = path["step"].values
+        whole = np.int32 if steps.max(initial=0) <= np.iinfo(np.int32).max else np.int64
+        self.steps = steps.astype(whole)  # as in a descent, but for numbers of tokens, say
         self.count = len(self.steps)
         self.params = path["params"].transpose("step", *who.dims, "param").values
         start = path["start"].transpose(*who.dims, "param").values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,8 +43,10 @@ def record(
     Any object with a `step` method is an optimizer here. The loss of a step is that on which `backward`
     was called since the step before, added up if it was called several times (accumulated gradients); of
     a closure, that of its first call. A call that reaches none of the model's parameters, as of another
-    model's loss, does not count. Nothing of the loop's is changed; while it runs,
-    `torch.autograd.backward`, the parameters' gradients and the optimizer's steps are watched.
+    model's loss, does not count, nor does one whose step was left out, as a `GradScaler` does where gradients
+    overflow; of a loss that it scaled the value before that is taken. Nothing of the loop's is changed; while
+    it runs, `torch.autograd.backward`, `torch.amp.GradScaler.scale`, the parameters' gradients and the
+    optimizer's steps are watched.
 
     Args:
         model: the `nn.Module` whose parameters that require a gradient are recorded, by their names in
@@ -134,9 +137,11 @@ def trajectory(
     if not rows or like is None:
         raise InputError("no checkpoints were given.")
     at = np.arange(len(rows)) if steps is None else np.asarray(list(steps))
-    if at.shape != (len(rows),) or at.dtype.kind not in "iu" or (np.diff(at) <= 0).any():
+    whole = at.shape == (len(rows),) and at.dtype.kind in "iu"
+    if not whole or at[0] < 0 or (np.diff(at.astype(np.int64)) <= 0).any():
         raise InputError(
-            f"steps= must hold an increasing whole number for each of the {len(rows)} checkpoints."
+            f"steps= must hold an increasing whole number, from 0 on, for each of the {len(rows)} "
+            f"checkpoints."
         )
     data = {"params": np.stack(rows), "loss": np.array(losses)}
     return _trajectory(
@@ -154,8 +159,11 @@ def _at(
         return np.asarray(problem.flatten(point)), loss
 
     if key is None and not isinstance(checkpoint, (str, os.PathLike)):
-        with contextlib.suppress(InputError):
+        try:
             return found(problem, checkpoint)
+        except InputError as error:  # a mapping may be a state_dict, or hold one
+            if not isinstance(checkpoint, Mapping):
+                raise InputError(f"checkpoint {number}: {error}") from None
     state = _state_dict(checkpoint, key, number)
     there = holding(problem, state)
     with contextlib.suppress(InputError):
@@ -206,6 +214,9 @@ class _Tape:
 
     def before_backward(self) -> None:
         self.reached = False
+        # a step was left out, as where scaled gradients overflow: its loss is not the next one's
+        if not self.closed and not any(map(_has_gradient, self.tensors.values())):
+            self.loss = None
 
     def after_backward(self, tensors: Any) -> None:
         """A loss was differentiated: before a step, or within one. Of the several evaluations of a closure
@@ -215,7 +226,7 @@ class _Tape:
         for tensor in tensors if isinstance(tensors, (list, tuple)) else [tensors]:
             scalar = hasattr(tensor, "numel") and tensor.numel() == 1
             if scalar and not tensor.is_complex():
-                self.loss = (self.loss or 0.0) + float(tensor.detach())
+                self.loss = (self.loss or 0.0) + float(_unscaled.get(tensor, tensor).detach())
         if self.inside and not self.with_closure:
             self.after_closure()
 
@@ -323,17 +334,21 @@ class _Tape:
 _tapes: list[tuple[int, _Tape]] = []  # those that run, each with the thread of its loop
 _changing = threading.Lock()
 _own_backward: Any = None
+_own_scale: Any = None
+_unscaled: Any = None  # the losses that a GradScaler has scaled, by what it made of them
 
 
 @contextmanager
 def _hearing(torch: Any, tape: _Tape) -> Iterator[None]:
     """Tell the tape of every backward pass of this thread. One function stands in for PyTorch's as long as
     there is a tape, so that recordings may end in any order."""
-    global _own_backward
-    entry = threading.get_ident(), tape
+    global _own_backward, _own_scale, _unscaled
+    entry, scaler = (threading.get_ident(), tape), torch.amp.GradScaler
     with _changing:
         if not _tapes:
+            _unscaled = importlib.import_module("torch.utils.weak").WeakTensorKeyDictionary()
             _own_backward, torch.autograd.backward = torch.autograd.backward, _watched_backward
+            _own_scale, scaler.scale = scaler.scale, _watched_scale
         _tapes.append(entry)
     try:
         yield
@@ -341,7 +356,7 @@ def _hearing(torch: Any, tape: _Tape) -> Iterator[None]:
         with _changing:
             _tapes.remove(entry)
             if not _tapes:
-                torch.autograd.backward = _own_backward
+                torch.autograd.backward, scaler.scale = _own_backward, _own_scale
 
 
 def _watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
@@ -353,6 +368,20 @@ def _watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
     _own_backward(tensors, *args, **kwargs)
     for tape in here:
         tape.after_backward(tensors)
+
+
+def _watched_scale(scaler: Any, outputs: Any) -> Any:
+    """`GradScaler.scale`, whose results are known by the losses that they were made of."""
+    scaled = _own_scale(scaler, outputs)
+    if inputs.is_tensor(outputs) and scaled is not outputs:
+        _unscaled[scaled] = outputs.detach()
+    return scaled
+
+
+def _has_gradient(parameter: Any) -> bool:
+    """Whether something has been added to a parameter's gradient since it was set to None or zero."""
+    gradient = parameter.grad
+    return gradient is not None and (gradient.is_sparse or bool(gradient.any()))
 
 
 @contextmanager
