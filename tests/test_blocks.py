@@ -7,7 +7,9 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from thalweg import blocks
@@ -155,3 +157,34 @@ def test_sizes_for_people():
     assert blocks.size_text(1.5 * 2**30) == "1.5 GiB"
     with pytest.raises(MemoryError, match=r"a thing would need 1.0 EiB.*; use less\."):
         blocks.check_memory(2**60, "a thing", "use less")
+
+
+GiB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, 8 * GiB),
+        ({"": ("max", 5 * GiB, 0)}, 8 * GiB),
+        ({"": (6 * GiB, 5 * GiB, 0)}, GiB),
+        ({"": (6 * GiB, 5 * GiB, 2 * GiB)}, 3 * GiB),  # of which 2 are a file cache
+        ({"job": (6 * GiB, 2 * GiB, 0), "": (5 * GiB, 3 * GiB, 0)}, 2 * GiB),
+        ({"job": (GiB, 2 * GiB, 0)}, 0),
+        ({"other": (GiB, GiB, 0)}, 8 * GiB),
+    ],
+)
+def test_memory_is_what_the_machine_and_every_container_leave(
+    limits, expected, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GiB))
+    for name, (limit, used, cache) in limits.items():
+        group = tmp_path / "groups" / name
+        group.mkdir(parents=True, exist_ok=True)
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text(f"{used}\n")
+        (group / "memory.stat").write_text(f"anon 7\ninactive_file {cache}\n")
+    (tmp_path / "own").write_text("4:memory:/elsewhere\n0::/job/step\n")
+    monkeypatch.setattr(blocks, "_OWN_GROUP", tmp_path / "own")
+    monkeypatch.setattr(blocks, "_GROUPS", tmp_path / "groups")
+    assert blocks._available() == expected

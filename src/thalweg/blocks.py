@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, TypeVar
 
 from thalweg.errors import MemoryEstimateError
@@ -25,6 +26,7 @@ Handle = TypeVar("Handle")
 _FIRST = 16  # units in the first block
 _ALWAYS_THERE = 2**24  # bytes that need no asking, which takes as long as a small job
 _AIM = 0.1  # seconds a block should take: short enough to feel immediate
+_OWN_GROUP, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # Seconds in which Ctrl-C again means the program, and not the job that has begun since.
 _AGAIN = 2.0
 
@@ -199,14 +201,37 @@ def check_memory(needed: float, what: str, remedy: str) -> None:
     """An error, before anything is allocated, if `needed` bytes are not there."""
     if needed < _ALWAYS_THERE:
         return
-    import psutil
-
-    available = psutil.virtual_memory().available
+    available = _available()
     if needed > available:
         raise MemoryEstimateError(
             f"{what} would need {size_text(needed)}, and {size_text(available)} are available; "
             f"{remedy}."
         )
+
+
+def _available() -> float:
+    """Bytes of memory that this process can still have: of the machine's, and within the limits of its
+    control groups (Linux's, version 2), as Docker, Kubernetes and Slurm set them."""
+    import psutil
+
+    found: float = psutil.virtual_memory().available
+    with contextlib.suppress(OSError):
+        for line in _OWN_GROUP.read_text().splitlines():
+            if line.startswith("0::/"):
+                group = _GROUPS / line.removeprefix("0::/")
+                within = (f for f in (group, *group.parents) if f.is_relative_to(_GROUPS))
+                found = min(found, *map(_left_in, within))
+    return max(found, 0)
+
+
+def _left_in(group: Path) -> float:
+    """Bytes that a control group's limit leaves, with its file cache, which makes room for others."""
+    try:
+        limit, used = (float((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return limit - used + float(stat["inactive_file"])
+    except (OSError, ValueError, KeyError):  # the limit may be "max"
+        return math.inf
 
 
 def size_text(count: float) -> str:
