@@ -287,6 +287,20 @@ def test_projection_is_least_squares(origin, first, second, point):
     np.testing.assert_allclose(seen.residual, np.linalg.norm(point - nearest), atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    "directions", [[[0.1, 0.7, 0.3]] * 2, [[0.1, 0.7, 0.3], [0.3, 2.1, 0.9]], [[1, 0, 0], [0, 0, 0]],
+                   np.random.default_rng(0).standard_normal((4, 3))],
+)  # fmt: skip
+def test_dependent_directions_have_no_coordinates(directions):
+    with pytest.raises(InputError, match="a combination of the others"):
+        results.project(plane_of(directions, [0, 0, 0]), np.ones(3))
+
+
+def test_directions_of_any_lengths_have_coordinates():
+    seen = results.project(plane_of([[1e-9, 0, 0], [0, 1e9, 0]], [0, 0, 0]), np.array([1.0, 1, 1]))
+    np.testing.assert_allclose([seen.d0, seen.d1, seen.residual], [1e9, 1e-9, 1], rtol=1e-14)
+
+
 def test_a_trajectory_keeps_its_dimensions():
     problem = bowl_problem()
     path = tw.descend(problem, tw.SGD(lr=[0.01, 0.1]), steps=3, starts=np.array([[0.0, 0], [2, 2]]))

@@ -67,6 +67,7 @@ def random_plane(
     if normalize not in _NORMALIZATIONS:
         raise unknown("normalisation", normalize, _NORMALIZATIONS)
     count = inputs.whole_number("directions", directions, 1)
+    _check_memory(problem, count)
     origin = point_of(problem, params)
     # Not the stream of default_rng(seed) alone: whoever draws data with the same small seed would find their
     # own samples among the directions, along which a first layer's curvature is many times the usual
@@ -173,6 +174,7 @@ def pca_plane(
     count = inputs.whole_number("components", components, 1)
     if origin not in ("final", "mean"):
         raise unknown("origin", origin, ("final", "mean"))
+    _check_memory(problem, count)
     rows = _iterates(problem, path)
     if len(rows) <= count or problem.size < count:
         raise InputError(
@@ -393,6 +395,12 @@ def interpolation(
     return _plane(problem, axes, origin, directions, points, span, way="interpolation")
 
 
+def _check_memory(problem: Problem, count: int) -> None:
+    blocks.check_memory(
+        8 * 4 * count * problem.size, f"{count} directions of {problem.size} numbers", "take fewer"
+    )
+
+
 def _plane(
     problem: Problem,
     labels: dict[str, str],
@@ -403,9 +411,6 @@ def _plane(
     **about: Any,
 ) -> Plane:
     axes = tuple(labels)
-    blocks.check_memory(
-        8 * 4 * directions.size, f"{len(axes)} directions of {problem.size} numbers", "take fewer"
-    )
     counts = counts_of(points, axes)
     spans = span if isinstance(span, dict) else dict.fromkeys(axes, span)
     for name in spans:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 import xarray as xr
 
-from thalweg import names, results
+from thalweg import blocks, names, results
 from thalweg.errors import InputError, unknown
 from thalweg.inputs import whole_number
-from thalweg.params import Params
+from thalweg.params import Layout, Params
 from thalweg.problem import Problem, check_is_problem, vector_of
 
 if TYPE_CHECKING:
@@ -111,12 +112,23 @@ class Plane:
         return found
 
     def project(
-        self, path: xr.Dataset | xr.DataArray | np.ndarray, problem: Problem | None = None
+        self,
+        path: xr.Dataset | xr.DataArray | np.ndarray,
+        problem: Problem | None = None,
+        *,
+        progress: bool | None = None,
     ) -> xr.Dataset:
         """Coordinates of a path (or of points) on this plane, and `residual`, its distance from it.
 
         With the problem also `risk`, the empirical risk at each point itself, and `risk_in_plane`, that
-        at its projection, which is what a picture of the plane shows there.
+        at its projection, which is what a picture of the plane shows there. Ctrl-C leaves NaN for the
+        points that were not reached.
+
+        Args:
+            progress: a progress bar: True, False, or None for one on a terminal after a second.
+
+        Raises:
+            InputError: points of other parameters, or directions that are linearly dependent.
         """
         if problem is not None:
             check_is_problem(problem)
@@ -124,17 +136,33 @@ class Plane:
         seen = results.project(self.dataset(), path)
         if problem is None:
             return seen
-        points = results.points_of(self.dataset(), path)
         dims = seen["residual"].dims
-        rows = points.transpose(*dims, "param").values.reshape(-1, problem.size)
+        points = results.points_of(self.dataset(), path).transpose(*dims, "param")
+        rows = points.values.reshape(-1, problem.size)
         places = np.stack([seen[axis].values.ravel() for axis in self.axes], axis=-1)
-        risks = np.empty((2, len(rows)))
-        for i, (row, place) in enumerate(zip(rows, places, strict=True)):
-            for j, point in enumerate((row, self.origin + place @ self.directions)):
-                risks[j, i] = problem.risk(problem.unflatten(point))
-        for name, values in zip(("risk", "risk_in_plane"), risks, strict=True):
+        risks = np.full((len(rows), 2), np.nan)
+
+        def launch(start: int, count: int) -> list[Any]:
+            several = slice(start, start + count)
+            each = zip(rows[several], self.origin + places[several] @ self.directions, strict=True)
+            return [
+                _risk_at(problem, point, layout=problem.layout) for both in each for point in both
+            ]
+
+        def collect(start: int, count: int, found: list[Any]) -> None:
+            risks[start : start + count] = np.reshape(found, (count, 2))
+
+        blocks.run(
+            len(rows), launch, collect, most=256, label="risks", unit="point", progress=progress
+        )
+        for name, values in zip(("risk", "risk_in_plane"), risks.T, strict=True):
             seen[name] = (dims, values.reshape(seen["residual"].shape))
         return seen
+
+
+@partial(jax.jit, static_argnames="layout")
+def _risk_at(problem: Problem, point: Any, *, layout: Layout) -> Any:
+    return problem.risk(layout.unflatten(point))
 
 
 def check_is_plane_of(problem: Problem, value: Any, taken: Iterable[str] = ()) -> None:
@@ -164,6 +192,9 @@ def coordinate_plane(
         ranges: for each parameter, from where to where; one, two or more of them.
         points: how many along each axis, or one number for each: {"weight": 60, "bias": 40}.
         at: the values of the other parameters; the problem's starting point without it.
+
+    Raises:
+        InputError: an unknown parameter, a range that is not two different finite numbers.
     """
     check_is_problem(problem)
     if not isinstance(ranges, Mapping) or not ranges:
@@ -192,7 +223,17 @@ def line(
     span: tuple[float, float] = (0.0, 1.0),
     name: str = "t",
 ) -> Plane:
-    """The line through two points: a at coordinate 0, b at coordinate 1."""
+    """The line through two points: a at coordinate 0, b at coordinate 1.
+
+    Args:
+        a, b: the points, as `Problem.at` takes them.
+        points: how many, equally spaced.
+        span: the coordinates of the first and the last.
+        name: of the axis.
+
+    Raises:
+        InputError: twice the same point, or points that are not the problem's.
+    """
     start, end = point_of(problem, a), point_of(problem, b)
     if np.array_equal(start, end):
         raise InputError("line needs two different points; the same was given twice.")

@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import platform
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -150,18 +150,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"cannot save to {path}: the folder {path.parent} does not exist.")
     if path.is_dir():
         raise InputError(f"cannot save to {path}: it is a folder; give a file in it.")
+    # not by tempfile, whose files are private: a result has the permissions of any new file
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        scratch.touch(exist_ok=False)
     except OSError as error:
         raise InputError(f"cannot save to {path}: {error.strerror}.") from error
-    os.close(handle)
-    scratch = Path(name)
     try:
         yield scratch
-        # mkstemp makes private files; a result has the permissions any new file would have
-        umask = os.umask(0)
-        os.umask(umask)
-        scratch.chmod(0o666 & ~umask)
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
@@ -279,18 +275,20 @@ def project(plane: Any, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Data
     directions = plane["directions"].transpose("direction", "param").values.astype(float)
     dims = [d for d in points.dims if d != "param"]
     offset = points.transpose(*dims, "param").values.astype(float) - origin
+    lengths = np.linalg.norm(directions, axis=1)
     # A thin QR of the directions, not their Gram matrix: its condition number is not squared.
-    q, r = np.linalg.qr(directions.T)
-    if not np.abs(np.diagonal(r)).all():
+    q, r = np.linalg.qr(directions.T / np.where(lengths, lengths, 1))
+    if np.linalg.matrix_rank(r) < len(directions):
         raise InputError(
-            "the plane has a direction of length 0, or one twice, so that points have no coordinates on it."
+            "the plane has a direction of length 0, or one that is a combination of the others, so that "
+            "points have no coordinates on it."
         )
     # A diverging run passes through huge numbers. They are data, not a cause for warnings, and the
     # residual is not a root of a sum of squares, which would overflow for them.
     with np.errstate(over="ignore", invalid="ignore"):
         along = offset @ q
         coordinates = np.linalg.solve(r, np.moveaxis(along, -1, 0).reshape(len(r), -1))
-        coordinates = coordinates.reshape(len(r), *along.shape[:-1])
+        coordinates = (coordinates.T / lengths).T.reshape(len(r), *along.shape[:-1])
         inside = np.moveaxis(np.tensordot(q, np.moveaxis(along, -1, 0), axes=(1, 0)), 0, -1)
         residual = np.hypot.reduce(offset - inside, axis=-1)
     data = {name: (dims, coordinates[i]) for i, name in enumerate(plane_axes(plane))}
