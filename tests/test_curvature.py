@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from problems import for_a_cpu
 
 import thalweg as tw
-from thalweg import backend, curvature, lanczos, passes, products
+from thalweg import backend, blocks, curvature, lanczos, passes, products
 from thalweg.catalogue import models
 from thalweg.errors import InputError, NotConverged
 
@@ -437,6 +437,16 @@ def test_hutchpp_is_the_better_estimate_where_few_directions_hold_all():
     assert errors["hutch++"] < 0.5 * errors["hutchinson"]
 
 
+def test_what_a_trace_needs_is_asked_of_its_own_method(large, monkeypatch):
+    _, operator, expected = large
+    monkeypatch.setattr(blocks, "_ALWAYS_THERE", 0)
+    monkeypatch.setattr(blocks, "_available", lambda: 1000)
+    with pytest.raises(MemoryError, match="take method='hutchinson'"):
+        operator.trace(60)
+    found = operator.trace(60, method="hutchinson")
+    assert abs(found.value - expected.sum()) < 4 * found.error
+
+
 def test_a_small_trace_is_exact():
     problem = made("mse", (3, 5, 4))
     found = tw.hessian(problem, problem.params).trace()
@@ -469,6 +479,9 @@ def test_bad_input_is_one_line():
         (lambda: operator.top(1000), "at most the number of parameters, 44"),
         (lambda: operator @ np.ones(3), "a vector of 44 numbers was expected"),
         (lambda: operator @ np.ones((3, 2)), "a matrix of 44 rows was expected"),
+        (lambda: operator.matvec(np.ones((4, 11))), r"shape \(4, 11\) given"),
+        (lambda: operator @ {"other": np.ones(44)}, "or a pytree like the parameters; {'other'"),
+        (lambda: operator.top(tolerance=-1), "tolerance must be above 0"),
         (lambda: operator.trace(method="hutch"), "did you mean 'hutch\\+\\+'"),
         (lambda: operator.density(width=0), "width must be above 0"),
         (lambda: operator.density(width=1e-4), "are too few for a width"),

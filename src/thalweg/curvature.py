@@ -53,10 +53,12 @@ class Curvature:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(p, p)."""
         return self.problem.size, self.problem.size
 
     @property
     def dtype(self) -> np.dtype:
+        """Of the products: that of the parameters."""
         return np.dtype(self.point.dtype)
 
     @cached_property
@@ -64,15 +66,22 @@ class Curvature:
         return passes.samples_at_a_time(self.problem)
 
     def matvec(self, vector: Any) -> Float[Array, " p"]:
-        """A v, for a vector (p,), or a pytree like the parameters, such as a gradient."""
+        """A v, for a vector (p,) or (p, 1), or a pytree like the parameters, such as a gradient.
+
+        Raises:
+            InputError: something else.
+        """
+        p = self.problem.size
         if self.problem.layout.matches(vector):
             vector = self.problem.flatten(vector)
-        vector = jnp.asarray(vector).reshape(-1)
-        if vector.shape != (self.problem.size,):
-            raise InputError(
-                f"a vector of {self.problem.size} numbers was expected, one of {vector.size} given."
-            )
-        return self._apply(products.product, vector)
+        expected = f"a vector of {p} numbers was expected, or a pytree like the parameters; "
+        try:
+            vector = jnp.asarray(vector)
+        except (TypeError, ValueError):
+            raise InputError(f"{expected}{vector!r:.80} given.") from None
+        if vector.shape not in ((p,), (p, 1)):
+            raise InputError(f"{expected}shape {vector.shape} given.")
+        return self._apply(products.product, vector.reshape(-1))
 
     def __matmul__(self, other: Any) -> Any:
         if np.ndim(other) != 2:
@@ -167,7 +176,8 @@ class Curvature:
                 largest eigenvalues from below and of the smallest from above.
 
         Raises:
-            InputError: a k that is not between 1 and p, a point where the matrix is not finite.
+            InputError: a k that is not between 1 and p, a tolerance that is not above 0, a point where the
+                matrix is not finite.
         """
         return self._extreme(k, 1, tolerance, seed, progress)
 
@@ -189,6 +199,8 @@ class Curvature:
         k, seed = inputs.whole_number("k", k, 1), inputs.whole_number("seed", seed, 0)
         if k > p:
             raise InputError(f"k must be at most the number of parameters, {p}; {k} given.")
+        if tolerance is not None and not (inputs.is_number(tolerance) and tolerance > 0):
+            raise InputError(f"tolerance must be above 0; {tolerance!r} given.")
         if p <= _SMALL:
             values, vectors = self._decomposed
             order = slice(None, -k - 1, -1) if sign > 0 else slice(k)
@@ -242,11 +254,6 @@ class Curvature:
             exact = float(np.trace(self.dense(), dtype=float))
             self._check_finite(np.array(exact))
             return Estimate(exact, 0.0)
-        blocks.check_memory(
-            6 * (samples // 3) * p * self.dtype.itemsize,
-            f"{samples // 3} directions of {p} numbers",
-            "lower samples=, or take method='hutchinson'",
-        )
         rng = np.random.default_rng(seed)
 
         def signs(count: int) -> np.ndarray:
@@ -255,18 +262,22 @@ class Curvature:
         def images(vectors: Any) -> np.ndarray:
             return np.asarray(self._apply(products.images, vectors))
 
-        third, left = samples // 3, samples
-        basis, inside = np.zeros((1, p), self.dtype), 0.0
         if method == "hutch++":
+            third = samples // 3
+            blocks.check_memory(
+                6 * third * p * self.dtype.itemsize,
+                f"{third} directions of {p} numbers",
+                "lower samples=, or take method='hutchinson'",
+            )
             basis = np.asarray(lanczos.orthonormal(images(signs(third))))
             inside = float(np.sum(basis * images(basis), dtype=float))
-            left = samples - 2 * third
-        values = np.empty(left)
-        for begin in range(0, left, third):
-            probes = np.asarray(lanczos.outside(basis, signs(min(third, left - begin))))
-            values[begin : begin + third] = np.sum(probes * images(probes), axis=1, dtype=float)
+            parts: Any = [np.asarray(lanczos.outside(basis, signs(samples - 2 * third)))]
+        else:
+            inside, each = 0.0, products.at_once(self.problem)
+            parts = (signs(min(each, samples - done)) for done in range(0, samples, each))
+        values = np.concatenate([np.sum(z * images(z), axis=1, dtype=float) for z in parts])
         self._check_finite(values)
-        error = float(np.std(values, ddof=1) / np.sqrt(left))
+        error = float(np.std(values, ddof=1) / np.sqrt(len(values)))
         return Estimate(inside + float(np.mean(values)), error)
 
     def density(
@@ -391,6 +402,12 @@ def gauss_newton(problem: Problem, params: Params) -> Curvature:
     is added, so that it approximates `hessian`.
 
     Positive semidefinite where the loss is convex in the predictions.
+
+    Args:
+        params: the point, as `Problem.at` takes it.
+
+    Raises:
+        InputError: a plain function, or a point that is not one of the problem's.
     """
     if isinstance(problem, Problem) and problem.is_function:
         raise InputError(
@@ -431,10 +448,14 @@ def gradient_covariance(problem: Problem, params: Params) -> Curvature:
     """The covariance of a single sample's gradient, 1/n Σ (g_k − ḡ)(g_k − ḡ)ᵀ.
 
     A batch of b samples drawn with replacement has a mean gradient of this covariance over b; its trace
-    is the mean squared norm of the noise, its top eigenvectors are the noise's leading directions.
+    is the mean squared norm of the noise, its top eigenvectors are the noise's leading directions. The
+    penalty has no part in it.
+
+    Args:
+        params: the point, as `Problem.at` takes it.
 
     Raises:
-        InputError: a problem without data.
+        InputError: a problem without data, or a point that is not one of the problem's.
     """
     operator = _at(problem, params, "covariance")
     problem = operator.problem
