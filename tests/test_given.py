@@ -95,6 +95,8 @@ def test_samples_that_there_are_not(problem, index):
         problem.take(index)
     with pytest.raises(InputError, match="names no samples"):
         problem.take([])
+    with pytest.raises(InputError, match="this problem has none"):
+        tw.Problem.from_catalogue("beale").take([0])
 
 
 def test_samples_by_list_slice_and_mask(problem):

@@ -1,5 +1,7 @@
 """The named losses against `torch.nn.functional`: values, gradients and what happens at kinks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,3 +201,20 @@ def test_a_parameter_that_is_no_number_is_refused(make, value):
 def test_classes_that_do_not_fit_are_refused(yhat, y, says):
     with pytest.raises(tw.InputError, match=says):
         problem("cross_entropy", yhat, y)
+
+
+@dataclasses.dataclass
+class Asymmetric:
+    """A loss of the user's own, which has no hash."""
+
+    above: float
+
+    def __call__(self, yhat, y):
+        return jnp.where(yhat > y, self.above, 1.0) * (yhat - y) ** 2
+
+
+def test_a_loss_need_not_have_a_hash():
+    own = Asymmetric(3.0)
+    for loss in (own, jax.tree_util.Partial(own)):
+        problem = tw.Problem(lambda w, x: w * x, loss, np.ones(2), np.array([0.0, 2.0]), params=1.0)
+        assert float(problem.risk(1.0)) == 2.0  # 3 · 1² and 1², on average

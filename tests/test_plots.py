@@ -1092,3 +1092,16 @@ def test_what_is_counted_has_ticks_at_whole_numbers() -> None:
     ax = plots.explained_variance(plane.assign_attrs(plane_iterates=9), components=60)
     assert len(ticks(ax.xaxis)) <= 13
     assert faults(ax.figure) == []
+
+
+@pytest.mark.parametrize("draw", [plots.contour, plots.heatmap])
+def test_a_picture_that_is_refused_leaves_no_figure_behind(draw):
+    for surface, path in (
+        (landscape(), trajectory(p=3)),
+        (landscape(), trajectory().drop_vars("params")),
+    ):
+        with pytest.raises(InputError):
+            draw(surface, path)
+    with pytest.raises(InputError, match="2 × 2"):
+        plots.contour(landscape(na=1))
+    assert not plt.get_fignums()

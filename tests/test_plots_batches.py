@@ -49,3 +49,5 @@ def test_samples_that_are_not_there_are_refused(fitted):
         tw.plot.batches(fitted, [[8]])
     with pytest.raises(tw.InputError, match="no batches"):
         tw.plot.batches(fitted, [])
+    with pytest.raises(tw.InputError, match="one for each of the 2 batches; 1 given"):
+        tw.plot.batches(fitted, [[0], [1]], titles=["First"])

@@ -557,6 +557,16 @@ class TwoInputs(nn.Module):
         return self.a(first) * torch.sigmoid(self.b(second))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_a_module_in_another_precision(dtype):
+    module, x = small()
+    problem = tw.from_torch(module, nn.MSELoss(), x, x[:, :3], dtype=dtype)
+    assert problem.layout.dtype == dtype
+    state = tw.to_torch(problem)
+    for name, own in module.state_dict().items():
+        torch.testing.assert_close(state[name], own, rtol=2**-8, atol=0)
+
+
 def test_half_precision_of_torchs_own_kind():
     module, x = small()
     y = torch.randn(6, 3)

@@ -134,3 +134,10 @@ def test_plotly_is_in_the_page_once_and_from_no_network(study, tmp_path):
 
 def encoded(file):
     return base64.b64encode(file.read_bytes()).decode()
+
+
+def test_a_page_says_with_what_its_numbers_were_made(study, tmp_path):
+    tree = study(own=matplotlib_axes)
+    tree.attrs["versions"] = '{"python": "3.0", "thalweg": "0.0.1"}'
+    page = report.write(tree, tmp_path / "out").read_text()
+    assert "python 3.0, thalweg 0.0.1" in page

@@ -173,6 +173,10 @@ def test_all_samples_in_one_batch_is_the_full_batch(size):
         ({"n": 0, "steps": 1, "batch_size": 1}, "no data"),
         ({"steps": 1, "shuffle": True}, "need batch_size="),
         ({"steps": 1, "batch_size": 2, "shuffle": "once"}, "or 'after_first'; 'once' given"),
+        (
+            {"steps": 1, "batch_size": 2, "shuffle": "after_first", "replacement": True},
+            "in the data's order; leave out one",
+        ),
         ({"steps": 1, "drop_last": True}, "need batch_size="),
         ({"epochs": 1, "batch_size": 11, "drop_last": True}, "leaves no batch"),
         (

@@ -311,6 +311,7 @@ def test_settings_are_read_from_text():
         ("n_samples", 7.5),
         ("shuffle", "maybe"),
         ("lr", "fast"),
+        ("n_samples", float("inf")),
         ("seed", -1),
         ("seed", 2**32),
     ]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from thalweg.backend import compiled_quickly
 from thalweg.errors import InputError, first_line
-from thalweg.inputs import constants, of_tensor
+from thalweg.inputs import constants, of_tensor, to_tensor
 from thalweg.params import Params
 from thalweg.problem import Problem, predicting
 
@@ -343,12 +343,10 @@ def _torchs_predictions(forward: Forward, module: Any, some: Problem, params: Pa
     tensors = (*module.named_parameters(), *module.named_buffers())
     state = {n: torch.tensor(of_tensor(t)) for n, t in tensors if n in forward.known}
     dtype = next(state[n].dtype for n, p in module.named_parameters() if p.requires_grad)
-    free = {
-        n: torch.tensor(np.array(p)).to(state[n].dtype).requires_grad_() for n, p in params.items()
-    }
+    free = {n: to_tensor(p).to(state[n].dtype).requires_grad_() for n, p in params.items()}
 
     def tensor(leaf: Any) -> Any:
-        made = torch.tensor(np.array(leaf))
+        made = to_tensor(leaf)
         return made.to(dtype) if made.is_floating_point() else made
 
     x, y = jax.tree_util.tree_map(tensor, (some.x, some.y))

@@ -174,6 +174,14 @@ def of_tensor(tensor: Any) -> np.ndarray:
     return np.asarray(tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor)
 
 
+def to_tensor(array: Any) -> Any:
+    """An array as a tensor of its own memory on the CPU; bfloat16, which NumPy has not, as float32."""
+    import torch
+
+    own = np.array(array, np.float32 if array.dtype == jnp.bfloat16 else None)
+    return torch.tensor(own, device="cpu")
+
+
 def constants(loss: Any) -> Iterator[tuple[str, Any]]:
     """What a loss module of PyTorch's holds that is not trained: buffers, as class weights are, and frozen
     parameters."""
@@ -264,6 +272,8 @@ def whole_number(name: str, value: Any, least: int) -> int:
 
 def places(name: str, given: Any, count: int) -> np.ndarray:
     """Which of `count` samples are meant: by their numbers (b,), or by a truth value for each."""
+    if not count:
+        raise InputError(f"{name} is of samples, and this problem has none; {given!r:.60} given.")
     index = np.arange(count)[given] if isinstance(given, slice) else np.asarray(given)
     if index.dtype == bool and index.shape == (count,):
         return np.flatnonzero(index)

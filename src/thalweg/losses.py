@@ -186,7 +186,10 @@ def wants_probabilities(loss: Any) -> bool:
 
 
 def _kind(loss: Any) -> _Kind | None:
-    return _KINDS.get(loss.func) if isinstance(loss, Partial) else None
+    if not isinstance(loss, Partial):
+        return None
+    # not as a dictionary's key: a function of the user's need not have a hash
+    return next((kind for function, kind in _KINDS.items() if function is loss.func), None)
 
 
 def over_outputs(values: Any, reduction: str) -> Any:

@@ -111,14 +111,10 @@ def to_torch(problem: Problem, params: Params = None) -> dict[str, Any]:
     Raises:
         InputError: a problem that did not come from PyTorch.
     """
-    torch = optional("torch", "PyTorch models need", "torch")
     forward = _forward_of(problem)
     params = (problem if params is None else problem.at(params)).params
     values = {**forward.left_out, **problem.predict.args[0], **params}
-    return {
-        name: torch.tensor(np.array(values[own]), device="cpu").to(dtype)
-        for name, own, dtype in forward.state
-    }
+    return {name: inputs.to_tensor(values[own]).to(dtype) for name, own, dtype in forward.state}
 
 
 def _forward_of(problem: Any) -> _Forward:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import os
 import re
 import shutil
@@ -94,7 +95,7 @@ def _page(tree: xr.DataTree, figures: Path) -> str:
     settings = [
         (key, value, help_of.get(key, "")) for key, value in results.settings_of(tree).items()
     ]
-    versions = ", ".join(f"{k} {v}" for k, v in results.versions().items())
+    versions = ", ".join(f"{k} {v}" for k, v in json.loads(tree.attrs["versions"]).items())
     return rendered(
         "report.html",
         title=studies.title(name),

@@ -129,6 +129,11 @@ def plan(
         raise InputError("this problem has no data, so there are no batches to take.")
     if shuffle not in (True, False, AFTER_FIRST):
         raise InputError(f"shuffle= must be True, False or {AFTER_FIRST!r}; {shuffle!r} given.")
+    if replacement and shuffle == AFTER_FIRST:
+        raise InputError(
+            f"replacement=True draws the samples of every epoch, and shuffle={AFTER_FIRST!r} wants the first "
+            f"in the data's order; leave out one."
+        )
     if (shuffle or replacement or drop_last) and batch_size is None:
         raise InputError("shuffle=, replacement= and drop_last= need batch_size=.")
     if batches is not None:

@@ -197,6 +197,10 @@ def batches(
         raise InputError("index holds no batches.")
     if index.max(initial=0) >= len(x):
         raise InputError(f"sample {index.max()} is not among the {len(x)} of the data.")
+    if titles is not None and len(titles) != len(index):
+        raise InputError(
+            f"titles must be one for each of the {len(index)} batches; {len(titles)} given."
+        )
     columns = min(len(index), 3)
     rows = -(-len(index) // columns)
     figure = style.new_figure((3.3 * columns, 2.9 * rows + 0.6)) if figure is None else figure

@@ -11,7 +11,7 @@ from matplotlib.contour import ContourSet
 
 from thalweg import results
 from thalweg.errors import InputError, unknown
-from thalweg.plots import bands, paths, style
+from thalweg.plots import bands, members, paths, style
 from thalweg.plots.bands import Bands
 
 
@@ -62,6 +62,8 @@ def contour(
             without recorded ones.
     """
     values = risk_values(surface, risk, sample)
+    _check_grid(values)
+    _check_path(surface, path)
     chosen = bands.choose(values, levels, n_levels, center)
     ax = style.new_axes(ax)
     lines = draw_contours(ax, surface, values, chosen, filled=filled, log=is_log(levels))
@@ -89,6 +91,7 @@ def heatmap(
     Arguments, returned axes and errors are those of `contour`; any number of points will do.
     """
     values = risk_values(surface, risk, sample)
+    _check_path(surface, path)
     chosen = bands.choose(values, levels, n_levels, center)
     ax = style.new_axes(ax)
     _draw_cells(ax, surface, values, chosen, log=is_log(levels))
@@ -227,11 +230,7 @@ def draw_contours(
     log: bool = False,
 ) -> ContourSet | None:
     """Contours, limits, axis labels, and notes on what they leave out; returns lines, if any."""
-    if min(values.shape) < 2:
-        raise InputError(
-            f"contours need at least 2 × 2 points; this landscape has {' × '.join(map(str, values.shape))}. "
-            "Use heatmap."
-        )
+    _check_grid(values)
     across, up = results.plane_axes(surface)
     x, y = surface[across].values, surface[up].values
     shown = _masked(ax, surface, values, log, "grey: " if filled else "")
@@ -261,6 +260,20 @@ def _draw_cells(
         ax.pcolormesh(x, y, shown.T, cmap=chosen.cmap, norm=chosen.norm, rasterized=True)
     ax.set_facecolor(style.MISSING)
     paths.frame(ax, surface, (x.min(), x.max()), (y.min(), y.max()))
+
+
+def _check_grid(values: np.ndarray) -> None:
+    if min(values.shape) < 2:
+        raise InputError(
+            f"contours need at least 2 × 2 points; this landscape has {' × '.join(map(str, values.shape))}. "
+            "Use heatmap."
+        )
+
+
+def _check_path(surface: xr.Dataset, path: xr.Dataset | None) -> None:
+    """An error before a figure is made, which would be left behind empty."""
+    if path is not None:
+        results.points_of(surface, members.check_trajectory(path))
 
 
 def cell_edges(points: np.ndarray) -> np.ndarray:

@@ -281,7 +281,7 @@ def _as(hint: Any, key: str, value: Any) -> Any:
     for option in options:
         try:
             return _as_one(option, value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
     expected = " or ".join(map(_in_words, options))
     raise InputError(f"setting {key!r} must be {expected}; {value!r} given.")
