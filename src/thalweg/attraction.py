@@ -50,15 +50,15 @@ def basins(
     and 2/lr, for plain gradient descent with learning rate lr. In such a ball every step brings
     gradient descent nearer to the minimum, by at least the factor max|1 − lr·λ| < 1, so that what
     enters it has arrived and is followed no further. A minimum with an eigenvalue above 2/lr has no
-    ball: gradient descent cannot come to rest there. Any other optimizer has arrived where it was, at
-    two looks in a row, within a hundredth of the radius of a ball of positive eigenvalues.
+    ball: gradient descent cannot come to rest there. Any other optimizer counts as arrived once it
+    was, at two checks in a row, within a hundredth of the radius of a ball of positive eigenvalues.
 
-    What has not arrived is "not there yet", and not guessed. So are starts whose minimum was not
-    found, which happens to small basins. Balls are looked at in 48 directions and at 48 radii, which is
-    no proof.
+    What has not arrived is "not there yet", and not guessed. So are starts whose minimum was not found,
+    which happens to small basins. Balls are checked in 48 directions and at 48 radii, which is no
+    proof.
 
     Args:
-        problem: what is minimised, on all its data; of at most 32 parameters.
+        problem: what is minimised, on all its data; with at most 32 parameters.
         optimizer: one, without sweeps and schedules.
         plane: the starts.
         steps: the budget of each start.

@@ -154,7 +154,7 @@ def _run_all(out: Path | None, seed: int | None, changes: tuple[str, ...]) -> No
 @main.command()
 @click.argument("table", type=click.Path(path_type=Path))
 @click.option(
-    "--x", "x", multiple=True, required=True, metavar="COLUMN", help="A feature; may repeat."
+    "--x", "x", multiple=True, required=True, metavar="COLUMN", help="A feature; may be repeated."
 )
 @click.option("--y", "y", required=True, metavar="COLUMN", help="The target.")
 @click.option(
@@ -172,7 +172,7 @@ def _run_all(out: Path | None, seed: int | None, changes: tuple[str, ...]) -> No
 @click.option(
     "--optimizer", default="sgd", show_default=True, help="sgd, adam, lbfgs, … (torch.optim's)."
 )
-@click.option("--lr", type=float, help="Learning rate; the optimizer's own default without it.")
+@click.option("--lr", type=float, help="Learning rate; by default the optimizer's own.")
 @click.option(
     "-o",
     "--option",
@@ -181,9 +181,9 @@ def _run_all(out: Path | None, seed: int | None, changes: tuple[str, ...]) -> No
     metavar="NAME=VALUE",
     help="Another option of the optimizer, as in momentum=0.9.",
 )
-@click.option("--steps", type=int, help="Number of steps; 1000 without it and --epochs.")
+@click.option("--steps", type=int, help="Number of steps; 1000 if --epochs is not given either.")
 @click.option("--epochs", type=int, help="Number of passes through the data.")
-@click.option("--batch-size", type=int, help="Samples a step; all without it.")
+@click.option("--batch-size", type=int, help="Samples per step; all of them by default.")
 @click.option("--shuffle", is_flag=True, help="A new order each epoch.")
 @click.option(
     "--standardize", is_flag=True, help="Scale all columns to mean 0, standard deviation 1."
@@ -204,7 +204,7 @@ def _run_all(out: Path | None, seed: int | None, changes: tuple[str, ...]) -> No
 def descend(
     table: Path, x: tuple[str, ...], y: str, out: Path, options: tuple[str, ...], **chosen: Any
 ) -> None:
-    """Fit a model to columns of TABLE, a CSV file, and draw the way the optimizer took."""
+    """Fit a model to columns of TABLE, a CSV file, and draw the path the optimizer took."""
     from thalweg import studies
 
     if chosen["steps"] is None and chosen["epochs"] is None:
@@ -239,7 +239,7 @@ def show(file: Path, node: str | None, rows: int) -> None:
 @_out
 @_one_line
 def rerun(file: Path, out: Path) -> None:
-    """Do again what made FILE, a saved study or fit, from that file alone."""
+    """Repeat the run that made FILE, a saved study or fit, from that file alone."""
     _load()
     from thalweg import studies
     from thalweg.errors import InputError
@@ -248,9 +248,9 @@ def rerun(file: Path, out: Path) -> None:
     saved = load(file)
     kind = saved.attrs.get("kind", "table")
     if kind != "study":
-        also = " (in Python, thalweg.rerun also descents and flows on catalogue problems)"
+        also = " (in Python, thalweg.rerun also repeats descents and flows on catalogue problems)"
         raise InputError(
-            f"{file} holds a {kind}, and what can be done again are studies and fits"
+            f"{file} holds a {kind}, but only studies and fits can be run again"
             f"{also if kind == 'trajectory' else ''}."
         )
     _run_and_write(lambda: studies.rerun(saved), _needed(out))

@@ -161,7 +161,7 @@ class Curvature:
         seed: int = 0,
         progress: bool | None = None,
     ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k p"]]:
-        """The k largest eigenvalues, the largest first, and their vectors, a row each, of length 1.
+        """The k largest eigenvalues, the largest first, and their eigenvectors, one per row, of length 1.
 
         By Lanczos' method (`thalweg.lanczos`) with full reorthogonalisation, or from the matrix itself
         where p is at most 256.
@@ -189,7 +189,7 @@ class Curvature:
         seed: int = 0,
         progress: bool | None = None,
     ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k p"]]:
-        """The k smallest eigenvalues, the smallest first, and their vectors; otherwise as `top`."""
+        """The k smallest eigenvalues, the smallest first, and their eigenvectors; otherwise as `top`."""
         return self._extreme(k, -1, tolerance, seed, progress)
 
     def _extreme(
@@ -419,10 +419,11 @@ def gauss_newton(problem: Problem, params: Params) -> Curvature:
 def fisher(problem: Problem, params: Params, *, empirical: bool = False) -> Curvature:
     """The Fisher information matrix, without the penalty.
 
-    Of the distribution whose −log p the loss is: for "mse" a Gaussian of variance ½, for "cross_entropy"
-    and "bce_with_logits" that of the classes. There it is the Gauss–Newton matrix (Martens, 2020,
-    section 9), which is what is computed. It has the scale of the risk: under reduction "mean" the mean
-    over samples and outputs (of d outputs a d-th of the mean over samples), under "sum" the sum.
+    It is that of the distribution whose −log p is the loss: for "mse" a Gaussian of variance ½, for
+    "cross_entropy" and "bce_with_logits" that of the classes. For these it equals the Gauss–Newton
+    matrix (Martens, 2020, section 9), which is what is computed. It has the scale of the risk: under
+    reduction "mean" the mean over samples and outputs (with d outputs, 1/d of the mean over samples),
+    under "sum" the sum.
 
     Args:
         empirical: the mean of g_k g_kᵀ over the pointwise risks' own gradients instead, for any loss. It
@@ -447,9 +448,9 @@ def fisher(problem: Problem, params: Params, *, empirical: bool = False) -> Curv
 def gradient_covariance(problem: Problem, params: Params) -> Curvature:
     """The covariance of a single sample's gradient, 1/n Σ (g_k − ḡ)(g_k − ḡ)ᵀ.
 
-    A batch of b samples drawn with replacement has a mean gradient of this covariance over b; its trace
-    is the mean squared norm of the noise, its top eigenvectors are the noise's leading directions. The
-    penalty has no part in it.
+    The mean gradient of b samples drawn with replacement has this covariance divided by b. The trace is
+    the mean squared norm of a single sample's noise, and the top eigenvectors are the noise's leading
+    directions. The penalty has no part in it.
 
     Args:
         params: the point, as `Problem.at` takes it.

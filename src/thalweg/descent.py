@@ -41,30 +41,30 @@ def descend(
     stop: Any = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
-    """Let an optimizer descend a problem's empirical risk, and record the way it takes.
+    """Run an optimizer on a problem's empirical risk, and record the path it takes.
 
     Args:
         problem: what is minimised.
-        optimizer: how. Its hyperparameters may be numbers; lists or arrays, which are sweeps, all
-            combinations of which run at once; or functions of the step index.
+        optimizer: the update rule. Each hyperparameter is a number; a list or an array, which is a
+            sweep (all combinations run at once); or a function of the step index.
         steps, epochs: how long; one of the two. Without batches an epoch is a step.
-        batch_size: samples a step. Without it every step sees all the data. Batches go through the
-            data in order; the last, smaller one of an epoch is used as it is, and refused where the model
-            compares samples.
+        batch_size: samples per step. Without it every step sees all the data. Batches go through the
+            data in order; the last, smaller one of an epoch is used as it is, and refused where the
+            model compares samples.
         shuffle: a new order each epoch, from the seed and the epoch alone; "after_first" leaves the
             first epoch in the data's own order.
         replacement: draw each batch's samples independently instead.
         drop_last: leave an epoch's last batch out where it is smaller.
-        batches: sample indices (steps, batch), given, for the steps of this call; repeated where
-            `steps` asks for more.
-        starts: (runs, p) in the order of `problem.names`, or a pytree of the problem's structure
-            with a leading axis, or a trajectory, whose last iterates are meant.
+        batches: the sample indices themselves (steps, batch), for the steps of this call; repeated
+            where `steps` asks for more.
+        starts: (runs, p) in the order of `problem.names`, or a pytree of the problem's structure with a
+            leading axis, or a trajectory, whose last iterates are taken.
         runs: that many random starts; run i starts from init(fold_in(key(seed), i)).
         seed: for starts and batches, 0 by default, or that of `resume`. A list is a swept
             dimension, `seed`.
-        resume: a trajectory to go on from, with the optimizer's state, the step count and the seed.
-            The optimizer and the batches' options are given again. States of observables begin anew,
-            and so do records of updates. Members that had stopped go on, unless `stop` has the same
+        resume: a trajectory to continue, with the optimizer's state, the step count and the seed. The
+            optimizer and the batches' options must be given again. States of observables begin anew,
+            and so do records of updates. Members that had stopped continue, unless `stop` has the same
             thresholds as before.
         record: what to record besides parameters and loss: a list of names (thalweg.observables),
             or a mapping from names to True, False, functions of `at`, pairs (init, measure), or
@@ -72,18 +72,18 @@ def descend(
         every: record steps 0, every, 2·every, … and the last.
         stop: when a member has arrived: a mapping from names to thresholds, such as {"loss": 1e-20,
             "grad_norm": 1e-10}, one of which must be reached from above; or a function of `at` that
-            returns a boolean. Names are "loss" (of the step's batch), "grad_norm", "risk",
-            "expected", and what the optimizer records of an update. (Movements are 0 at the start, and
-            a change between steps is not known there: these want a function.)
-            A member that has arrived stays where it is, with status "converged", while others go
-            on; when none is left, the descent ends.
+            returns a boolean. Names are "loss" (of the step's batch), "grad_norm", "risk", "expected",
+            and what the optimizer records of an update. (Movements are 0 at the start, and a change
+            between steps is not known there: for these give a function.) A member that has arrived
+            stays where it is, with status "converged", while others go on; when none is left, the
+            descent ends.
         progress: a progress bar: True, False, or None for one on a terminal after a second.
 
     Returns:
-        A trajectory: an `xarray.Dataset` with `params` (step, param, run, …) and `loss` (step, run,
-        …), both at steps 0 … T; see docs/results.md. The loss at a step is that of the batch the
-        step used, before its update; at T, that of the next batch, not applied. A run that left the
-        finite numbers has status "diverged" and is NaN from `diverged_at` on; one that met
+        A trajectory: an `xarray.Dataset` with `params` (step, param, run, …) and `loss` (step, run, …),
+        both at steps 0 … T; see docs/results.md. The loss at a step is that of the batch the step
+        used, before its update; at T, that of the next batch, which is not applied. A run that left
+        the finite numbers has status "diverged" and is NaN from `diverged_at` on; one that met
         `stop` has status "converged" and stays where it was at `stopped_at`; after Ctrl-C the
         trajectory holds what was computed and its runs have status "interrupted".
 
@@ -191,7 +191,7 @@ def _check_resumable(resume: Any, problem: Problem, optimizer: Optimizer) -> Non
 
 
 def descend_again(path: xr.Dataset) -> xr.Dataset:
-    """Do again a saved descent on a catalogue problem, from its result alone.
+    """Repeat a saved descent on a catalogue problem, from its result alone.
 
     Raises:
         InputError: where the result does not hold all that is needed.

@@ -50,8 +50,8 @@ def random_plane(
     Args:
         seed: of the directions.
         normalize: "filter" gives each filter of a direction the norm of the model's own filter, so that
-            landscapes of networks whose layers are scaled against each other agree; "layer" each
-            parameter tensor; "none" leaves the Gaussian as it is.
+            landscapes of networks which differ only by rescaling layers against each other agree;
+            "layer" does so for each parameter tensor; "none" leaves the Gaussian as it is.
         filter_axis: the axis of a weight that counts its filters, or a function of its name and shape that
             says so. By default 0, as in PyTorch and Equinox (out, in), and −1 for what is called `kernel`, as
             in Flax (in, out). Haiku's `w` has them last too.
@@ -61,7 +61,7 @@ def random_plane(
         points, span: the grid, the same along each axis or by axis, "direction_1", …
 
     Raises:
-        InputError: an unknown normalisation, a model of which every parameter would be left out.
+        InputError: an unknown normalisation, a model all of whose parameters would be left out.
     """
     check_is_problem(problem)
     if normalize not in _NORMALIZATIONS:
@@ -154,13 +154,14 @@ def pca_plane(
     Computed from the Gram matrix of the iterates, so that it holds for hundreds of iterates of millions
     of parameters. Directions have length 1.
 
-    A random walk of many parameters also has most of its variance in two components, and draws
-    Lissajous curves there (Antognini & Sohl-Dickstein, 2018): the plane holds the share of variance that
-    each component explains beside that of a random walk of the same length.
+    A random walk in many dimensions also has most of its variance in two components, and draws
+    Lissajous curves there (Antognini & Sohl-Dickstein, 2018): the plane holds the share of variance
+    that each component explains beside that of a random walk of the same length.
 
     Args:
-        path: a trajectory with params recorded, or points (n, p). Of several members all iterates are
-            taken together, but for those that diverged: on their way out they outweigh all else.
+        path: a trajectory with params recorded, or points (n, p). The iterates of several members are
+            taken together, except those of members that diverged: on their way out these would outweigh
+            all else.
         components: how many.
         origin: "final", the last iterate, or "mean", the mean of all, which is nearest to the path. The
             last iterate of several members is that of the last one.
@@ -318,8 +319,8 @@ def hessian_plane(
     rescaled.
 
     Args:
-        eigenvectors: which, by the order of their eigenvalues: 0 is the largest, 1 the second, −1 the
-            smallest, −2 the one before.
+        eigenvectors: which, by the order of their eigenvalues: 0 is the largest, 1 the second largest,
+            −1 the smallest, −2 the second smallest.
         tolerance, seed: of the search, as for `Curvature.top`.
 
     Raises:

@@ -55,14 +55,14 @@ def gradient_flow(
 ) -> xr.Dataset:
     """Follow the gradient flow dw/dt = −∇L(w) of a problem's empirical risk from its start.
 
-    Gradient descent with learning rate η is Euler's method for this equation, with steps of η: after
-    k steps it has come to about the time kη. The flow is a reference, so it is integrated in double
-    precision, whatever the problem's dtype, and under error control: each step of the solver is as
-    long as its estimated error, of the order of atol + rtol·|w|, allows.
+    Gradient descent with learning rate η is Euler's method for this equation, with steps of η: after k
+    steps it has reached about the time kη. The flow is a reference, so it is integrated in double
+    precision, whatever the problem's dtype, and under error control: each step of the solver is as long
+    as its estimated error, of the order of atol + rtol·|w|, allows.
 
     Args:
         problem: what is minimised, on all its data.
-        time: until when, from 0 on.
+        time: the end of the flow, which starts at time 0.
         times: the saved times, instead of `time` and `points`: increasing, 0 is put before them.
         points: how many times are saved, evenly spread from 0 to `time`.
         starts, runs, seed: as for `descend`.
@@ -134,7 +134,7 @@ def gradient_flow(
 
 
 def flow_again(path: xr.Dataset) -> xr.Dataset:
-    """Do again a saved flow on a catalogue problem, from its result alone.
+    """Repeat a saved flow on a catalogue problem, from its result alone.
 
     Raises:
         InputError: where the result does not hold all that is needed.

@@ -43,12 +43,12 @@ def landscape(
     device: Any = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
-    """Risks on every point of a plane.
+    """Risks at every point of a plane.
 
     Args:
         risks: of "empirical", "expected" and "pointwise".
         penalty: whether the problem's penalty is part of the empirical and the expected risk. The
-            pointwise risk never holds it.
+            pointwise risk never includes it.
         curvature: also say what curvature the plane has at its origin, and what the whole space has
             there: `directional_curvature` along each direction, `largest_eigenvalue`,
             `smallest_eigenvalue` and `trace` of the Hessian of the empirical risk. The origin of a

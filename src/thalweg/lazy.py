@@ -28,7 +28,7 @@ def linearize(problem: Problem, params: Params) -> Problem:
     """The problem whose model is the tangent of the problem's model f at w₀ = `params`.
 
     Its prediction is f(w₀, x) + Df(w₀, x)(w − w₀), linear in w − w₀; under squared error its risk is
-    the quadratic of a Gauss–Newton step at w₀. Of a problem without data it is the tangent of the
+    the quadratic of a Gauss–Newton step at w₀. For a problem without data it is the tangent of the
     function, or of the residuals.
 
     Raises:

@@ -29,10 +29,10 @@ _MOST_ROWS = 1024
 def measure(
     problem: Problem, path: xr.Dataset, record: Any, *, progress: bool | None = None
 ) -> xr.Dataset:
-    """What a descent would have recorded, along a trajectory that is there already.
+    """Measure what a descent would have recorded, along an existing trajectory.
 
-    Of training that was recorded as it ran (`thalweg.record`) or read from checkpoints
-    (`thalweg.trajectory`), and for questions that come after a descent:
+    For training that was recorded as it ran (`thalweg.record`) or read from checkpoints
+    (`thalweg.trajectory`), and for questions that come up after a descent:
 
         thalweg.measure(problem, path, {"sharpness": thalweg.sharpness})
 
@@ -41,8 +41,8 @@ def measure(
             same parameters.
         path: a trajectory with its iterates (`params`), of any runs and sweeps.
         record: as for `thalweg.descend`: names, functions of `at`, pairs (init, measure), problems. In
-            `at`, the batch is all the data, loss and gradient are those of all the data, and there is no
-            optimizer. What has a state sees the recorded iterates one after the other.
+            `at`, the batch is all the data, loss and gradient are those of all the data, and there is
+            no optimizer. A record with a state sees the recorded iterates one after the other.
         progress: a progress bar: True, False, or None for one on a terminal after a second.
 
     Returns:

@@ -148,7 +148,7 @@ def _change(at: At, previous: Params) -> tuple[Any, Params]:
 
 successive_change = documented(
     Observable(Partial(_previous), Partial(_change), every_step=True),
-    "‖w_t − w_{t−1}‖ / ‖w_t‖, of every two steps that follow each other.",
+    "‖w_t − w_{t−1}‖ / ‖w_t‖, between consecutive steps.",
 )
 
 NAMED: dict[str, Any] = {

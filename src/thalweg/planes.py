@@ -29,7 +29,7 @@ class Plane:
 
     Args:
         axes: the names of the axes; the first is drawn across, the second up.
-        coordinates: for each axis, where along its direction.
+        coordinates: for each axis, the positions along its direction.
         origin: (p,), the point with all coordinates 0.
         directions: (k, p), as used: neither rescaled nor made orthogonal.
         names: the p parameters' names.
@@ -189,8 +189,8 @@ def coordinate_plane(
     Its coordinates are the parameters' own values.
 
     Args:
-        ranges: for each parameter, from where to where; one, two or more of them.
-        points: how many along each axis, or one number for each: {"weight": 60, "bias": 40}.
+        ranges: for each parameter that varies, a pair (from, to); one, two or more parameters.
+        points: how many along every axis, or one number for each: {"weight": 60, "bias": 40}.
         at: the values of the other parameters; the problem's starting point without it.
 
     Raises:

@@ -210,8 +210,8 @@ class Problem:
 
     @property
     def names(self) -> Sequence[str]:
-        """The parameters' names, in the order of JAX's leaves (dictionaries sorted by key): a tuple; of
-        more than 65,536 parameters a sequence that makes each name when it is asked for."""
+        """The parameters' names, in the order of JAX's leaves (dictionaries sorted by key): a tuple;
+        with more than 65,536 parameters, a sequence that makes each name when it is asked for."""
         return self.layout.names
 
     @property
@@ -259,7 +259,7 @@ class Problem:
         return self.replace(x=x, y=y, mask=valid)
 
     def without_left_out(self) -> Problem:
-        """The same problem on those samples alone that have a part in its risk."""
+        """The same problem on only those samples that count in its risk."""
         if self.mask is None:
             return self
         kept = np.flatnonzero(self.mask)

@@ -84,7 +84,7 @@ def model_of(problem: Problem) -> Model:
 
 
 def clear_caches() -> None:
-    """Forget all compiled programs, and with them the arrays that are inside of functions.
+    """Forget all compiled programs, and with them the arrays that functions close over.
 
     For sessions of days. JAX keeps what it compiled, for up to some thousands of functions: a small one takes
     a few megabytes, and one that reads an array from around it holds that as well. Arrays that are given to a

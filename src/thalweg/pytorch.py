@@ -42,12 +42,12 @@ def from_torch(
     expected: Callable[[Params], Any] | None = None,
     penalty: Callable[[Params], Any] | None = None,
 ) -> Problem:
-    """The problem of a PyTorch model, with its weights as the starting point.
+    """A PyTorch model as a problem, with its weights as the starting point.
 
-    Parameters bear the names of the `state_dict`; those that do not require a gradient stay as they are,
-    and so do buffers. The module, its mode and device, its gradients, and torch's random state are left
-    as they were. A module's hooks before a forward pass run (old weight norms need them); those after it, and
-    of a backward pass, do not.
+    Parameters bear the names of the `state_dict`; those that do not require a gradient stay as they
+    are, and so do buffers. The module, its mode and device, its gradients, and torch's random state are
+    left as they were. A module's forward pre-hooks run (old weight norms need them); its forward and
+    backward hooks do not.
 
     Args:
         module: an `nn.Module`. It is evaluated as in `eval()` mode, but for batch norm.
@@ -105,8 +105,8 @@ def to_torch(problem: Problem, params: Params = None) -> dict[str, Any]:
         params: a point, as `Problem.at` takes it; without it the problem's starting point.
 
     Returns:
-        Tensors of the module's own dtypes, on the CPU. Parameters that were held and buffers are those
-        that the module had.
+        Tensors of the module's own dtypes, on the CPU. Parameters that were held fixed, and buffers,
+        are those that the module had.
 
     Raises:
         InputError: a problem that did not come from PyTorch.

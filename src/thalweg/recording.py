@@ -34,19 +34,19 @@ def record(
     record: Iterable[str] = ("params", "loss"),
     every: int = 1,
 ) -> Iterator[xr.Dataset]:
-    """Record a PyTorch training loop that is not ours, as it runs.
+    """Record a PyTorch training loop of your own, as it runs.
 
         with thalweg.record(optimizer, model) as path:
             train()                     # the loop as it is
         thalweg.plot.loss(path)
 
-    Any object with a `step` method is an optimizer here. The loss of a step is that on which `backward`
-    was called since the step before, added up if it was called several times (accumulated gradients); of
-    a closure, that of its first call. A call that reaches none of the model's parameters, as of another
-    model's loss, does not count, nor does one whose step was left out, as a `GradScaler` does where gradients
-    overflow; of a loss that it scaled the value before that is taken. Nothing of the loop's is changed; while
-    it runs, `torch.autograd.backward`, `torch.amp.GradScaler.scale`, the parameters' gradients and the
-    optimizer's steps are watched.
+    Any object with a `step` method is an optimizer here. The loss of a step is the one on which
+    `backward` was called since the previous step, added up if it was called several times (accumulated
+    gradients); with a closure, that of its first call. A loss that a `GradScaler` has scaled counts as it
+    was before. A call that reaches none of the model's parameters, such as one on another model's loss,
+    does not count, nor does one whose step was left out, as a scaler does where gradients overflow. Nothing
+    in the loop is changed; while it runs, `torch.autograd.backward`, `torch.amp.GradScaler.scale`, the
+    parameters' gradients and the optimizer's steps are watched.
 
     Args:
         model: the `nn.Module` whose parameters that require a gradient are recorded, by their names in
@@ -62,7 +62,7 @@ def record(
         "interrupted".
 
     Raises:
-        InputError: objects without `step` or parameters, an optimizer of another model's, an unknown record.
+        InputError: objects without `step` or parameters, an optimizer of another model, an unknown record.
     """
     torch = optional("torch", "recording a PyTorch loop needs", "torch")
     wanted = (record,) if isinstance(record, str) else tuple(dict.fromkeys(record))
@@ -102,15 +102,15 @@ def trajectory(
     steps: Iterable[int] | None = None,
     key: str | None = None,
 ) -> xr.Dataset:
-    """A trajectory from a series of checkpoints, of training that happened elsewhere.
+    """A trajectory from a series of checkpoints of training that happened elsewhere.
 
     Args:
         checkpoints: `state_dict`s, or files of them in order: PyTorch's (read with `weights_only=True`:
             a file is never unpickled) or safetensors. With a problem also points as `Problem.at` takes
             them: pytrees, vectors (p,), iterates.
-        problem: whose parameters to take (`thalweg.from_torch`), and whose risk then is the trajectory's
-            loss; without it all entries of floating point are, and the loss is NaN. What a module holds
-            beside its parameters (running statistics) is each checkpoint's own.
+        problem: whose parameters to take (`thalweg.from_torch`), and whose risk then is the
+            trajectory's loss; without it all floating-point entries are taken, and the loss is NaN.
+            What a module holds beside its parameters (running statistics) is each checkpoint's own.
         steps: the step of each checkpoint; 0, 1, … without it.
         key: where in a checkpoint the state_dict is, as in "ema"; by default it is looked for under
             the usual names.

@@ -110,7 +110,7 @@ def part(tree: xr.DataTree, path: str) -> xr.Dataset:
 
 
 def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path:
-    """Write a result as netCDF; what was at `path` is replaced only once all is written.
+    """Write a result as netCDF; an existing file at `path` is replaced only once all is written.
 
     A table of your own, made of results, may be saved too: it is given the schema's version.
 

@@ -15,7 +15,7 @@ KNOWN = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")
 
 
 def stability_threshold(path: xr.Dataset) -> xr.DataArray:
-    """The largest eigenvalue on which a descent's optimizer is stable, on its members' dimensions.
+    """The largest eigenvalue at which a descent's optimizer is stable, for each of its members.
 
     On a quadratic of curvature λ, full batch, with learning rate η:
 
@@ -24,11 +24,11 @@ def stability_threshold(path: xr.Dataset) -> xr.DataArray:
       adds to λ and is taken off.
     - Adam, AdamW: λ is that of the preconditioned Hessian, λ < 2 (1 + β₁) / ((1 − β₁) η), 38/η for
       β₁ = 0.9 (Cohen et al., 2022, section 3). Decoupled weight decay ω makes it 2 − ηω instead of 2;
-      any other is a part of the matrix that is preconditioned: of H + ωI, not of H. RMSprop with
+      any other weight decay is part of the matrix that is preconditioned: H + ωI, not H. RMSprop with
       momentum μ: λ < 2 (1 + μ) / η. Adagrad: 2/η.
 
-    Where a hyperparameter followed a schedule the threshold has a dimension `step` too; of a PyTorch loop
-    where `record=` had "lr".
+    Where a hyperparameter followed a schedule the threshold has a dimension `step` too; for a PyTorch
+    loop, if `record=` had "lr".
 
     Raises:
         InputError: a trajectory of another optimizer; a loop whose hyperparameters changed unrecorded, or

@@ -21,11 +21,11 @@ class LBFGS(Optimizer):
     """Limited-memory BFGS (`torch.optim.LBFGS`; Nocedal & Wright, 2006, algorithm 7.4).
 
     One step of the loop is up to `max_iter` iterations x ← x − t·H∇f(x) on that step's batch, H the
-    inverse Hessian that the last `history_size` pairs (s, y) of moves and gradient differences
-    make. t is `lr` (in the very first iteration lr·min(1, 1/‖∇f‖₁)), or with
-    `line_search_fn="strong_wolfe"` found from there. The iterations end at `max_eval` evaluations
-    (by default 5/4·max_iter), where max|∇f| ≤ tolerance_grad, or where the loss or every parameter
-    moves by less than tolerance_change. A step records its `evaluations` of the loss.
+    inverse Hessian that the last `history_size` pairs (s, y) of moves and gradient differences make. t
+    is `lr` (in the very first iteration lr·min(1, 1/‖∇f‖₁)), or with `line_search_fn="strong_wolfe"`
+    found by a line search from there. The iterations end at `max_eval` evaluations (by default
+    5/4·max_iter), where max|∇f| ≤ tolerance_grad, or where the loss or every parameter moves by less
+    than tolerance_change. A step records its `evaluations` of the loss.
     """
 
     lr: Any = hyper(1.0)

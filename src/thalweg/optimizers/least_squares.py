@@ -63,7 +63,7 @@ class LevenbergMarquardt(Optimizer):
 
     Nielsen's own `decrease` is 1/3. 0.01 takes about as many steps on his examples, and fewer on
     problems whose residuals can vanish, where the damping is what keeps the last steps from converging
-    quadratically: over 60 starts of the study two-layer-linear 9.2 in the mean instead of 11.6, and
+    quadratically: over 60 starts of the study two-layer-linear 9.2 on average instead of 11.6, and
     14.4 instead of 25.9 where the condition number is 1e5.
 
     A step records its damping `mu`, its `gain_ratio` (NaN for a trial that left the finite numbers),

@@ -32,9 +32,9 @@ class SGD(Optimizer):
     b_t = μ b_{t−1} + (1 − dampening) g_t with b_0 = g_0, and w ← w − lr·b_t, or
     w ← w − lr·(g_t + μ b_t) with Nesterov momentum.
 
-    All of it is always computed: with μ = 0 the buffer is the gradient, and a momentum swept from
-    zero is then one program. It costs nothing that can be measured. (torch leaves its buffer alone while a
-    scheduled momentum is 0, and the first gradient after that whole.)
+    All of it is always computed: with μ = 0 the buffer is the gradient, and a momentum swept from zero
+        is then one program. It costs nothing that can be measured. (torch leaves its buffer alone while
+        a scheduled momentum is 0, and takes the first gradient after that whole.)
     """
 
     lr: Any = hyper(1e-3)

@@ -40,7 +40,7 @@ class Animation:
 
     Args:
         figure: shows the last frame.
-        draw: draws a frame of this number, and returns the artists that are not the same in all
+        draw: draws the frame with this number, and returns the artists that are not the same in all
             frames, from the bottom to the top.
         steps: the step that each frame shows.
         title: what it shows, in words.
@@ -79,7 +79,7 @@ class Animation:
             self.figure.set_canvas(before)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it as .mp4, .gif or .html; what was at `path` is replaced only once all is written.
+        """Write it as .mp4, .gif or .html; an existing file at `path` is replaced only once all is written.
 
         An .html page plays by itself, without a network. An .mp4 needs the extra `video`.
 
@@ -267,7 +267,8 @@ def fit(
     title: str | None = None,
     label: str = "fit",
 ) -> Animation:
-    """The model's curve beside the path: left the data and the curve at a step, right the landscape.
+    """The model's curve beside the path: on the left the data and the curve at a step, on the right the
+    landscape.
 
     The curves are data, which a descent records as it goes::
 

@@ -36,9 +36,9 @@ def basins(
 
     Args:
         result: what `thalweg.basins` returned, on two axes.
-        by: "minimum": a colour for each of those that are reached most often, which bear their
-            numbers on the map, and dark greys by turns for all others; or "loss": a colour for the
-            loss at the minimum reached. Light grey is not there yet, black diverged.
+        by: "minimum": a colour for each of those that are reached most often, which bear their numbers
+            on the map, and alternating dark greys for all others; or "loss": a colour for the loss at
+            the minimum reached. Light grey is not there yet, black diverged.
         most: how many minima have colours of their own, at most 12.
         loss_range: with "loss", the ends of the colour bar, for maps that are to be compared; those
             of the minima reached without it.

@@ -28,7 +28,7 @@ def convergence(
     figure: Figure | SubFigure | None = None,
     title: str | None = None,
 ) -> Figure | SubFigure:
-    """Records of several trajectories against the step, a panel a record, with one legend below.
+    """Records of several trajectories against the step, one panel per record, with one legend below.
 
     A trajectory's lines share a dash, and each line has its own colour and marker; runs are drawn as
     `record` draws them. One that stopped ends where it did.

@@ -74,14 +74,14 @@ def sharpness(
     title: str | None = None,
     label: str | None = None,
 ) -> Axes:
-    """Sharpness along a descent, and the largest on which its optimizer is stable, where that is known.
+    """Sharpness along a descent, and the largest at which its optimizer is stable, where that is known.
 
     Args:
         path: a trajectory that recorded it: record={"sharpness": thalweg.sharpness}.
         name: the record's name.
-        preconditioned: whether it is of the preconditioned Hessian (thalweg.preconditioned_sharpness): the
-            limit of Adam and its like is of that one, and SGD's is of the Hessian itself. Without it, of
-            records whose name begins so.
+        preconditioned: whether it is the preconditioned Hessian's (thalweg.preconditioned_sharpness):
+            the limit of Adam and its like is for that one, and SGD's for the Hessian itself. By
+            default, whether the record's name begins with "preconditioned".
         x, y: "linear" or "log".
         ax, title, label: as for every plot.
     """

@@ -179,7 +179,7 @@ def batches(
     figure: Figure | SubFigure | None = None,
     title: str | None = None,
 ) -> Figure | SubFigure:
-    """What mini-batches hold: a panel a batch, its samples among all the others.
+    """What mini-batches hold: one panel per batch, its samples among all the others.
 
     Args:
         data: `x` and `y` on `sample`.

@@ -56,8 +56,8 @@ def graph(dataset: xr.Dataset, *, ax: Axes | None = None, title: str | None = No
     """A computation graph, with the reverse pass beside it where the dataset holds one.
 
     An operation's box says what it does, to what, and the value it makes. An adjoint's says how the
-    chain rule gets there (times which local derivative) and the derivative it makes. Of an array
-    stand the number of its entries and their range. Graphviz's `dot` finds the places where it is
+    chain rule gets there (times which local derivative) and the derivative it makes. For an array the
+    box gives the number of its entries and their range. Graphviz's `dot` lays the graph out where it is
     installed, and igraph otherwise.
 
     Args:

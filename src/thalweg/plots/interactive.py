@@ -46,10 +46,11 @@ def surface(
 
     The path is laid on the surface: an iterate is drawn at the landscape's height where it is or, off
     the plane, where the nearest point of the plane is, and all of it a hair higher (1.5 % of the
-    picture's height, its symbols 3 %), so that the surface does not swallow it. Its own recorded loss
-    is in its hover, with the step and the parameters; where the two differ by more than a hundredth
-    of the surface's height (the loss of a batch, a path that leaves the plane, a coarse grid) a note
-    says by how much. On the floor lies the path's shadow. A slider and a play button move a marker.
+    picture's height, its symbols 3 %), so that the surface does not hide it. Hovering over it shows
+    its own recorded loss, the step and the parameters; where the two differ by more than a
+    hundredth of the surface's height (the loss of a batch, a path that leaves the plane, a coarse
+    grid) a note says by how much. On the floor lies the path's shadow. A slider and a play button
+    move a marker.
 
     Args:
         landscape: as `thalweg.landscape` returns it.
@@ -99,7 +100,7 @@ def path3d(
     """A path in three of its parameters, as a line in 3-D coloured by the step.
 
     A circle marks where a member starts, a diamond where it ends, a cross the last finite iterate of
-    one that diverged. A hover names the step, the loss and the parameters; a slider and a play button
+    one that diverged. Hovering shows the step, the loss and the parameters; a slider and a play button
     move a marker along the path. Iterates of diverged members that would leave the others a dot are
     left out, and counted.
 

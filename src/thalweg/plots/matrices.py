@@ -24,7 +24,7 @@ def matrix(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Axes:
-    """A matrix as a heat map: rows downwards, columns across, a cell an entry.
+    """A matrix as a heat map: rows downwards, columns across, one cell per entry.
 
     Cells are equally wide; the ticks name their coordinates, such as the step of a column or the
     eigenvalue of a row. Two matrices are compared by the same limits.

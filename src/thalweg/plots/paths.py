@@ -28,13 +28,13 @@ def trace(
     label: str | None = None,
     color: str | None = None,
 ) -> Axes:
-    """Draw a trajectory on axes that show a landscape; once more for another trajectory.
+    """Draw a trajectory on axes that show a landscape; call it again for another one.
 
     Up to ten members have a colour, a dash and a marker of their own and are named by their swept
-    values; more of them share a style by swept value, or one. A circle is where a member starts, a
-    star where it ends, a cross the last finite iterate of one that diverged. The landscape's window
-    stays as it is: below the axes stands how many paths leave it, and how far iterates lie off
-    the plane, where contours are not the risk on the path.
+    values; more of them share a style by swept value, or one. A circle is where a member starts, a star
+    where it ends, a cross the last finite iterate of one that diverged. The landscape's window stays as
+    it is: a note below the axes says how many paths leave it, and how far iterates lie off the plane,
+    where the contours are not the risk on the path.
 
     Args:
         surface: the landscape that was drawn.

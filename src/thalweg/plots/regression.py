@@ -60,7 +60,7 @@ def functions(
     title: str | None = None,
     sharey: bool = True,
 ) -> Figure | SubFigure:
-    """What models are as functions, a panel a moment, with the data and what was to be learnt.
+    """Models drawn as functions, one panel per moment, with the data and what was to be learnt.
 
     Runs are thin lines, all of one style; each combination of the other dimensions has its own, up to
     ten of them. Functions that are not finite are left out, and a note says how many.

@@ -57,9 +57,9 @@ def contour(
         The axes, whose limits are the landscape's.
 
     Raises:
-        InputError: a landscape that has not two axes (see `profile` for one), a risk that it does
-            not hold, fewer than 2 × 2 points, impossible levels, a path of other parameters or
-            without recorded ones.
+        InputError: a landscape that does not have two axes (see `profile` for one), a risk that it does
+            not hold, fewer than 2 × 2 points, impossible levels, a path of other parameters or without
+            recorded ones.
     """
     values = risk_values(surface, risk, sample)
     _check_grid(values)
@@ -86,7 +86,7 @@ def heatmap(
     title: str | None = None,
     label: str | None = None,
 ) -> Axes:
-    """A landscape of two axes as a heat map: a cell about each point of the grid, no interpolation.
+    """A landscape of two axes as a heat map: one cell around each point of the grid, no interpolation.
 
     Arguments, returned axes and errors are those of `contour`; any number of points will do.
     """
@@ -112,15 +112,15 @@ def profile(
 
     Args:
         surface: a landscape of one axis.
-        risks: which of its risks; the empirical and the expected one without it. The pointwise risk
-            is a thin line a sample.
+        risks: which of its risks; the empirical and the expected one without it. The pointwise risk is
+            one thin line per sample.
         y: "linear" or "log"; on a log axis risks at or below zero are left out, and counted.
         ax: where to draw; a new figure without it.
         title: a title.
         label: what the landscape is called in the legend.
 
     Raises:
-        InputError: a landscape that has not one axis, a risk that it does not hold.
+        InputError: a landscape that does not have one axis, a risk that it does not hold.
     """
     (axis,) = _axes(surface, 1)
     style.one_of("y", y, ("linear", "log"))

@@ -209,8 +209,8 @@ def name_of(tree: xr.DataTree | xr.Dataset) -> str:
 
 
 def rerun(result: xr.DataTree | xr.Dataset) -> xr.DataTree | xr.Dataset:
-    """Do again, from a saved result alone, what made it: a study, a command's run, or a descent or
-    flow on a catalogue problem. The same versions on the same kind of machine give the same numbers.
+    """Repeat, from a saved result alone, the run that made it: a study, a command's run, or a descent
+    or flow on a catalogue problem. The same versions on the same kind of machine give the same numbers.
 
     Raises:
         InputError: a result that does not hold all it was made from.
