@@ -49,7 +49,7 @@ rescaled["l2"] = {**weights["l2"], "weight": weights["l2"]["weight"] / 10}
 print(float(problem.risk(weights)), float(problem.risk(rescaled)))
 
 # %% [markdown]
-# ## Can a picture of the landscape be believed?
+# ## Can a picture of the landscape be trusted?
 #
 # The same two sets of weights, along filter-normalised directions and along plain Gaussian ones. Before you
 # run the cell: which two of the four will agree?

@@ -50,7 +50,7 @@ paths = {
 # ## How fast does each fit?
 #
 # The median of five starts, and a band between quantiles. Which of the models cannot fit, and which is
-# first to?
+# the first that does?
 
 # %%
 ax = None
@@ -100,8 +100,8 @@ tw.plot.fit(
 #
 # 1. **The dead sine.** What do the columns of `fourier_features(x, 8)` for j = 0 do? Leave them out
 #    with `first=1`, at the same dimension, and compare the losses.
-# 2. **The learning rate it can bear.** Compute 2/λ_max of the loss's Hessian for dimension 200 from its
-#    features, and train just below and just above it.
+# 2. **The largest stable learning rate.** Compute 2/λ_max of the loss's Hessian for dimension 200 from
+#    its features, and train just below and just above it.
 # 3. **Where it ends.** Compute the fit nearest to a start with `numpy.linalg.lstsq`, and compare it with
 #    the last iterate after 20,000 steps at dimension 50.
 # 4. **One over the root.** For dimensions 20, 40, … 640 compute the movement to the nearest fit, for ten

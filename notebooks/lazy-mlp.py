@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Lazy training: networks, and how far their parameters move
 #
-# Shallow ReLU networks of several widths learn fifteen points of a bent line, all with the same learning
-# rate. What is measured is the way they go: how far the parameters get from where they started. (The
-# numbers of steps are small here, so that each cell takes a few seconds.)
+# Shallow ReLU networks of several widths learn fifteen points of a bent line, all with the same
+# learning rate. What is measured is how far the parameters get from where they started. (The numbers of
+# steps are small here, so that each cell takes a few seconds.)
 
 # %%
 from functools import partial
@@ -29,7 +29,7 @@ x, y = table["x"].values, table["y"].values
 tw.plot.targets(table)
 
 # %% [markdown]
-# The weights themselves are not recorded. What is to be known about them is computed inside the loop.
+# The weights themselves are not recorded. What we want to know about them is computed inside the loop.
 
 # %%
 record = {
@@ -54,7 +54,7 @@ paths = {
 # %% [markdown]
 # ## What is a network before and after?
 #
-# Thin lines, one a start. What do wide networks have in common that narrow ones do not?
+# Thin lines, one per start. What do wide networks have in common that narrow ones do not?
 
 # %%
 path = paths[500]
@@ -97,8 +97,8 @@ tw.plot.movement_by_parameter(paths[500], x="log", y="log")
 # %% [markdown]
 # ## Exercises
 #
-# 1. **Counting.** How many parameters has a network with five hidden layers of 10? Check your answer with
-#    `network(10, 10, 10, 10, 10).size`, and train it with learning rate 0.1.
+# 1. **Counting.** How many parameters does a network with five hidden layers of 10 have? Check your
+#    answer with `network(10, 10, 10, 10, 10).size`, and train it with learning rate 0.1.
 # 2. **A slope.** Train widths 50, 100, 200 and 400 and draw the last movement against the width on
 #    logarithmic axes. Which slope does the table of norms make you expect?
 # 3. **The norms at the start.** Derive E‖w_0‖² of each layer for PyTorch's initialisation, and compare

@@ -99,7 +99,7 @@ figure
 # ## By what law does it become lazy?
 #
 # Movement, kernel drift and the distance to the linearised model, at the end, against α. Read the
-# slopes. Which of them tells that the *kernel* stands still, and which that the *model* is linear?
+# slopes. Which of them shows that the *kernel* stands still, and which that the *model* is linear?
 
 # %%
 measured = xr.Dataset(

@@ -77,7 +77,8 @@ tw.animate.fit(table, surface, path, frames=31, dpi=80)
 # %% [markdown]
 # ## What does the loss change?
 #
-# The same descents on four losses. Where do the level lines lie close, and where does the path bend?
+# The same descents on four losses. Where are the contour lines close together, and where does the path
+# bend?
 
 # %%
 figure, axes = tw.plot.grid(2, 2, title="SGD, momentum 0 and 0.9")

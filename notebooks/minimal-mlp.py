@@ -14,8 +14,8 @@
 # # The stochastic landscape of a two-parameter network
 #
 # Stochastic gradient descent looks at one sample at a time. What does it see of the landscape that it
-# is to descend? With two parameters we can look: here is the network f(x) = w1·relu(w2·x), fitted to a
-# hundred points about the line y = 2x.
+# is meant to descend? With two parameters we can look: here is the network f(x) = w1·relu(w2·x), fitted
+# to a hundred points about the line y = 2x.
 
 # %%
 import jax
@@ -62,7 +62,7 @@ tw.animate.pointwise(surface, path, frames=34, dpi=80)
 # %% [markdown]
 # ## Does it get better?
 #
-# The loss of each step's sample jumps about. The risks, which no step sees, tell.
+# The loss of each step's sample jumps about. The risks, which no step sees, give the answer.
 
 # %%
 ax = tw.plot.record(path, "risk", y="linear", label="empirical")
@@ -80,7 +80,7 @@ tw.plot.record(path, "expected", y="linear", label="expected", ax=ax)
 # 4. **A hyperbola.** Plot w1² − w2² along the path, for learning rates 0.01, 0.003 and 0.001 in one
 #    sweep with ten epochs. Derive why it hardly changes.
 # 5. **Too fast.** Sweep the learning rate from 0.001 to 1. Where does the descent begin to diverge?
-#    Does the step that SGD can bear depend on the order of the samples?
+#    Does the largest stable step depend on the order of the samples?
 # 6. **Open.** With a constant learning rate SGD does not come to rest. Over many epochs with
 #    reshuffling, how far above the lowest empirical risk does it hover, and how does that depend on the
 #    learning rate and on the batch size?

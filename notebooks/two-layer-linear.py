@@ -39,7 +39,7 @@ adam = tw.descend(problem, tw.Adam(lr=[1e-4, 1e-3, 1e-2]), steps=2000, record=re
 descent["status"].values
 
 # %% [markdown]
-# ## How far do first-order methods come?
+# ## How far do first-order methods get?
 #
 # Three step sizes each, gradient descent solid and Adam dashed. Which of them is limited by its step size,
 # and which by the problem?

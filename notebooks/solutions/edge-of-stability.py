@@ -36,8 +36,8 @@ problem = tw.Problem(network, "mse", x, y, params=models.init_mlp((2, 8, 8, 1), 
 # %% [markdown]
 # ## 1. Momentum
 #
-# With η = 0.3 and μ = 0.9 the limit is 2 · 1.9 / 0.3 = 12.7, and the sharpness comes to it. Without momentum
-# it would be 6.7.
+# With η = 0.3 and μ = 0.9 the limit is 2 · 1.9 / 0.3 = 12.7, and the sharpness rises to it. Without
+# momentum it would be 6.7.
 
 # %%
 path = tw.descend(problem, tw.SGD(lr=0.3, momentum=0.9), steps=4000, **options)
@@ -50,8 +50,9 @@ tw.plot.sharpness(path)
 # %% [markdown]
 # ## 2. Down again
 #
-# The place is too sharp for the larger step: the iterate is thrown out, and the sharpness falls from 20 to
-# below 8 within some tens of steps. The loss jumps sixfold, and is lower than before after a hundred.
+# The region is too sharp for the larger step: the iterate is thrown out, and the sharpness falls from
+# 20 to below 8 within some tens of steps. The loss jumps sixfold, and is lower than before after a
+# hundred.
 
 # %%
 first = tw.descend(problem, tw.SGD(lr=0.1), steps=3000, **options)

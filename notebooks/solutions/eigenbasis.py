@@ -44,7 +44,7 @@ best = np.linalg.solve(X @ X.T, X @ Y)
 # %% [markdown]
 # ## 1. The pace
 #
-# In the eigenbasis the way to go is Pᵀ(w* − w_0), and what has been gone is Pᵀ(w_T − w_0). Their ratio is
+# In the eigenbasis the whole way is Pᵀ(w* − w_0), and the part covered is Pᵀ(w_T − w_0). Their ratio is
 # 1 − (1 − ηλ)^T, whatever the data.
 
 # %%
@@ -76,7 +76,7 @@ tw.plot.curve(sizes, "step", y="log", points=False)
 # %% [markdown]
 # ## 3. The missing ½
 #
-# The gradient of ‖Xᵀw − Y‖² is twice as long, so half the step: η/2. The mean divides by n: ηn/2.
+# The gradient of ‖Xᵀw − Y‖² is twice as long, so take half the step: η/2. The mean divides by n: ηn/2.
 
 # %%
 total = tw.Problem(linear, "mse", X.T, Y, params=w0, reduction="sum")

@@ -55,9 +55,9 @@ print(f"whole layers: {difference(problem, weights, rescale(weights)):.1e}")
 # %% [markdown]
 # ## 1. A single unit
 #
-# They are not the same any more. The filters of the second layer are its rows, and one entry of each has
-# become a tenth: the row's norm changes by a factor of its own, and with it what the direction does to the
-# other nine entries. Filter normalisation takes out the scales of whole layers alone.
+# They are not the same any more. The filters of the second layer are its rows, and one entry of each
+# has become a tenth: the row's norm changes by a factor of its own, and with it what the direction does
+# to the other nine entries. Filter normalisation takes out only the scales of whole layers.
 
 # %%
 one = {name: value.copy() for name, value in weights["l1"].items()}
@@ -74,8 +74,8 @@ print(f"a single unit: {difference(problem, weights, unit):.2g}")
 # %% [markdown]
 # ## 2. Biases
 #
-# A bias vector counts as one filter, and is scaled with its layer: the first layer's is times 10 as its
-# weights are, the others stay. So the landscapes agree as before.
+# A bias vector counts as one filter, and is scaled with its layer: the first layer's is multiplied by
+# 10, as its weights are, and the others stay. So the landscapes agree as before.
 
 # %%
 print(f"with biases: {difference(problem, weights, rescale(weights), vectors=True):.1e}")

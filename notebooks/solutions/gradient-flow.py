@@ -87,8 +87,9 @@ for lr in (1e-2, 1e-3, 1e-4):
 # %% [markdown]
 # ## 4. Stiff
 #
-# An explicit solver is stable for steps of a few 1/c only, however little the solution changes: its
-# steps grow in proportion to c. An implicit one is stable for any step and follows what changes.
+# An explicit solver is stable only for steps of a few 1/c, however little the solution changes: its
+# number of steps grows in proportion to c. An implicit one is stable for any step and follows what
+# changes.
 
 
 # %%
@@ -107,8 +108,9 @@ for c in (1.0, 1e2, 1e4, 1e6):
 # %% [markdown]
 # ## 5. Momentum
 #
-# With momentum μ the velocity sums to a gradient divided by 1 − μ: a step is worth the time η/(1 − μ). Once
-# the velocity has built up, heavy-ball descent follows the flow at that time, again at order one.
+# With momentum μ the velocity builds up to the gradient divided by 1 − μ: a step is worth the time η/(1
+# − μ). Once the velocity has built up, heavy-ball descent follows the flow at that time, again at order
+# one.
 
 # %%
 slow = tw.Problem.from_function(Partial(parabola, np.float64(1.0)), params={"w": 1.0})

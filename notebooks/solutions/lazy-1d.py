@@ -99,9 +99,9 @@ for alpha in (1, 10, 100, 1000):
 # %% [markdown]
 # ## 5. Open
 #
-# The tangent at w₀ must not vanish and the second derivative must exist. h = (w − w₀)² has the tangent
-# zero: its linearisation learns nothing at any α, while αh reaches y at w₀ ± √(y/α). And |w − w₀| has no
-# tangent at all.
+# The tangent at w₀ must not vanish and the second derivative must exist. For h = (w − w₀)² the tangent
+# is zero: its linearisation learns nothing at any α, while αh reaches y at w₀ ± √(y/α). And |w − w₀|
+# has no tangent at all.
 
 
 # %%

@@ -52,7 +52,7 @@ for first in (0, 1):
     ax = tw.plot.loss(path, x="log", ax=ax, label=f"first = {first}")
 
 # %% [markdown]
-# ## 2. The learning rate it can bear
+# ## 2. The largest stable learning rate
 #
 # The Hessian of the mean squared error is 2/n ΦᵀΦ.
 
@@ -99,7 +99,7 @@ tw.plot.curve(table, x="log", y="log", slope=(80, 640))
 # ## 5. From zero
 #
 # There is nothing between the samples that training would have to take down, so the fit of least norm
-# is left. Its start has norm zero, and what is drawn is the absolute movement, which the picture says.
+# is left. The start has norm zero, so the absolute movement is drawn, and the picture says so.
 
 # %%
 wide = problem(200)

@@ -97,8 +97,8 @@ tw.plot.curve(drift, x="log", y="log", slope=True, title="Kernel drift against w
 # %% [markdown]
 # ## 4. Kinks
 #
-# Where a unit crosses zero at a sample, its part of the kernel is switched on or off: by how much does
-# not depend on α, only how many units do so does.
+# Where a unit crosses zero at a sample, its part of the kernel is switched on or off. The size of this
+# jump does not depend on α; only the number of units that jump does.
 
 
 # %%

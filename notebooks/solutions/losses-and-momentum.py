@@ -71,7 +71,7 @@ for lr, loss, status in zip(rates, path["loss"].values[-1], path["status"].value
 # The error of a quadratic's descent with momentum obeys e(t+1) = (1 + μ − ηλ)e(t) − μe(t−1). Where the
 # roots of z² − (1 + μ − ηλ)z + μ are complex, both have the absolute value √μ: that is the envelope.
 # The best momentum makes the roots of the slowest direction just meet, μ = (1 − √(ηλ_min))²; beyond it,
-# more momentum is only more swinging.
+# more momentum only means more swinging.
 
 # %%
 momenta = [0.0, 0.5, 0.7, 0.9, 0.99]

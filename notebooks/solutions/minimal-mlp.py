@@ -58,7 +58,7 @@ print("steps with no gradient:", int((~path["grad"].values[:-1].any(axis=1)).sum
 tw.plot.contour(tw.landscape(linear, tw.coordinate_plane(linear, window, points=60)), path)
 
 # %% [markdown]
-# Every sample has a gradient now: on the other model about half of them were lost.
+# Every sample has a gradient now: in the other model about half of them had none.
 
 # %% [markdown]
 # ## 2. Check the formula
@@ -117,7 +117,7 @@ ax.legend()
 # ## 5. Too fast
 #
 # Twenty learning rates, and for each eight orders of the samples (`seed=` is swept too). A run that
-# leaves the finite numbers is marked and does no harm to the others.
+# diverges is marked and does not affect the others.
 
 # %%
 rates = np.geomspace(0.001, 1, 20)
@@ -176,7 +176,7 @@ ax.legend()
 
 # %% [markdown]
 # With replacement every batch is drawn afresh. The excess grows with the learning rate, and with ten
-# samples a batch it is about a tenth: the mean of ten gradients has a tenth of the variance. Without
-# replacement the batches of an epoch make up all the data. What one step adds to the risk, the others of
-# its epoch take back for the most part, so that the excess is far smaller, and falls faster than the
+# samples per batch it is about a tenth: the mean of ten gradients has a tenth of the variance. Without
+# replacement the batches of an epoch make up all the data. What one step adds to the risk, the others
+# of its epoch take back for the most part, so that the excess is far smaller, and falls faster than the
 # learning rate.

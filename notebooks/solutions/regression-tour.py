@@ -91,8 +91,8 @@ print("least squares  ", squares)
 # A list is a sweep, and all its runs are one program. The gradient is a mean of signs: far from the
 # bottom its size is about 1, and next to it, where the signs nearly balance, a few hundredths. A rate
 # of 6 or 3 leaps over the inner facets again and again and stays above them; a rate of 1 gets onto
-# them, and jumps there by no more than a few hundredths. With 0.01 the way is
-# too long for 300 steps. The falling rate 6/(t + 1) goes the long way first and comes to rest after.
+# them, and jumps there by no more than a few hundredths. With 0.01 the path is too long for 300 steps.
+# The falling rate 6/(t + 1) goes the long way first and comes to rest after.
 
 # %%
 problem = tw.Problem(line, "l1", x, y, params=start)

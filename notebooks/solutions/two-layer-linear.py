@@ -57,10 +57,10 @@ for i, lr in enumerate(rates):
 # %% [markdown]
 # ## 2. A step too far
 #
-# At first δW1 δW2 x is as large as the terms that the linearisation keeps, and a full step may raise the
-# loss: from two of these ten starts it does. Once near, it converges quadratically. On this problem it
-# works more often than it deserves to, and no later than the damped method, which never lets the loss
-# rise; where residuals stay, or predictions are exponentials, the detour can be for ever.
+# At first δW1 δW2 x is as large as the terms that the linearisation keeps, and a full step may raise
+# the loss: from two of these ten starts it does. Once near, it converges quadratically. On this problem
+# it works more often than it deserves to, and takes no longer than the damped method, which never lets
+# the loss rise; where residuals stay, or predictions are exponentials, the detour can last for ever.
 
 # %%
 draws = np.random.default_rng(1).standard_normal((10, problem.size))
@@ -74,10 +74,10 @@ print("steps, Levenberg–Marquardt:", damped["stopped_at"].values)
 # %% [markdown]
 # ## 3. Gauge
 #
-# J at the new point is J with its columns mixed by an invertible matrix, and so has the same range. A full
-# undamped Gauss–Newton step that depended on the range alone would be the same in function space; but the
-# second-order term δW1 δW2 depends on which of the many solutions is taken, and the shortest one is
-# another one in other coordinates. So all the paths differ; in the limit of small step sizes
+# J at the new point is J with its columns mixed by an invertible matrix, and so has the same range. A
+# full undamped Gauss–Newton step that depended on the range alone would be the same in function space;
+# but the second-order term δW1 δW2 depends on which of the many solutions is taken, and the shortest
+# one is a different one in other coordinates. So all the paths differ; in the limit of small step sizes
 # Gauss–Newton's agree, r(t) = e^(−t) r(0), and gradient descent's do not.
 
 # %%
