@@ -730,7 +730,7 @@ def test_what_a_file_does_not_hold_is_not_run_again():
     with pytest.raises(tw.InputError, match="Python functions"):
         tw.rerun(changed)
     mine = tw.descend(problem, tw.SGD(lr=1e-3), steps=5, record={"movement": like_params})
-    with pytest.raises(tw.InputError, match="functions of the user's"):
+    with pytest.raises(tw.InputError, match="functions of your own"):
         tw.rerun(mine)
 
 

@@ -710,7 +710,7 @@ def calls_backward(layer, x):
 def test_what_cannot_be_followed_is_named():
     for function, words in (
         (calls_backward, "backward.. inside a model has no translation; ask for derivatives"),
-        (lambda layer, x: Undecided.apply(layer(x)), "Function Undecided decides by the values"),
+        (lambda layer, x: Undecided.apply(layer(x)), "Function Undecided branches on the values"),
         (lambda layer, x: vmap(lambda x: layer(x[:2]))(x), "the module 'layer' failed: "),
         (lambda layer, x: by(layer(x), x)[:, :1], "failed in PyTorch: One of the differentiated"),
     ):
@@ -718,14 +718,16 @@ def test_what_cannot_be_followed_is_named():
             problem_of(function)
         assert "\n" not in str(raised.value)
     for function, words in (
-        (lambda x: AskingOutside.apply(x, lambda: x), "by tensors that"),
+        (lambda x: AskingOutside.apply(x, lambda: x), "by tensors on which"),
         (lambda x: torch.autograd.grad(x + 1, x), "only for scalar outputs"),
         (lambda x: torch.autograd.grad((x + 1).sum(), leaf(x)), "Set allow_unused=True"),
     ):
         with pytest.raises(InputError, match=words):
             translated(function, lambda: "")(jnp.ones(2))
     wrong = translated(Wrong.apply, lambda: "")
-    with pytest.raises(InputError, match=r"derivative of shape \(2,\) by a tensor of shape \(3,\)"):
+    with pytest.raises(
+        InputError, match=r"derivative of shape \(2,\) for a tensor of shape \(3,\)"
+    ):
         jax.grad(lambda x: wrong(x).sum())(jnp.ones(3))
 
 

@@ -147,7 +147,7 @@ def test_one_program_for_paths_of_all_lengths(problem, compilations):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (["batch"], "'batch' is known to a descent alone"),
+        (["batch"], "'batch' is known only to a descent"),
         (["loss"], "nothing to measure"),
         ({"sharp": tw.preconditioned_sharpness}, "needs the optimizer of a descent"),
         (["start"], "unknown observable"),

@@ -539,11 +539,11 @@ def triple(key):
         ({"dtype": int}, "dtype must be a floating-point type"),
         # functions
         ({"loss": averaged}, r"shape \(6,\); it returns \(\)\. Do not average inside it"),
-        ({"loss": lambda yhat, y: (yhat, y)}, "one value a sample"),
+        ({"loss": lambda yhat, y: (yhat, y)}, "one value per sample"),
         ({"loss": 3}, "loss must be a function, int given"),
         ({"predict": "line"}, "predict must be a function, str given"),
-        ({"predict": constant}, r"one prediction a sample, 6 along.*shape \(3,\)"),
-        ({"predict": number}, r"one prediction a sample, 6 along.*shape \(\)"),
+        ({"predict": constant}, r"one prediction per sample, 6 along.*shape \(3,\)"),
+        ({"predict": number}, r"one prediction per sample, 6 along.*shape \(\)"),
         ({"predict": pair}, "one array with one array"),
         ({"penalty": vector}, r"penalty\(params\) must return a scalar; it returns shape \(2,\)"),
         ({"expected": vector}, r"expected\(params\) must return a scalar"),
@@ -692,7 +692,7 @@ def test_functions_without_a_module_are_functions():
 
 def test_what_cannot_be_trained_is_refused():
     x, y = data()
-    with pytest.raises(InputError, match="parameter 'kept' holds truth values"):
+    with pytest.raises(InputError, match="parameter 'kept' holds booleans"):
         tw.Problem(line, "mse", x, y, params={**START, "kept": np.array([True, False])})
     with pytest.raises(InputError, match="parameter 'key' must hold real numbers"):
         tw.Problem(line, "mse", x, y, params={**START, "key": jax.random.key(0)})

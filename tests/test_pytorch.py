@@ -1224,7 +1224,7 @@ def test_bad_input_is_one_line():
         (lambda: tw.from_torch(untranslated, "mse", torch.randn(6, 5, 4), torch.randn(6, 2)),
          r"_pack_padded_sequence in the module '1' has no translation"),
         (lambda: tw.from_torch(Rounds(4, 1), "mse", x, y), "a part in half precision"),
-        (lambda: tw.from_torch(Decides(), "mse", x, y), "decides by the values of its tensors"),
+        (lambda: tw.from_torch(Decides(), "mse", x, y), "branches on the values of its tensors"),
         (lambda: tw.from_torch(Draws(), "mse", x, y), "draws random numbers"),
         (lambda: tw.from_torch(Forgets(), "mse", x, y), "self.register_buffer"),
         (lambda: tw.from_torch(module, nn.CrossEntropyLoss(ignore_index=1), x, CLASSES),

@@ -282,7 +282,7 @@ def test_odd_settings(changes):
         ({"A": "columns"}, "unknown setting A"),
         ({"n_samples": 0}, "'n_samples' must be at least 1"),
         ({"width": 0}, "'width' must be at least 1"),
-        ({"lrs": ()}, "'lrs' needs a step size"),
+        ({"lrs": ()}, "'lrs' needs at least one step size"),
         ({"adam_lrs": (-1.0,)}, "lr must be at least 0"),
     ],
 )

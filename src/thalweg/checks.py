@@ -96,7 +96,7 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
             which = jax.tree_util.keystr(path)
             leave = "; return what the loss needs, and leave this out" if path else ""
             raise InputError(
-                f"the model must return one prediction a sample, {n} along the first axis; "
+                f"the model must return one prediction per sample, {n} along the first axis; "
                 f"{'its output ' + which if path else 'it'} has shape {leaf.shape}{leave}."
             )
     if losses.is_entrywise(problem.loss) and not (_is_array(yhat) and _is_array(problem.y)):
@@ -123,7 +123,7 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
         risks = jax.eval_shape(pointwise, problem, like)
     if _shape(risks) != (n,):
         raise InputError(
-            f"loss(yhat, y) must return one value a sample, shape ({n},); "
+            f"loss(yhat, y) must return one value per sample, shape ({n},); "
             f"it returns {_shape(risks)}. Do not average inside it: reduction= does."
         )
     _check_real("the loss", risks)

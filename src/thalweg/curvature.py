@@ -492,7 +492,7 @@ def _counted(product: Callable[[Any], Any], bar: Any) -> Callable[[Any], Any]:
 def _at(problem: Problem, params: Params, kind: str) -> Curvature:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree_util.tree_leaves(params)):
         raise InputError(
-            "an operator of curvature is made at numbers, and not inside a compiled function: along a "
+            "a curvature operator is made at numbers, and not inside a compiled function: along a "
             "descent record thalweg.sharpness, or take the operator at its iterates."
         )
     vector = jnp.asarray(vector_of(problem, params))

@@ -82,8 +82,8 @@ def descend(
     Returns:
         A trajectory: an `xarray.Dataset` with `params` (step, param, run, …) and `loss` (step, run, …),
         both at steps 0 … T; see docs/results.md. The loss at a step is that of the batch the step
-        used, before its update; at T, that of the next batch, which is not applied. A run that left
-        the finite numbers has status "diverged" and is NaN from `diverged_at` on; one that met
+        used, before its update; at T, that of the next batch, which is not applied. A run that
+        became NaN or infinite has status "diverged" and is NaN from `diverged_at` on; one that met
         `stop` has status "converged" and stays where it was at `stopped_at`; after Ctrl-C the
         trajectory holds what was computed and its runs have status "interrupted".
 
@@ -202,7 +202,7 @@ def descend_again(path: xr.Dataset) -> xr.Dataset:
         raise InputError("this descent went on from another; do the first one again and resume it.")
     if isinstance(settings.get("stop"), str):
         raise InputError(
-            f"this descent stopped by a function of the user's ({settings['stop']}), which a result "
+            f"this descent stopped by a function of your own ({settings['stop']}), which a result "
             f"cannot hold."
         )
     options = dict(settings["optimizer"])

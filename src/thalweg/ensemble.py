@@ -145,7 +145,7 @@ def _seeds(seed: Any) -> tuple[tuple[int, ...], bool]:
         jnp.issubdtype(seed.dtype, jax.dtypes.prng_key) or (seed.dtype == np.uint32 and seed.ndim)
     )
     if is_key:
-        raise InputError("seed= is a whole number, or a list of them, and no key of JAX's.")
+        raise InputError("seed= is a whole number, or a list of them, not a JAX key.")
     try:
         numbers = np.atleast_1d(np.asarray(seed))
     except (TypeError, ValueError):
@@ -238,7 +238,7 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
         vectors = np.asarray(starts)
         if vectors.ndim != 2 or vectors.shape[1] != layout.size or not len(vectors):
             raise InputError(
-                f"starts= must have shape (runs, {layout.size}), one row a start in the order "
+                f"starts= must have shape (runs, {layout.size}), one row per start in the order "
                 f"{problem.names[:8]}; shape {vectors.shape} given."
             )
     if not is_real(vectors.dtype):

@@ -79,7 +79,7 @@ def gradient_flow(
     Returns:
         A trajectory, like descend's, whose `step` counts the saved points and has a coordinate
         `time`; with `accepted` and `rejected`, the steps of the solver, and `solver` for each run.
-        A run that left the finite numbers, or whose solution ends in finite time, is "diverged"; one
+        A run that became NaN or infinite, or whose solution ends in finite time, is "diverged"; one
         that took `max_steps` steps "gave up": see the attributes of `status` for what to do. Both
         are NaN from `lost_at` on, the first saved point that was not reached. After Ctrl-C the
         trajectory holds what was computed.

@@ -104,7 +104,7 @@ def own_params(params: Params, dtype: np.dtype | None, default: np.dtype) -> Par
         number = isinstance(leaf, (int, float)) and not isinstance(leaf, np.generic)
         if array.dtype == bool and not number:
             raise InputError(
-                f"parameter {path_name(path)!r} holds truth values, which no optimizer can change: keep it "
+                f"parameter {path_name(path)!r} holds booleans, which no optimizer can change: keep it "
                 f"out of params, where the model reads it from outside."
             )
         if dtype is not None or number or not jnp.issubdtype(array.dtype, jnp.floating):
@@ -141,7 +141,7 @@ def point(params: Any, layout: Layout) -> Params:
             raise InputError("this iterate has other parameters than the problem.")
         params = params.values
     if hasattr(params, "state_dict"):
-        raise InputError("a module is no point: give its state_dict().")
+        raise InputError("a module is not a point: give its state_dict().")
     if is_tensor(params) and len(layout.leaf_names) > 1:
         raise InputError(
             "a vector of torch's has the parameters in their module's order, and here they are sorted by "

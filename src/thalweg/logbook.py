@@ -196,7 +196,7 @@ def source_of(path: xr.Dataset) -> tuple[Problem, np.ndarray | None, dict[str, b
     unnamed = set(settings["record"]) - {*observables.NAMED, *observables.BUILT_IN}
     if unnamed:
         raise InputError(
-            f"this trajectory recorded functions of the user's ({', '.join(sorted(unnamed))}), which a "
+            f"this trajectory recorded functions of your own ({', '.join(sorted(unnamed))}), which a "
             f"result cannot hold."
         )
     recorded = {

@@ -69,7 +69,7 @@ def measure(
         raise InputError("the path has other parameters than the problem.")
     built_in, observed = observables.chosen(record)
     if built_in["batch"]:
-        raise InputError("record: 'batch' is known to a descent alone.")
+        raise InputError("record: 'batch' is known only to a descent.")
     if not observed and not built_in["grad"]:
         raise InputError("record= names nothing to measure; as in ['grad_norm', 'risk'].")
     dims = results.member_dims(path)

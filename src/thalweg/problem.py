@@ -252,7 +252,7 @@ class Problem:
         if not isinstance(index, Tracer):
             index = inputs.places("index", index, self.n_samples)
             if not len(index):
-                raise InputError("index names no samples, and a problem needs one at least.")
+                raise InputError("index names no samples, and a problem needs at least one.")
         x, y, mask = _rows((self.x, self.y, self.mask), index)
         if mask is not None:
             valid = mask if valid is None else mask & valid

@@ -393,8 +393,8 @@ def _refuse_dropout(module: Any) -> None:
             rate = layer.dropout
         if rate:
             raise InputError(
-                f"the module {name or type(layer).__name__!r} drops out in training mode, which makes the "
-                f"risk random: call module.eval() first, or set its rate to 0."
+                f"the module {name or type(layer).__name__!r} applies dropout in training mode, which makes "
+                f"the risk random: call module.eval() first, or set its rate to 0."
             )
 
 

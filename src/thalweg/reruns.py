@@ -356,7 +356,7 @@ class Run:
         made = getattr(tensor, "_made", None)
         if made is None or not made.holds(self.code, tensor):
             raise InputError(
-                "torch.autograd.grad takes derivatives by tensors that x.requires_grad_() was called of, or "
+                "torch.autograd.grad takes derivatives by tensors on which x.requires_grad_() was called, or "
                 "that PyTorch's operations return, if nothing is written into them afterwards."
             )
         return made.place
@@ -396,7 +396,7 @@ def conjugated(arrays: list[Any]) -> list[Any]:
 
 def _other_calls() -> InputError:
     return InputError(
-        "code that asks for derivatives must call the same of PyTorch's functions each time that it runs."
+        "code that asks for derivatives must call the same PyTorch functions each time that it runs."
     )
 
 

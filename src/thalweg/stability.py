@@ -61,7 +61,7 @@ def stability_threshold(path: xr.Dataset) -> xr.DataArray:
 
     if name not in KNOWN:
         raise InputError(
-            f"the threshold of stability is known for {', '.join(KNOWN)}; this trajectory was made by "
+            f"the stability threshold is known for {', '.join(KNOWN)}; this trajectory was made by "
             f"{name or 'none of them'}."
         )
     with np.errstate(divide="ignore"):  # a learning rate of 0 is stable on everything

@@ -344,7 +344,8 @@ def _summed(where: str, slope: Any, x: Any) -> Any:
         back = jax.linear_transpose(lambda x: jnp.broadcast_to(x, slope.shape), x)
     except ValueError as error:
         raise InputError(
-            f"the backward{where} returns a derivative of shape {slope.shape} by a tensor of shape {x.shape}."
+            f"the backward{where} returns a derivative of shape {slope.shape} for a tensor of shape "
+            f"{x.shape}."
         ) from error
     return back(conjugated([slope.astype(x.dtype)])[0])[0]
 

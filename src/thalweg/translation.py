@@ -68,7 +68,7 @@ def translated(
             ) from error
         except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
             raise InputError(
-                f"the code{where()} decides by the values of its tensors (if, .item(), int(tensor)), "
+                f"the code{where()} branches on the values of its tensors (if, .item(), int(tensor)), "
                 f"which a compiled program cannot; write it with torch.where."
             ) from error
         except AssertionError as error:

@@ -31,7 +31,7 @@ def all_trained(params: Any) -> Any:
             if not _is_floating(leaf):
                 raise InputError(
                     f"parameter {path_name((*path, *inner))!r} is {leaf!r:.60}: of a model of Equinox's the "
-                    f"floating-point arrays alone are trained; {_EQUINOX}."
+                    f"only floating-point arrays are trained; {_EQUINOX}."
                 )
     is_variable = _instance_of("flax.nnx", "Variable")
     is_param = _instance_of("flax.nnx", "Param")

@@ -66,7 +66,7 @@ class LevenbergMarquardt(Optimizer):
     quadratically: over 60 starts of the study two-layer-linear 9.2 on average instead of 11.6, and
     14.4 instead of 25.9 where the condition number is 1e5.
 
-    A step records its damping `mu`, its `gain_ratio` (NaN for a trial that left the finite numbers),
+    A step records its damping `mu`, its `gain_ratio` (NaN for a trial that became NaN or infinite),
     and whether it was `accepted`.
 
     For problems with loss "mse", or of residuals, without a penalty. At a kink it may stall: the

@@ -55,7 +55,7 @@ def convergence(
             f"paths must be a mapping from names to trajectories; {type(paths).__name__} given."
         )
     if not paths or not records:
-        raise InputError("convergence needs a trajectory and a record at least.")
+        raise InputError("convergence needs at least one trajectory and one record.")
     drawn = {name: members.check_trajectory(path) for name, path in paths.items()}
     if last is not None:
         drawn = {name: path.sel(step=slice(0, last)) for name, path in drawn.items()}

@@ -432,7 +432,7 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
             "Each further pair of features lowers the training risk; the true risk falls with it "
             "at first.",
             "With many features their waves become shorter than the gaps between samples. Inside a gap no "
-            "sample holds the model: it swings there, and the true risk rises again while the training "
+            "sample pins the model: it swings there, and the true risk rises again while the training "
             "risk goes on falling.",
             "Gradient descent from a small start learns along the large eigenvalues of the features' Gram "
             "matrix and hardly moves along the small ones. With a bounded number of steps it is a "

@@ -1,4 +1,4 @@
-"""Filter normalisation: how far a picture of a network's landscape may be believed.
+"""Filter normalisation: how far a picture of a network's landscape may be trusted.
 
 Two networks that compute the same function, drawn along random directions with and without filter
 normalisation; and then, with it, networks of growing depth, narrow, with and without skip connections.
@@ -228,7 +228,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
         "invariance",
         Drawing.of(
             _draw_invariance(tree),
-            "Can a picture of the landscape be believed? Left and right are one and the same function: "
+            "Can a picture of the landscape be trusted? Left and right are one and the same function: "
             f"on the right the first layer is {settings.scale:g} times as large and the second one "
             "divided by as much. Along filter-normalised directions (above) the pictures agree; along "
             "plain Gaussian ones (below) the same function looks like another landscape.",

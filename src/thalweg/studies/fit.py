@@ -34,11 +34,11 @@ class Settings:
     loss: str = setting("mse", "mse, l1, huber:1.0, smooth_l1:1.0 or bce_with_logits")
     standardize: bool = setting(False, "scale the columns to mean 0 and standard deviation 1")
     optimizer: str = setting("SGD", "an optimizer of thalweg, by name")
-    lr: float | None = setting(None, "learning rate; the optimizer's own default without it")
+    lr: float | None = setting(None, "learning rate; by default the optimizer's own")
     options: str = setting("", "further options of the optimizer, as in momentum=0.9,nesterov=true")
     steps: int | None = setting(None, "number of steps")
     epochs: int | None = setting(None, "number of passes through the data")
-    batch_size: int | None = setting(None, "samples a step; all of them without it")
+    batch_size: int | None = setting(None, "samples per step; all of them by default")
     shuffle: bool = setting(False, "a new order each epoch")
     start: str = setting("", "starting point by parameter, as in weight=6,bias=-3")
     seed: int = setting(0, "seed of random starts and of shuffling")
@@ -299,7 +299,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
         )
         yield (
             "landscape",
-            Drawing.of(ax, "The empirical risk and the way the optimizer took over it."),
+            Drawing.of(ax, "The empirical risk and the optimizer's path across it."),
         )
     ax = plots.record(path, "risk")
     ax.set_title("Empirical risk")

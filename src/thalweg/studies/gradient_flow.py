@@ -157,7 +157,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
             _beside_flow(surface, paths, flow, settings),
             "What would infinitely small steps do? The flow (black) from the first "
             f"{min(_FEW, settings.runs)} starts, to the time that each step size reaches. Small steps "
-            "follow it. Large ones come further in as many steps, and elsewhere.",
+            "follow it. Large ones get further in as many steps, and end elsewhere.",
         ),
     )
     ax = None
@@ -351,9 +351,9 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
         sentences += [
             "A start counts as arrived once it is in a ball about a minimum in which all curvatures lie "
             "between 0 and 2/lr, as sampled: from there every further step brings it nearer, so the "
-            "minimum that it will reach is known before it is reached. What the budget did not bring so "
-            "far is grey: for small steps because they are slow, for large ones because many starts are "
-            "thrown about among valleys that are too narrow for them.",
+            "minimum that it will reach is known before it is reached. Starts that the budget did not "
+            "bring that far are grey: for small steps because they are slow, for large ones because many "
+            "starts are thrown about among valleys that are too narrow for them.",
             f"The maps are computed in {settings.dtype}: a start that lies on a boundary between basins "
             "to within rounding may fall on either side. All else is in float64.",
         ]

@@ -157,7 +157,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     captions = {
         "deep": "What is a deep network before it learns, and after? Close to a constant, and then bent "
         "where the samples bend.",
-        "shallow": "Do all starts of a small network learn the same function? Thin lines, one a start.",
+        "shallow": "Do all starts of a small network learn the same function? Thin lines, one per start.",
         "widths": "What does width change? The same samples, steps and learning rate for each width.",
         "bad": "What does a spoilt start lead to? The networks at initialisation, after the large steps "
         "(note the scale), and after the small ones, over the range of the data.",

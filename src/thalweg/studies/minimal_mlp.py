@@ -43,7 +43,7 @@ class Settings:
     optimizer: str = setting("SGD", "an optimizer of thalweg, by name")
     lr: float = setting(0.01, "learning rate")
     options: str = setting("", "further options of the optimizer, as in momentum=0.9,nesterov=true")
-    batch_size: int = setting(1, "samples a step")
+    batch_size: int = setting(1, "samples per step")
     epochs: int = setting(1, "passes through the data")
     shuffle: bool = setting(False, "a new order each epoch; otherwise the data's own")
     start: tuple[float, ...] | str = setting((3.0, -4.0), "w1,w2; or random, from U(−0.1, 0.1)")

@@ -29,7 +29,7 @@ class DataSettings:
     n_samples: int = setting(15, "number of samples")
     noise: float = setting(0.0, "standard deviation of the noise")
     batch_size: int | None = setting(
-        None, "samples a step, first in the data's order, then reshuffled; none for all of them"
+        None, "samples per step, first in the data's order, then reshuffled; none for all of them"
     )
     seed: int = setting(0, "seed of the data, the initialisations and the batches")
 

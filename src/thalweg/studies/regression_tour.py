@@ -43,7 +43,7 @@ class Settings:
     line_steps: int = setting(50, "line: steps of full-batch descent")
     quadratic_lr: float = setting(10.0, "quadratic, full batch: learning rate a of a/(t + 1)")
     quadratic_steps: int = setting(500, "quadratic, full batch: steps")
-    batch_size: int = setting(10, "samples a step of the mini-batch descents")
+    batch_size: int = setting(10, "samples per step of the mini-batch descents")
     sgd_lr: float = setting(1.0, "quadratic, mini-batches: learning rate a of a/(epoch + 1)")
     sgd_epochs: int = setting(20, "quadratic, mini-batches: epochs")
     adam_lr: float = setting(0.1, "quadratic, Adam: learning rate")
@@ -279,7 +279,7 @@ def _graphs(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
         "graph",
         Drawing.of(
             ax,
-            f"How is z computed at θ = {settings.theta:g}? One box an operation, with the value it "
+            f"How is z computed at θ = {settings.theta:g}? One box per operation, with the value it "
             "makes.",
         ),
     )
@@ -434,7 +434,7 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
             "By the chain rule, with s = 1 + e^θ, dz/dθ = 2(1 − log s) · (−1) · 1/s · e^θ: the factors "
             "of the reverse pass, from the output back to θ.",
             "The MAE's gradient is a mean of signs and does not shrink towards the bottom, so the "
-            "learning rate has to: 1/(t + 1) goes any distance and still comes to rest.",
+            "learning rate has to: 1/(t + 1) covers any distance and still comes to rest.",
             "A mini-batch costs a part of a full step, and its gradient is not the full one; only on average "
             "over the batches is it right. A falling learning rate averages that noise out; at a fixed one "
             "Adam keeps jumping about the minimum.",

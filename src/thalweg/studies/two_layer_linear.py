@@ -91,7 +91,7 @@ def _check(settings: Settings) -> None:
     at_least(settings, n_samples=1, d_in=1, d_out=1, width=1)
     for name in ("lrs", "adam_lrs", "newton_lrs"):
         if not getattr(settings, name):
-            raise InputError(f"setting {name!r} needs a step size at least.")
+            raise InputError(f"setting {name!r} needs at least one step size.")
 
 
 def _target(settings: Settings, rng: np.random.Generator) -> np.ndarray:
@@ -200,7 +200,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
             plots.convergence(
                 _labelled(tree, FIRST_ORDER), title="Gradient descent and Adam, full batch"
             ),
-            "How far do first-order methods come in some thousand steps? Gradient descent in solid "
+            "How far do first-order methods get in some thousand steps? Gradient descent in solid "
             "lines, Adam dashed. A step size that is a little too large diverges, and one that is safe "
             "crawls along the flat directions.",
         ),
