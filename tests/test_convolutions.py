@@ -8,7 +8,7 @@ import torch
 from jax import lax
 
 import thalweg as tw
-from thalweg import convolutions
+from thalweg import jaxprs
 from thalweg.translation import translated
 from thalweg.tuning import tuned
 
@@ -31,7 +31,7 @@ def convolved(x, w, stride=1, padding=0, dilation=1, groups=1):
 
 def arranged(function, *arguments):
     """How many of a function's convolutions are put in order."""
-    return str(jax.make_jaxpr(tuned(function))(*arguments)).count("name=arranged_convolution")
+    return str(jax.make_jaxpr(tuned(function))(*arguments)).count("name=convolved_")
 
 
 def looped(function):
@@ -260,6 +260,6 @@ def test_the_same_convolution_is_compiled_once():
     def twice(x, w):
         return convolved(convolved(x, w, padding=1), w, padding=1)
 
-    convolutions._equation.cache_clear()
+    jaxprs._call.cache_clear()
     assert arranged(twice, jnp.ones((5, 4, 8, 8)), jnp.ones((4, 4, 3, 3))) == 2
-    assert convolutions._equation.cache_info().currsize == 1
+    assert jaxprs._call.cache_info().currsize == 1

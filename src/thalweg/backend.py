@@ -130,7 +130,7 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     compiled = jax.jit(function)
 
-    # XLA inlines this one: an equation for it may stand in another context, as in `jaxprs.in_place_of`
+    # XLA inlines this one: an equation for it may stand in another context, as in `jaxprs.call_for`
     @jax.jit
     @functools.wraps(function)
     def called(*arguments: Any) -> Any:

@@ -9,14 +9,13 @@ too.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from typing import Any
 
 import jax.numpy as jnp
 
 from thalweg import backend
-from thalweg.jaxprs import ENTRYWISE, equation_of, in_place_of, is_variable
+from thalweg.jaxprs import ENTRYWISE, call_for, is_variable
 
 # Arrays that it takes to compute a value which several operations take: with a chain cut at every second sum,
 # the networks of the benchmarks are as fast as with one cut at every sum, at every third they are slower.
@@ -37,7 +36,8 @@ def arranged(jaxpr: Any) -> list[Any]:
             terms = [v for v in equation.invars if is_variable(v) and v.aval.size == size]
             read = frozenset[Any]().union(*(behind.get(v, {v}) for v in terms))
             if len(read) > _MOST and uses[value] > 1 and _is_large(value.aval):
-                equation = in_place_of(equation, _alone(equation), [value])
+                how = {"operation": equation.primitive, **equation.params}
+                equation = call_for(equation, _computed_once, compiled=backend.apart, **how)
             else:
                 behind[value] = read
         found.append(equation)
@@ -48,14 +48,5 @@ def _is_large(value: Any) -> bool:
     return value.size >= _LEAST and jnp.issubdtype(value.dtype, jnp.floating)
 
 
-def _alone(equation: Any) -> Any:
-    given = tuple((v.aval.shape, v.aval.dtype) for v in equation.invars)
-    return _equation(equation.primitive, tuple(equation.params.items()), *given)
-
-
-@functools.lru_cache(maxsize=256)  # what is the same is then traced once
-def _equation(operation: Any, params: tuple[tuple[str, Any], ...], *given: Any) -> Any:
-    def computed_once(*terms: Any) -> Any:
-        return operation.bind(*terms, **dict(params))
-
-    return equation_of(backend.apart(computed_once), *given)
+def _computed_once(*terms: Any, operation: Any, **params: Any) -> Any:
+    return operation.bind(*terms, **params)

@@ -13,15 +13,16 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-from thalweg.jaxprs import equation_of, in_place_of
+from thalweg.jaxprs import call_for
 from thalweg.layouts import Layouts
+
+Way = Callable[..., Any]
 
 # Pairs of features, one summed over and one made. Measured on two cores, kernels of 3 × 3: with fewer the
 # plain loop takes less time than the kernels' threads; and products with shifted inputs, one for every place
@@ -56,8 +57,8 @@ def _is_known(equation: Any) -> bool:
     return 1 <= inputs.ndim - 2 <= 3 and equation.outvars[0].aval.size > 0
 
 
-def _how(equation: Any) -> str | None:
-    """How a convolution is computed, if not as it is."""
+def _how(equation: Any) -> Way | None:
+    """The function that computes a convolution, if not its own operation."""
     params = equation.params
     inputs, kernel = (v.aval for v in equation.invars)
     groups, specs = _groups(params), params["dimension_numbers"]
@@ -65,13 +66,15 @@ def _how(equation: Any) -> str | None:
     pairs, products = made // groups * summed, math.prod(places) * summed
     if pairs < _THIN:
         shifted = products <= _MOST_PRODUCTS and params["batch_group_count"] == 1
-        return "by shifts" if shifted else None
+        return _convolved_by_shifts if shifted else None
     if groups == 1 and math.prod(places) == 1:
-        return "at each place"
+        return _convolved_at_each_place
     if groups == 1 and _covers(params, [inputs.shape[d] for d in specs.lhs_spec[2:]], places):
-        return "at one place"
+        return _convolved_at_one_place
     has_kernel = len(places) < 3 and max(params["lhs_dilation"]) == 1
-    return None if has_kernel and groups == 1 and specs == _specs(inputs.ndim) else "in order"
+    return (
+        None if has_kernel and groups == 1 and specs == _specs(inputs.ndim) else _convolved_in_order
+    )
 
 
 def _covers(params: dict[str, Any], lengths: Sequence[int], places: Sequence[int]) -> bool:
@@ -83,15 +86,17 @@ def _covers(params: dict[str, Any], lengths: Sequence[int], places: Sequence[int
     )
 
 
-def _arrange(equation: Any, how: str, layouts: Layouts) -> None:
+def _arrange(equation: Any, how: Way, layouts: Layouts) -> None:
     (x, w), (found,) = equation.invars, equation.outvars
     given = equation.params["dimension_numbers"]
-    wanted = given if how == "by shifts" else _specs(x.aval.ndim, whole=how == "at one place")
+    wanted = (
+        given
+        if how is _convolved_by_shifts
+        else _specs(x.aval.ndim, whole=how is _convolved_at_one_place)
+    )
     x = layouts.ordered(x, _order(wanted.lhs_spec, given.lhs_spec))
     w = layouts.ordered(w, _order(wanted.rhs_spec, given.rhs_spec))
-    shapes = ((v.aval.shape, v.aval.dtype) for v in (x, w))
-    made = _equation(how, *shapes, tuple(sorted(equation.params.items())))
-    made = in_place_of(equation.replace(invars=[x, w]), made, [found])
+    made = call_for(equation.replace(invars=[x, w]), how, **equation.params)
     layouts.add(made, found, _order(wanted.out_spec, given.out_spec))
 
 
@@ -109,18 +114,7 @@ def _specs(ndim: int, whole: bool = False) -> lax.ConvDimensionNumbers:
     return lax.ConvDimensionNumbers(made, (ndim - 1, ndim - 2, *range(ndim - 2)), made)
 
 
-@functools.lru_cache(maxsize=256)  # what is the same is then compiled once
-def _equation(how: str, inputs: Any, kernel: Any, params: tuple[tuple[str, Any], ...]) -> Any:
-    named = dict(params)
-
-    @jax.jit
-    def arranged_convolution(x: Any, w: Any) -> Any:
-        return _WAYS[how](x, w, named)
-
-    return equation_of(arranged_convolution, inputs, kernel)
-
-
-def _in_order(x: Any, w: Any, params: dict[str, Any]) -> Any:
+def _convolved_in_order(x: Any, w: Any, **params: Any) -> Any:
     """A convolution by XLA's kernels, of several groups one after the other."""
     groups, of_batches = _groups(params), params["batch_group_count"] > 1
     plain = {
@@ -136,7 +130,7 @@ def _in_order(x: Any, w: Any, params: dict[str, Any]) -> Any:
     return found.reshape(*found.shape[:-2], math.prod(found.shape[-2:]))
 
 
-def _at_each_place(x: Any, w: Any, params: dict[str, Any]) -> Any:
+def _convolved_at_each_place(x: Any, w: Any, **params: Any) -> Any:
     """A convolution whose kernel is one place: a product of matrices."""
     places = range(1, x.ndim - 1)
     steps = (1, *params["window_strides"], 1)
@@ -150,7 +144,7 @@ def _at_each_place(x: Any, w: Any, params: dict[str, Any]) -> Any:
     return lax.slice(found, [0] * x.ndim, found.shape, steps)
 
 
-def _at_one_place(x: Any, w: Any, params: dict[str, Any]) -> Any:
+def _convolved_at_one_place(x: Any, w: Any, **params: Any) -> Any:
     """A convolution whose kernel covers all: a product of matrices. So is the way back to a kernel of one
     place."""
     summed = [*range(x.ndim - 1)]
@@ -168,7 +162,7 @@ def _product(
     return lax.dot_general(x, w, ((over_x, over_w), ((), ())), **kept)
 
 
-def _by_shifts(x: Any, w: Any, params: dict[str, Any]) -> Any:
+def _convolved_by_shifts(x: Any, w: Any, **params: Any) -> Any:
     """A convolution as a sum of products with shifted inputs, in the layout that is asked for: from another,
     every number of the sum would be written far from the one before."""
     specs, groups = params["dimension_numbers"], params["feature_group_count"]
@@ -271,14 +265,6 @@ def _by_frames(x: Any, w: Any, params: dict[str, Any]) -> Any:
         **(params | {name: params[name][1:] for name in along} | {"dimension_numbers": _specs(4)}),
     )
     return found.reshape(len(x), frames, *found.shape[1:])
-
-
-_WAYS = {
-    "at each place": _at_each_place,
-    "at one place": _at_one_place,
-    "by shifts": _by_shifts,
-    "in order": _in_order,
-}
 
 
 def _order(given: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from jax.extend import core
 
 Rewrite = Callable[[Any], list[Any]]
+Function = Callable[..., Any]
 
 # fmt: off
 ENTRYWISE = frozenset({
@@ -25,13 +27,13 @@ CALLS = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_
 
 
 def programs_in(equation: Any) -> list[Any]:
-    """Those jaxprs, with their constants where they have any of their own."""
+    """The jaxprs among an equation's parameters, with their constants where they have any of their own."""
     held = [v if isinstance(v, (tuple, list)) else (v,) for v in equation.params.values()]
     return [v for several in held for v in several if is_program(v)]
 
 
 def jaxprs_in(equation: Any) -> list[Any]:
-    """Those jaxprs alone."""
+    """The jaxprs among an equation's parameters, without constants."""
     return [getattr(program, "jaxpr", program) for program in programs_in(equation)]
 
 
@@ -144,17 +146,36 @@ def is_variable(operand: Any) -> bool:
     return not isinstance(operand, core.Literal)
 
 
-def equation_of(function: Callable[..., Any], *given: tuple[Any, Any]) -> Any:
-    """The equation that calls a function under `jax.jit` with arrays of these shapes and dtypes."""
-    (made,) = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(*array) for array in given)).eqns
-    return made
+def call_for(
+    equation: Any, function: Function, found: Sequence[Any] | None = None, /, *,
+    compiled: Callable[[Function], Function] = jax.jit, **static: Any,
+) -> Any:  # fmt: skip
+    """An equation that takes the place of another: a call of `function` with what that one takes.
 
-
-def in_place_of(equation: Any, made: Any, found: Sequence[Any]) -> Any:
-    """The equation `made`, of what `equation` is of, for the results `found`."""
-    return made.replace(
-        invars=equation.invars, outvars=found, source_info=equation.source_info, ctx=equation.ctx
+    Args:
+        function: of arrays, and of what is `static` by keyword, which has a hash.
+        found: the variables that it writes to; those of `equation` without it.
+        compiled: how it is compiled, as with `thalweg.backend.apart`.
+    """
+    given = ((v.aval.shape, v.aval.dtype) for v in equation.invars)
+    call = _call(function, compiled, tuple(static.items()), *given)
+    return call.replace(
+        invars=equation.invars,
+        outvars=equation.outvars if found is None else found,
+        source_info=equation.source_info,
+        ctx=equation.ctx,
     )
+
+
+@functools.lru_cache(maxsize=2048)  # what is the same is then traced, and compiled, once
+def _call(function: Function, compiled: Any, static: Any, *given: tuple[Any, Any]) -> Any:
+    def of_arrays(*arrays: Any) -> Any:
+        return function(*arrays, **dict(static))
+
+    of_arrays.__name__ = function.__name__.lstrip("_")  # which profiles show
+    shapes = (jax.ShapeDtypeStruct(*array) for array in given)
+    (equation,) = jax.make_jaxpr(compiled(of_arrays))(*shapes).eqns
+    return equation
 
 
 def _same(some: Any, others: Any) -> bool:

@@ -6,18 +6,16 @@ same in arithmetic on whole arrays.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from thalweg.jaxprs import equation_of, in_place_of
+from thalweg.jaxprs import call_for
 
 _LARGEST = 16  # entries of a window; all of them are written out
 
@@ -36,44 +34,34 @@ def _is_small(equation: Any) -> bool:
 
 
 def _arranged(equation: Any) -> Any:
-    given = tuple((v.aval.shape, v.aval.dtype) for v in equation.invars)
-    params = equation.params
-    window = (params["window_dimensions"], params["window_strides"], params["padding"])
-    made = _equation(*given, *map(tuple, window))
-    return in_place_of(equation, made, equation.outvars)
+    names = ("window_dimensions", "window_strides", "padding")
+    return call_for(equation, _back_through_maximum, **{n: equation.params[n] for n in names})
 
 
-@functools.lru_cache(maxsize=256)  # what is the same is then compiled once
-def _equation(
-    source: Any, operand: Any, window: Any, strides: Any, padding: Sequence[tuple[int, int]]
+def _back_through_maximum(
+    slopes: Any, values: Any, *, window_dimensions: Any, window_strides: Any, padding: Any
 ) -> Any:
-    (out, _), (shape, _) = source, operand
-    places = list(itertools.product(*map(range, window)))  # of a window, the first ones first
+    """The slopes at all entries, of those at the maxima of their windows."""
+    out, shape = slopes.shape, values.shape
+    places = list(itertools.product(*map(range, window_dimensions)))  # the first ones first
     padded = [low + size + high for size, (low, high) in zip(shape, padding, strict=True)]
-    reach = [(count - 1) * stride + 1 for count, stride in zip(out, strides, strict=True)]
-
-    @jax.jit
-    def back_through_maximum(slopes: Any, values: Any) -> Any:
-        # as JAX pads and XLA compares: of equal ones the first is kept
-        values = lax.pad(values, jnp.array(-jnp.inf, values.dtype), [(*p, 0) for p in padding])
-        entries = (lax.slice(values, place, _sum(place, reach), strides) for place in places)
-        best, which = next(entries), jnp.zeros(out, np.int8)
-        for number, entry in enumerate(entries, 1):
-            kept = best >= entry
-            best, which = jnp.where(kept, best, entry), jnp.where(kept, which, np.int8(number))
-        which = lax.optimization_barrier(which)  # or it is found anew for each place
-        total = jnp.zeros(padded, slopes.dtype)
-        for number, place in enumerate(places):
-            part = jnp.where(which == number, slopes, jnp.zeros((), slopes.dtype))
-            room = [
-                (first, size - first - length, stride - 1)
-                for first, size, length, stride in zip(place, padded, reach, strides, strict=True)
-            ]
-            total = total + lax.pad(part, jnp.zeros((), slopes.dtype), room)
-        lows = [low for low, _ in padding]
-        return lax.slice(total, lows, _sum(lows, shape))
-
-    return equation_of(back_through_maximum, source, operand)
+    reach = [(count - 1) * stride + 1 for count, stride in zip(out, window_strides, strict=True)]
+    # as JAX pads and XLA compares: of equal ones the first is kept
+    values = lax.pad(values, jnp.array(-jnp.inf, values.dtype), [(*p, 0) for p in padding])
+    entries = (lax.slice(values, place, _sum(place, reach), window_strides) for place in places)
+    best, which = next(entries), jnp.zeros(out, np.int8)
+    for number, entry in enumerate(entries, 1):
+        kept = best >= entry
+        best, which = jnp.where(kept, best, entry), jnp.where(kept, which, np.int8(number))
+    which = lax.optimization_barrier(which)  # or it is found anew for each place
+    total = jnp.zeros(padded, slopes.dtype)
+    for number, place in enumerate(places):
+        part = jnp.where(which == number, slopes, jnp.zeros((), slopes.dtype))
+        sizes = zip(place, padded, reach, window_strides, strict=True)
+        room = [(first, size - first - length, stride - 1) for first, size, length, stride in sizes]
+        total = total + lax.pad(part, jnp.zeros((), slopes.dtype), room)
+    lows = [low for low, _ in padding]
+    return lax.slice(total, lows, _sum(lows, shape))
 
 
 def _sum(one: Sequence[int], other: Sequence[int]) -> list[int]:

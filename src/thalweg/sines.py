@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from thalweg.jaxprs import equation_of, in_place_of
+from thalweg.jaxprs import call_for
 
 _LEAST = 64  # numbers; what so many take in the C library, the test below takes as well
 
@@ -65,23 +65,17 @@ def vectorised(jaxpr: Any) -> list[Any]:
 def _one_for(equations: Sequence[Any]) -> Any:
     """An equation for several, the sines and cosines of one array. A derivative asks for the one where
     the function has the other, and most of the work is the same for both."""
-    x = equations[0].invars[0]
     names = tuple(equation.primitive.name for equation in equations)
     found = [v for equation in equations for v in equation.outvars]
-    return in_place_of(equations[0], _equation(x.aval.shape, x.aval.dtype, names), found)
+    return call_for(equations[0], _sines, found, names=names)
 
 
-@functools.lru_cache(maxsize=256)  # what is the same is then compiled once
-def _equation(shape: tuple[int, ...], dtype: Any, names: tuple[str, ...]) -> Any:
-    @jax.jit
-    def sines(x: Any) -> Any:
-        far = (jnp.abs(x) > _FAR) & jnp.isfinite(x)
-        # XLA computes each result of a branch on its own and from the start. So a branch gives parts, each of
-        # which takes half of the work, and sine and cosine are made of them in no time.
-        parts = jax.lax.cond(far.any(), _library, _near, x)
-        return [_turned(name, *parts) for name in names]
-
-    return equation_of(sines, (shape, dtype))
+def _sines(x: Any, *, names: tuple[str, ...]) -> list[Any]:
+    far = (jnp.abs(x) > _FAR) & jnp.isfinite(x)
+    # XLA computes each result of a branch on its own and from the start. So a branch gives parts, each of
+    # which takes half of the work, and sine and cosine are made of them in no time.
+    parts = jax.lax.cond(far.any(), _library, _near, x)
+    return [_turned(name, *parts) for name in names]
 
 
 def _is_sine(equation: Any) -> bool:
