@@ -584,3 +584,31 @@ BY_NAMES = {
 def test_arguments_by_pytorchs_names(name):
     function, *shapes = BY_NAMES[name]
     same_as_pytorch(function, *map(RNG.standard_normal, shapes), rounding=1e-9)
+
+
+IN_PLACE = {
+    "exp_": lambda x: x.exp_(),
+    "neg_": lambda x: x.neg_(),
+    "log1p_": lambda x: x.log1p_(),
+    "cos_ of a slice": lambda x: x[:, 1:].cos_(),
+    "rsqrt_": lambda x: x.abs_().add_(1).rsqrt_(),
+    "reciprocal_": lambda x: torch.reciprocal_(x.square_() + 1),
+    "cumsum_": lambda x: x.cumsum_(1),
+    "atan2_": lambda x: x.atan2_(x.flip(0)),
+    "addmm_": lambda x: x.addmm_(0.5 * x[:, :3], 3 * x, alpha=0.5),
+    "round_": lambda x: x.round_(),
+    "logical_and_": lambda x: x.mul_((x > 0).logical_and_(x < 1)),
+    "index_add_": lambda x: x.index_add_(1, torch.tensor([0, 0]), 2 * x[:, 2:]),
+    "elu_": lambda x: F.elu_(x),
+    "fill_": lambda x: x[0].fill_(3),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_what_is_written_in_place(name):
+    def written(x):
+        mine = x + 0
+        IN_PLACE[name](mine)
+        return mine
+
+    same_as_pytorch(written, RNG.normal(size=(3, 4)) / 2)

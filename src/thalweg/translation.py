@@ -318,9 +318,10 @@ def _follow(environment: Any) -> None:
                 if func is torch.Tensor.__setitem__:
                     setitems[type(args[0])](*args)
                     return args[0]
-                call = functools.partial(super(Mode, self).__torch_function__, func, types)
+                call = super(Mode, self).__torch_function__
                 if not (_writes(func) and args and reruns.is_tensor(args[0])):
-                    return call(args, kwargs)
+                    return call(func, types, args, kwargs)
+                call = functools.partial(call, _that_returns(func), types)
                 return _written_into(environment, call, args, kwargs)
 
             def theirs(*args: Any, **kwargs: Any) -> Any:
@@ -371,6 +372,15 @@ def _writes(func: Any) -> bool:
         "set_",
     }
     return name.endswith("_") and not name.endswith("__") and name not in others
+
+
+def _that_returns(func: Any) -> Any:
+    """The function that returns what one writes: torchax has few of those that write."""
+    import torch
+
+    name = func.__name__.removesuffix("_")
+    instead = getattr(torch.Tensor, name, None)
+    return instead if callable(instead) and not name.endswith("_") else func
 
 
 def _with_derivative_of(before: Any, after: Any) -> Any:
