@@ -586,6 +586,23 @@ def test_arguments_by_pytorchs_names(name):
     same_as_pytorch(function, *map(RNG.standard_normal, shapes), rounding=1e-9)
 
 
+def test_attention_where_a_mask_leaves_nothing():
+    """As in rows of padding on the left under a causal mask: PyTorch attends to nothing there."""
+    q, k, v = RNG.normal(size=(3, 2, 5, 4))
+    seen = RNG.integers(0, 2, size=(2, 5, 5)).astype(bool)
+    seen[0, 2] = False
+
+    def attention(q, k, v, seen):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+    same_as_pytorch(attention, q, k, v, seen)
+    several = RNG.normal(size=(1, 4, 5, 3)), *RNG.normal(size=(2, 1, 2, 5, 3))
+    same_as_pytorch(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
+        *several,
+    )
+
+
 IN_PLACE = {
     "exp_": lambda x: x.exp_(),
     "neg_": lambda x: x.neg_(),

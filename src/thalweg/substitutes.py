@@ -46,6 +46,7 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         functional.gaussian_nll_loss: _gaussian_nll_loss,
         functional.binary_cross_entropy: _binary_cross_entropy,
         functional.ctc_loss: _ctc_loss,
+        aten._safe_softmax.default: _safe_softmax,
         aten.multilabel_margin_loss_forward.default: _multilabel_margin_loss,
         aten.adaptive_max_pool2d.default: partial(_adaptive_max_pool, 2),
         aten.adaptive_max_pool3d.default: partial(_adaptive_max_pool, 3),
@@ -81,6 +82,8 @@ def compositions() -> Sequence[Any]:
         torch.logdet,
         torch.svd,
         torch.tensor_split,
+        torch.nn.functional.scaled_dot_product_attention,
+        torch.ops.aten.scaled_dot_product_attention,
         linalg.det,
         linalg.matrix_power,
         linalg.slogdet,
@@ -407,6 +410,12 @@ def _places(
 
 def _digamma(x: Any) -> Any:
     return jnp.where(x == 0, -jnp.inf, jax.scipy.special.digamma(jnp.where(x == 0, 1, x)))
+
+
+def _safe_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
+    """Of nothing but −∞ zeros, as attention is where a mask leaves nothing to attend to."""
+    nowhere = (x == -jnp.inf).all(dim, keepdims=True)
+    return jnp.where(nowhere, 0, jax.nn.softmax(jnp.where(nowhere, 0, x), dim))
 
 
 def _adaptive_max_pool(axes: int, x: Any, size: Sequence[int]) -> tuple[Any, Any]:
