@@ -603,6 +603,51 @@ def test_attention_where_a_mask_leaves_nothing():
     )
 
 
+GAPS = {
+    "two axes": (F.max_pool2d, {"kernel_size": 2, "dilation": 2}),
+    "one axis": (F.max_pool1d, {"kernel_size": 2, "dilation": 3}),
+    "three axes": (F.max_pool3d, {"kernel_size": 2, "dilation": (1, 2, 2), "stride": 1}),
+    "at the edges": (
+        F.max_pool2d,
+        {"kernel_size": 3, "dilation": 2, "stride": 2, "padding": 1, "ceil_mode": True},
+    ),
+    "without": (F.max_pool2d, {"kernel_size": (2, 3), "stride": 2, "padding": (0, 1)}),
+}
+
+
+@pytest.mark.parametrize("name", GAPS)
+def test_max_pooling_of_windows_with_gaps(name):
+    pool, how = GAPS[name]
+    x = RNG.integers(0, 3, size=(2, 2, 9, 8)).astype(float)  # many are equal
+    x = x[0] if pool is F.max_pool1d else x
+    same_as_pytorch(lambda x: pool(x, **how), x)
+    where = lambda x: pool(x, **how, return_indices=True)[1]  # noqa: E731
+    np.testing.assert_array_equal(
+        translated(where, lambda: "")(jnp.array(x)), where(torch.tensor(x))
+    )
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_max_unpooling(axes):
+    pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[axes]
+    unpool = {1: F.max_unpool1d, 2: F.max_unpool2d, 3: F.max_unpool3d}[axes]
+
+    def there_and_back(x):
+        values, places = pool(x, 2, return_indices=True)
+        return unpool(values.square(), places, 2, output_size=x.shape[-axes:])
+
+    same_as_pytorch(there_and_back, RNG.normal(size=(2, 3, 5, 4, 5)[-axes - 2 :]))
+    same_as_pytorch(there_and_back, RNG.normal(size=(3, 5, 4, 5)[-axes - 1 :]))
+
+
+def test_max_unpooling_to_places_that_are_taken():
+    same_as_pytorch(
+        lambda x, at: F.max_unpool1d(x, at, 3, stride=2),
+        np.array([[[1.0, 2.0, 2.0]]]),
+        np.array([[[1, 4, 4]]]),
+    )
+
+
 IN_PLACE = {
     "exp_": lambda x: x.exp_(),
     "neg_": lambda x: x.neg_(),

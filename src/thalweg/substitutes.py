@@ -28,6 +28,7 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
 
     aten, functional = torch.ops.aten, torch.nn.functional
     convolution, pad = aten.convolution.default, functional.pad
+    pool2d, pool3d = aten.max_pool2d_with_indices, aten.max_pool3d_with_indices
     return {
         convolution: partial(_convolution, all_aten_ops[aten.convolution].func),
         pad: partial(_pad, all_torch_functions[pad].func),
@@ -48,6 +49,10 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         functional.ctc_loss: _ctc_loss,
         aten._safe_softmax.default: _safe_softmax,
         aten.multilabel_margin_loss_forward.default: _multilabel_margin_loss,
+        pool2d.default: partial(_max_pool, all_aten_ops[pool2d].func),
+        pool3d.default: partial(_max_pool, all_aten_ops[pool3d].func),
+        aten.max_unpool2d.default: partial(_max_unpool, 2),
+        aten.max_unpool3d.default: partial(_max_unpool, 3),
         aten.adaptive_max_pool2d.default: partial(_adaptive_max_pool, 2),
         aten.adaptive_max_pool3d.default: partial(_adaptive_max_pool, 3),
         aten._grouped_mm.default: _grouped_product,
@@ -82,6 +87,7 @@ def compositions() -> Sequence[Any]:
         torch.logdet,
         torch.svd,
         torch.tensor_split,
+        torch.nn.functional.max_pool2d,
         torch.nn.functional.scaled_dot_product_attention,
         torch.ops.aten.scaled_dot_product_attention,
         linalg.det,
@@ -416,6 +422,36 @@ def _safe_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
     """Of nothing but −∞ zeros, as attention is where a mask leaves nothing to attend to."""
     nowhere = (x == -jnp.inf).all(dim, keepdims=True)
     return jnp.where(nowhere, 0, jax.nn.softmax(jnp.where(nowhere, 0, x), dim))
+
+
+def _max_pool(
+    theirs: Callable[..., Any],
+    x: Any,
+    size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> tuple[Any, Any]:
+    """torchax's, and of windows with gaps, whose maximum has no derivative in JAX, what is at its places."""
+    if set(np.ravel(dilation)) == {1}:
+        return theirs(x, size, stride, padding, dilation, ceil_mode)
+    _, places = theirs(jax.lax.stop_gradient(x), size, stride, padding, dilation, ceil_mode)
+    rows = (-1, math.prod(x.shape[-len(size) :])), (-1, math.prod(places.shape[-len(size) :]))
+    found = jnp.take_along_axis(x.reshape(rows[0]), places.reshape(rows[1]), 1)
+    return found.reshape(places.shape), places
+
+
+def _max_unpool(axes: int, x: Any, places: Any, size: Sequence[int], *how: Any) -> Any:
+    """Entries at their places in windows that max pooling took them from, among zeros."""
+    rows = (-1, math.prod(x.shape[-axes:]))
+
+    def put(row: Any, at: Any) -> Any:
+        still, zeros = jax.lax.stop_gradient(row), jnp.zeros(math.prod(size), x.dtype)
+        # an entry whose place another takes has a derivative, too
+        return zeros.at[at].set(still) + zeros.at[at].add(row - still)
+
+    return jax.vmap(put)(x.reshape(rows), places.reshape(rows)).reshape(*x.shape[:-axes], *size)
 
 
 def _adaptive_max_pool(axes: int, x: Any, size: Sequence[int]) -> tuple[Any, Any]:
