@@ -648,6 +648,32 @@ def test_max_unpooling_to_places_that_are_taken():
     )
 
 
+@pytest.mark.parametrize("upper", [False, True])
+def test_factors_of_one_triangle(upper):
+    """PyTorch reads a triangle of a matrix that need not be symmetric; its derivative goes to both halves."""
+    given = SQUARE @ SQUARE.T + np.eye(3)
+    given = given + (np.tril if upper else np.triu)(RNG.normal(size=(3, 3)), -1 if upper else 1)
+    half = "U" if upper else "L"
+    same_as_pytorch(lambda a: torch.linalg.cholesky(a, upper=upper), given)
+    several = np.stack([given, 2 * given])
+    same_as_pytorch(lambda a: torch.linalg.cholesky_ex(a, upper=upper).L, several)
+    same_as_pytorch(lambda a: torch.linalg.eigvalsh(a, UPLO=half), given)
+    same_as_pytorch(
+        lambda a: torch.linalg.eigh(a, UPLO=half).eigenvectors.square(), given, rounding=1e-10
+    )
+
+
+@pytest.mark.parametrize("upper", [False, True])
+def test_systems_of_factors(upper):
+    several = np.stack([SQUARE @ SQUARE.T + np.eye(3), np.eye(3), SQUARE.T @ SQUARE])
+
+    def solution(a, b):
+        factor = torch.linalg.cholesky(a, upper=upper)
+        return torch.cholesky_solve(b, factor, upper) + torch.cholesky_inverse(factor, upper)
+
+    same_as_pytorch(solution, several, RNG.normal(size=(3, 3, 3)), rounding=1e-10)
+
+
 IN_PLACE = {
     "exp_": lambda x: x.exp_(),
     "neg_": lambda x: x.neg_(),

@@ -56,6 +56,11 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         aten.adaptive_max_pool2d.default: partial(_adaptive_max_pool, 2),
         aten.adaptive_max_pool3d.default: partial(_adaptive_max_pool, 3),
         aten._grouped_mm.default: _grouped_product,
+        aten.cholesky.default: _cholesky,
+        aten.linalg_cholesky_ex.default: _cholesky_and_no_error,
+        aten.cholesky_solve.default: _cholesky_solve,
+        aten.cholesky_inverse.default: _cholesky_inverse,
+        aten._linalg_eigh.default: _eigh,
         aten._linalg_det.default: _determinant,
         aten._linalg_slogdet.default: _log_determinant,
         aten._linalg_solve_ex.default: _solve,
@@ -309,6 +314,38 @@ def _least_squares(
     x = x[..., 0] if _are_vectors(a, b) else x
     rank = jnp.linalg.matrix_rank(a, rtol=rcond) if driver != "gels" else jnp.empty(0, int)
     return x, squares, rank, jnp.empty(0, a.dtype)
+
+
+def _mirrored(a: Any, upper: bool) -> Any:
+    """The Hermitian matrix of one triangle; the derivative goes to both halves, as PyTorch's does."""
+    whole = (a + jnp.swapaxes(a, -1, -2).conj()) / 2
+    half = jnp.triu(a, 1) if upper else jnp.tril(a, -1)
+    diagonal = jnp.eye(a.shape[-1]) * jnp.real(a)
+    read = half + jnp.swapaxes(half, -1, -2).conj() + diagonal
+    return whole + jax.lax.stop_gradient(read - whole)
+
+
+def _cholesky(a: Any, upper: bool = False) -> Any:
+    return jnp.linalg.cholesky(_mirrored(a, upper), upper=upper, symmetrize_input=False)
+
+
+def _cholesky_and_no_error(
+    a: Any, *, upper: bool = False, check_errors: bool = False
+) -> tuple[Any, Any]:
+    return _cholesky(a, upper), jnp.zeros(a.shape[:-2], jnp.int32)
+
+
+def _cholesky_solve(b: Any, factor: Any, upper: bool = False) -> Any:
+    return jax.scipy.linalg.cho_solve((factor, not upper), b)
+
+
+def _cholesky_inverse(factor: Any, upper: bool = False) -> Any:
+    one = jnp.eye(factor.shape[-1], dtype=factor.dtype)
+    return _cholesky_solve(jnp.broadcast_to(one, factor.shape), factor, upper)
+
+
+def _eigh(a: Any, uplo: str = "L", compute_v: bool = True) -> tuple[Any, Any]:
+    return jnp.linalg.eigh(_mirrored(a, uplo.upper() == "U"), symmetrize_input=False)
 
 
 def _determinant(a: Any) -> tuple[Any, ...]:
