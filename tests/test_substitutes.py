@@ -674,6 +674,24 @@ def test_systems_of_factors(upper):
     same_as_pytorch(solution, several, RNG.normal(size=(3, 3, 3)), rounding=1e-10)
 
 
+def test_eigenvalues():
+    """Of matrices that are not symmetric, and what of their eigenvectors is their own; with curvature."""
+    a, along = RNG.normal(size=(2, 4, 4)), RNG.normal(size=(2, 4, 4))
+
+    def told(a):
+        values, vectors = torch.linalg.eig(a)
+        weighted = vectors.abs().square() * values.real.exp()[:, None]
+        return torch.linalg.eigvals(a).abs() + weighted.sum(-1)
+
+    same_as_pytorch(lambda a: torch.linalg.eigvals(a).abs(), a)
+    same_as_pytorch(told, a, rounding=1e-11)
+    tensor = torch.tensor(a, requires_grad=True)
+    (slope,) = torch.autograd.grad(told(tensor).square().sum(), tensor, create_graph=True)
+    (theirs,) = torch.autograd.grad((slope * torch.tensor(along)).sum(), tensor)
+    ours = jax.grad(translated(lambda a: told(a).square().sum(), lambda: ""))
+    np.testing.assert_allclose(jax.jvp(ours, (a,), (along,))[1], theirs, rtol=1e-9, atol=1e-9)
+
+
 IN_PLACE = {
     "exp_": lambda x: x.exp_(),
     "neg_": lambda x: x.neg_(),

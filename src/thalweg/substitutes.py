@@ -74,6 +74,8 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         aten.searchsorted.Tensor: _places,
         torch.cov: _covariance,
         torch.corrcoef: lambda input: jnp.corrcoef(input),
+        torch.linalg.eigvals: lambda input: _eig(input)[0],
+        aten.linalg_eig.default: _eig,
         # in the precision of their arguments
         aten.complex.default: jax.lax.complex,
         aten.lgamma.default: jax.scipy.special.gammaln,
@@ -346,6 +348,14 @@ def _cholesky_inverse(factor: Any, upper: bool = False) -> Any:
 
 def _eigh(a: Any, uplo: str = "L", compute_v: bool = True) -> tuple[Any, Any]:
     return jnp.linalg.eigh(_mirrored(a, uplo.upper() == "U"), symmetrize_input=False)
+
+
+def _eig(a: Any) -> tuple[Any, Any]:
+    """Whose derivative is that of what does not depend on the phases of eigenvectors, as PyTorch's is."""
+    values, vectors = jax.lax.linalg.eig(
+        a, compute_left_eigenvectors=False, enable_eigvec_derivs=True
+    )
+    return values, vectors
 
 
 def _determinant(a: Any) -> tuple[Any, ...]:
