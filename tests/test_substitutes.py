@@ -307,6 +307,7 @@ def test_determinants(sign):
 def test_covariances():
     x, counts, weights = RNG.normal(size=(3, 8)), RNG.integers(1, 4, size=8), RNG.uniform(size=8)
     same_as_pytorch(torch.cov, x)
+    same_as_pytorch(lambda x: x.cov() + x.corrcoef(), x)
     same_as_pytorch(lambda x: torch.cov(input=x, correction=0), x)
     same_as_pytorch(
         lambda x, n, w: torch.cov(x, fweights=n, aweights=w.detach()), x, counts, weights
@@ -692,6 +693,25 @@ def test_eigenvalues():
     np.testing.assert_allclose(jax.jvp(ours, (a,), (along,))[1], theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_precisions_and_kinds_are_pytorchs(dtype):
+    x = RNG.uniform(0.1, 0.9, size=(3, 4)).astype(dtype)
+    for function in (
+        torch.logit,
+        lambda x: torch.logit(x, eps=0.3),
+        lambda x: torch.mvlgamma(x + 2, 3),
+        lambda x: torch.complex(x, x[0]).angle(),
+        lambda x: torch.ldexp(x, (9 * x.detach()).int()),
+        lambda x: x.topk(2, largest=False).values,
+    ):
+        same_as_pytorch(function, x, rounding=1e-12 if dtype == "float64" else 1e-4)
+        found = translated(function, lambda: "")(jnp.array(x))
+        assert found.dtype == function(torch.tensor(x)).numpy().dtype
+    places = translated(lambda x: x.topk(2, dim=0).indices, lambda: "")(jnp.array(x))
+    np.testing.assert_array_equal(places, torch.tensor(x).topk(2, dim=0).indices)
+    assert places.dtype == jnp.int64
+
+
 IN_PLACE = {
     "exp_": lambda x: x.exp_(),
     "neg_": lambda x: x.neg_(),
@@ -718,3 +738,11 @@ def test_what_is_written_in_place(name):
         return mine
 
     same_as_pytorch(written, RNG.normal(size=(3, 4)) / 2)
+
+
+@pytest.mark.parametrize("kind", ["float64", "complex128"])
+def test_angles(kind):
+    x = RNG.normal(size=(2, 5))
+    x[:, 0] = 0
+    same_as_pytorch(lambda x: (torch.complex(x[0], x[1]) if kind == "complex128" else x).angle(), x)
+    same_as_pytorch(lambda x: torch.angle(torch.complex(x[0], x[1])), x)

@@ -26,20 +26,26 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         packet, overload = name.split(".")
         return getattr(getattr(torch.ops.aten, packet), overload)
 
-    return {**{aten(name): ours for name, ours in _OPERATIONS.items()}, torch.cdist: _distances}
+    own = {torch.cdist: _distances, torch.angle: _angle}
+    return {**{aten(name): ours for name, ours in _OPERATIONS.items()}, **own}
 
 
 def _abs(x: Any) -> Any:
     return jnp.abs(x) if jnp.iscomplexobj(x) else absolute(x)
 
 
-def _clamp(x: Any, min: Any = None, max: Any = None) -> Any:
+def _angle(z: Any) -> Any:
+    there = z != 0
+    return jnp.where(there, jnp.angle(jnp.where(there, z, 1)), 0)
+
+
+def clamped(x: Any, min: Any = None, max: Any = None) -> Any:
     x = x if min is None else jnp.where(x < min, min, x)
     return x if max is None else jnp.where(x > max, max, x)
 
 
 def _clamp_max(x: Any, max: Any) -> Any:
-    return _clamp(x, None, max)
+    return clamped(x, None, max)
 
 
 def _hardtanh(x: Any, min_val: Any = -1, max_val: Any = 1) -> Any:
@@ -183,10 +189,11 @@ def _std_mean(x: Any, dim: Any = None, *, correction: Any = 1, keepdim: bool = F
 # By ATen's names, with the overload
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "abs.default": _abs,
-    "clamp.default": _clamp,
-    "clamp.Tensor": _clamp,
-    "clamp_min.default": _clamp,
-    "clamp_min.Tensor": _clamp,
+    "angle.default": _angle,
+    "clamp.default": clamped,
+    "clamp.Tensor": clamped,
+    "clamp_min.default": clamped,
+    "clamp_min.Tensor": clamped,
     "clamp_max.default": _clamp_max,
     "clamp_max.Tensor": _clamp_max,
     "hardtanh.default": _hardtanh,

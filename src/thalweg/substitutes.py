@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thalweg.errors import InputError
-from thalweg.kinks import first
+from thalweg.kinks import clamped, first
 
 _MATRIX = 2**20  # entries of one that interpolates
 
@@ -74,10 +74,16 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         aten.searchsorted.Tensor: _places,
         torch.cov: _covariance,
         torch.corrcoef: lambda input: jnp.corrcoef(input),
+        torch.Tensor.cov: _covariance,
+        torch.Tensor.corrcoef: lambda input: jnp.corrcoef(input),
         torch.linalg.eigvals: lambda input: _eig(input)[0],
         aten.linalg_eig.default: _eig,
+        aten.ldexp.Tensor: lambda x, power: x * 2.0 ** power.astype(x.dtype),
+        aten.topk.default: partial(_topk, all_aten_ops[aten.topk].func),
         # in the precision of their arguments
-        aten.complex.default: jax.lax.complex,
+        aten.complex.default: lambda x, y: jax.lax.complex(*jnp.broadcast_arrays(x, y)),
+        aten.logit.default: _logit,
+        aten.mvlgamma.default: jax.scipy.special.multigammaln,
         aten.lgamma.default: jax.scipy.special.gammaln,
         aten.digamma.default: _digamma,
         aten.polygamma.default: jax.scipy.special.polygamma,
@@ -463,6 +469,16 @@ def _places(
 
 def _digamma(x: Any) -> Any:
     return jnp.where(x == 0, -jnp.inf, jax.scipy.special.digamma(jnp.where(x == 0, 1, x)))
+
+
+def _logit(x: Any, eps: float | None = None) -> Any:
+    x = x if eps is None else clamped(x, eps, 1 - eps)
+    return jnp.log(x / (1 - x))
+
+
+def _topk(theirs: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    values, places = theirs(x, *args, **kwargs)
+    return values, places.astype(jnp.int64)
 
 
 def _safe_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
