@@ -712,6 +712,33 @@ def test_precisions_and_kinds_are_pytorchs(dtype):
     assert places.dtype == jnp.int64
 
 
+DRAWN = {
+    "exponential_": lambda x: x.exponential_(),
+    "cauchy_": lambda x: x.cauchy_(),
+    "random_": lambda x: x.random_(3),
+    "gumbel_softmax": F.gumbel_softmax,
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_what_is_drawn_into_a_tensor_is_refused(name):
+    with pytest.raises(InputError, match="draws random numbers"):
+        translated(lambda x: DRAWN[name](x + 0), lambda: "")(jnp.ones((2, 3)))
+
+
+def test_entries_chosen_by_values_are_refused():
+    with pytest.raises(InputError, match="decides by the values of its tensors"):
+        jax.make_jaxpr(translated(lambda x: x[x > 0].sum(), lambda: ""))(jnp.ones(3))
+
+
+def test_a_failed_assertion_is_one_line():
+    def checked(x):
+        assert x.ndim == 3, "images are expected"
+
+    with pytest.raises(InputError, match="the code failed: images are expected"):
+        translated(checked, lambda: "")(jnp.ones(3))
+
+
 IN_PLACE = {
     "exp_": lambda x: x.exp_(),
     "neg_": lambda x: x.neg_(),
@@ -738,6 +765,20 @@ def test_what_is_written_in_place(name):
         return mine
 
     same_as_pytorch(written, RNG.normal(size=(3, 4)) / 2)
+
+
+def test_a_derivative_that_jax_does_not_have_is_refused():
+    class Products(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 4).double()
+
+        def forward(self, x):
+            there = torch.zeros(len(x), 4, dtype=torch.int64)
+            return self.layer(x).scatter_reduce(1, there, self.layer(x), "prod")
+
+    with pytest.raises(InputError, match="have a derivative in PyTorch, and none in JAX"):
+        tw.from_torch(Products(), "mse", RNG.normal(size=(5, 3)), RNG.normal(size=(5, 4)))
 
 
 @pytest.mark.parametrize("kind", ["float64", "complex128"])

@@ -243,6 +243,10 @@ def _compare_predictions(what: str, some: Problem, params: Params, theirs: _Told
         if theirs.slope is not None:
             if isinstance(error, InputError):
                 raise
+            if isinstance(error, NotImplementedError):
+                raise InputError(
+                    f"the predictions have a derivative in PyTorch, and none in JAX: {first_line(error)}."
+                ) from error
             if type(error).__name__ in _LEFT_BEHIND:
                 raise InputError(
                     "the derivative depends on a tensor that a torch.autograd.Function uses and is not "

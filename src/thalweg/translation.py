@@ -22,6 +22,12 @@ from thalweg.errors import InputError, first_line, optional
 
 # A module's code runs on the one copy, into which the stand-ins are put: from one thread after another.
 ONE_AT_A_TIME = threading.RLock()
+# JAX's errors where code asks for a number, or for as many entries as a condition holds for
+_DECIDING = (
+    jax.errors.TracerArrayConversionError,
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 _UNNAMED = "privateuseone"  # what PyTorch calls a device of others' until they name it
 
 
@@ -66,14 +72,14 @@ def translated(
             raise InputError(
                 f"the code{where()} uses a tensor that another call has left behind; make it anew in each."
             ) from error
-        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+        except _DECIDING as error:
             raise InputError(
                 f"the code{where()} branches on the values of its tensors (if, .item(), int(tensor)), "
                 f"which a compiled program cannot; write it with torch.where."
             ) from error
         except AssertionError as error:
             if "mixed math" not in str(error):
-                raise
+                raise failed(error, arguments) from error
             raise InputError(
                 f"the code{where()} uses a tensor that is neither a parameter nor a buffer; make it one "
                 f"with self.register_buffer(name, tensor) (in a torch.autograd.Function: an argument)."
@@ -81,9 +87,11 @@ def translated(
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(
-                f"the code{where()} failed: {first_line(_pytorchs_error(function, arguments) or error)}."
-            ) from error
+            raise failed(error, arguments) from error
+
+    def failed(error: Exception, arguments: Any) -> InputError:
+        error = _pytorchs_error(function, arguments) or error
+        return InputError(f"the code{where()} failed: {first_line(error)}.")
 
     return of_arrays
 
@@ -292,6 +300,11 @@ def _environment() -> Any:
     _follow(environment)
     for function in substitutes.compositions():
         environment._ops.pop(function, None)
+    aten = optional("torch", "PyTorch models need", "torch").ops.aten
+    # what torchax draws into a copy, or otherwise
+    for drawing in (aten.exponential_, aten.cauchy_, aten.random_):
+        for overload in drawing.overloads():
+            environment.override_op_definition(getattr(drawing, overload), _refuse_to_draw)
     for operation, ours in {**kinks.operations(), **substitutes.operations()}.items():
         environment.override_op_definition(operation, of_tensors(ours))
     return environment
@@ -397,7 +410,7 @@ class _DrawnError(Exception):
     """A random number was asked for."""
 
 
-def _refuse_to_draw(generator: Any = None) -> Any:
+def _refuse_to_draw(*args: Any, **kwargs: Any) -> Any:
     raise _DrawnError
 
 
