@@ -662,6 +662,8 @@ def test_factors_of_one_triangle(upper):
     same_as_pytorch(
         lambda a: torch.linalg.eigh(a, UPLO=half).eigenvectors.square(), given, rounding=1e-10
     )
+    single = translated(lambda a: torch.linalg.cholesky(a, upper=upper), lambda: "")
+    assert single(jnp.array(given, jnp.float32)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("upper", [False, True])

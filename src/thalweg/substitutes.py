@@ -328,7 +328,7 @@ def _mirrored(a: Any, upper: bool) -> Any:
     """The Hermitian matrix of one triangle; the derivative goes to both halves, as PyTorch's does."""
     whole = (a + jnp.swapaxes(a, -1, -2).conj()) / 2
     half = jnp.triu(a, 1) if upper else jnp.tril(a, -1)
-    diagonal = jnp.eye(a.shape[-1]) * jnp.real(a)
+    diagonal = jnp.eye(a.shape[-1], dtype=a.dtype) * jnp.real(a)
     read = half + jnp.swapaxes(half, -1, -2).conj() + diagonal
     return whole + jax.lax.stop_gradient(read - whole)
 
