@@ -80,6 +80,7 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         aten.linalg_eig.default: _eig,
         aten.ldexp.Tensor: lambda x, power: x * 2.0 ** power.astype(x.dtype),
         aten.topk.default: partial(_topk, all_aten_ops[aten.topk].func),
+        aten.special_log_ndtr.default: jax.scipy.special.log_ndtr,
         # in the precision of their arguments
         aten.complex.default: lambda x, y: jax.lax.complex(*jnp.broadcast_arrays(x, y)),
         aten.logit.default: _logit,
