@@ -83,6 +83,22 @@ def test_ragged_batches_are_weighted_by_their_size():
     np.testing.assert_array_equal(path.batch[2], [*range(40, 50), *[-1] * 10])
 
 
+def test_a_last_batch_of_one_sample_is_a_batch_to_a_classifier_too():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((7, 2)), rng.integers(0, 3, 7)
+    params = {"w": rng.standard_normal((2, 3))}
+    problem = tw.Problem(lambda p, x: x @ p["w"], "cross_entropy", x, y, params=params)
+    path = tw.descend(problem, tw.SGD(lr=0.5), steps=4, batch_size=3)
+    w = params["w"]
+    for batch in (slice(3), slice(3, 6), slice(6, 7), slice(3)):
+        p = np.exp(x[batch] @ w)
+        p /= p.sum(axis=1, keepdims=True)
+        w = w - 0.5 * x[batch].T @ (p - np.eye(3)[y[batch]]) / len(p)
+    np.testing.assert_allclose(path["final"], w.ravel(), rtol=1e-12)
+    pair = problem.take(np.arange(2))
+    assert tw.gradient_norms(pair, params).shape == (2,)
+
+
 def test_loss_at_the_last_step_is_that_of_the_next_batch():
     path = tw.descend(line_problem(), tw.SGD(lr=0.05), steps=1, batch_size=25)
     _, losses = by_hand([np.arange(25), np.arange(25, 50)], 0.05, 1)

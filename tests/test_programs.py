@@ -111,6 +111,22 @@ def test_a_loss_of_the_users_may_mix_samples_too(factor, alone, rng):
     assert programs.splits(problem, 10) == alone
 
 
+@pytest.mark.parametrize("n", [2, 3, 30])
+def test_one_sample_is_a_part_of_them_however_jax_writes_it(n, rng):
+    """Axes of length 1 are other operations to JAX, as in choosing the probability of each sample's class."""
+    x, y = rng.standard_normal((n, 5)), rng.integers(0, 3, n)
+    params = {"weight": rng.standard_normal((5, 3))}
+    for predict, alone in (
+        (weight, True),
+        (MIXING["mean"], False),
+        (lambda w, x: weight(w, x) / len(x), False),
+        (lambda w, x: weight(w, x - x.mean(axis=0)) if len(x) > 1 else weight(w, x), False),
+        (lambda w, x: weight(w, x) * jnp.linspace(1, 2, n)[:, None], False),
+    ):
+        problem = tw.Problem(predict, "cross_entropy", x, y, params=params)
+        assert programs.splits(problem, 1) == alone
+
+
 def test_samples_may_be_numbers_of_a_table():
     places = np.repeat(np.arange(5), 6)  # the first few are alike
     assert splits(lambda w, i: w["weight"][i] * 2 + jnp.sin(w["weight"][i]) @ jnp.eye(3), places)

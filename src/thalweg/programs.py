@@ -129,13 +129,19 @@ def splits(problem: Problem, size: int) -> bool:
 
     def learn() -> tuple[bool, bool]:
         """Whether a part is the same program, and whether that has nothing to be tried."""
+        n = problem.n_samples
         try:
             part = trace(size)
+            if part.out_avals[0].shape != (size,):
+                return False, False
+            same = _skeleton(part) == _skeleton(trace(n))
+            if (
+                not same and size == 1
+            ):  # JAX writes a batch of one otherwise, and two are a part too
+                part = trace(2)
+                same = _skeleton(part) == _skeleton(trace(max(n, 3)))
         except (TypeError, ValueError):  # an array inside does not fit another number of samples
             return False, False
-        if part.out_avals[0].shape != (size,):
-            return False, False
-        same = _skeleton(part) == _skeleton(trace(problem.n_samples))
         return same, same and _is_entrywise(part.jaxpr)
 
     same, entrywise = _learnt(problem, size, learn)
