@@ -299,6 +299,23 @@ def test_resume_goes_on_with_schedules_batches_and_divergence():
     np.testing.assert_array_equal(rest.params, whole.params[200:])
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        tw.Rprop(lr=lambda t: 0.1 / (1 + t)),
+        tw.ASGD(lr=lambda t: 0.1 / (1 + t)),
+        tw.Adagrad(lr=[0.1, 0.2], initial_accumulator_value=lambda t: 1.0 + t),
+    ],
+    ids=lambda optimizer: optimizer.name,
+)
+def test_a_state_is_that_before_the_first_update_where_none_was_made(optimizer):
+    whole = tw.descend(line_problem(), optimizer, steps=4)
+    first = tw.descend(line_problem(), optimizer, steps=0)
+    rest = tw.descend(line_problem(), optimizer, steps=4, resume=first)
+    np.testing.assert_array_equal(rest.params, whole.params)
+    np.testing.assert_array_equal(rest.optimizer_state, whole.optimizer_state)
+
+
 def test_given_batches_are_for_the_steps_of_the_call():
     table = np.random.default_rng(0).integers(0, 50, (12, 4))
     whole = tw.descend(line_problem(), tw.SGD(lr=0.01), batches=table)

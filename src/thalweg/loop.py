@@ -155,9 +155,13 @@ def begin(
         )
         read = not arrives or any(map(has_state, plan.observed.values()))
         loss, grad = value_and_gradient(batch, params) if read else unknown
-        state = optimizer.init(params) if past.state is None else past.state
+        state = optimizer.init(params)
         walk = Walk(params, state, loss, grad, {}, {}, *past[1:])
         at = walk.at(plan, feed, optimizer, lane, start, feed.start)
+        if past.state is not None:  # a member that has made no update has its first one before it
+            own = partial(jnp.where, at.updates > 0)
+            state = jax.tree_util.tree_map(own, past.state, state)
+            walk, at = replace(walk, state=state), replace(at, state=state)
         info = jax.eval_shape(optimizer.update, at, params, state, at.updates)[2]
         if plan.stop is not None:
             plan.stop.check(at, info)
