@@ -1,5 +1,6 @@
 """`measure` against what a descent records itself, and against functions of single points."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -175,3 +176,21 @@ def test_what_is_not_a_path(problem):
     ]:
         with pytest.raises(InputError, match=message):
             tw.measure(problem_, given, ["grad_norm"])
+
+
+def test_a_problem_without_a_starting_point_is_measured_as_one_with_it(problem):
+    """`at.problem` knows its layout, which observables of single samples' gradients ask for."""
+
+    def init(key):
+        return {"a": jax.random.normal(key, (3, 4)), "b": jax.random.normal(key, (4, 1))}
+
+    drawn = tw.Problem(network, "mse", problem.x, problem.y, init=init)
+    record = {
+        "noise": tw.gradient_noise,
+        "norms": tw.sample_gradient_norms,
+        "flat": lambda at: at.problem.flatten(at.params),
+    }
+    full = tw.descend(drawn, tw.SGD(lr=0.1), steps=3, runs=2, record=record)
+    same(tw.measure(drawn, full.drop_vars(record), record), full)
+    flow = tw.gradient_flow(drawn, 0.5, points=3, runs=2, record=record)
+    same(tw.measure(drawn, flow.drop_vars(record), record), flow, rtol=1e-9)

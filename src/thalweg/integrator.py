@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from thalweg import backend
-from thalweg.observables import At, measured
+from thalweg.observables import at_point, measured
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
 from thalweg.tuning import tuned
@@ -285,13 +285,12 @@ def _attempt(flow: Flow, walk: Walk, target: Any, row: Any) -> Walk:
 
 
 def _observe(flow: Flow, walk: Walk, row: Any) -> tuple[Walk, dict[str, Any]]:
-    loss, grad = value_and_gradient(flow.problem, walk.params)
-    at = At(flow.problem, flow.problem, walk.params, walk.start, loss, grad, row)
-    own = {"params": walk.params, "loss": loss, "grad": grad}
+    at = at_point(flow.problem, walk.params, walk.start, row)
+    own = {"params": walk.params, "loss": at.loss, "grad": at.grad}
     values = {name: own[name] for name in flow.kept}
     for name, seen in flow.observed.items():
         values[name] = measured(name, seen, at, ())[0]
-    lost = (walk.fate == GOING) & ~jnp.isfinite(loss)
+    lost = (walk.fate == GOING) & ~jnp.isfinite(at.loss)
     return replace(
         walk,
         fate=jnp.where(lost, DIVERGED, walk.fate).astype(jnp.int32),

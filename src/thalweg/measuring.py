@@ -16,9 +16,9 @@ from thalweg import blocks, names, observables, results
 from thalweg.ensemble import Members
 from thalweg.errors import InputError
 from thalweg.logbook import Record
-from thalweg.observables import At, first_state, measured
+from thalweg.observables import At, at_point, first_state, measured
 from thalweg.params import Layout
-from thalweg.problem import Problem, check_is_problem, value_and_gradient
+from thalweg.problem import Problem, check_is_problem
 from thalweg.tuning import tuned
 
 # of a block's iterates and of what is measured there: what the caches hold
@@ -139,8 +139,7 @@ class _Sight:
 
     def at(self, start: Any, params: Any, step: Any) -> At:
         start, params = map(self.layout.unflatten, (start, params))
-        loss, grad = value_and_gradient(self.problem, params)
-        return At(self.problem, self.problem, params, start, loss, grad, step)
+        return at_point(self.problem, params, start, step)
 
     def over_members(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of members' vectors and states and of the step, over the members' axis if there is

@@ -56,6 +56,13 @@ class At:
         return self.batch.residuals(params)
 
 
+def at_point(problem: Problem, params: Params, start: Params, step: Any) -> At:
+    """Where no optimizer stands: the batch is all the data."""
+    loss, grad = value_and_gradient(problem, params)
+    problem = problem.replace(params=params)  # one with init= has a layout then
+    return At(problem, problem, params, start, loss, grad, step)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Observable:
