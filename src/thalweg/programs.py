@@ -135,9 +135,7 @@ def splits(problem: Problem, size: int) -> bool:
             if part.out_avals[0].shape != (size,):
                 return False, False
             same = _skeleton(part) == _skeleton(trace(n))
-            if (
-                not same and size == 1
-            ):  # JAX writes a batch of one otherwise, and two are a part too
+            if not same and size == 1:  # JAX writes a batch of one otherwise; two are a part too
                 part = trace(2)
                 same = _skeleton(part) == _skeleton(trace(max(n, 3)))
         except (TypeError, ValueError):  # an array inside does not fit another number of samples
