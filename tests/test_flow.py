@@ -309,7 +309,7 @@ def test_a_loop_of_known_length_changes_nothing(monkeypatch):
     options = {"time": 2.0, "points": 5, "starts": starts, "max_steps": 53, "solver": "explicit"}
     expected = tw.gradient_flow(bowl_problem(), **options)
     assert set(expected.status.values) == {"completed", "gave up"}
-    monkeypatch.setattr(flows, "known_turns", lambda _: integrator.known_turns("gpu"))
+    monkeypatch.setattr(flows, "attempts_at_a_time", lambda _: integrator.attempts_at_a_time("gpu"))
     found = tw.gradient_flow(bowl_problem(), **options)
     for name in ("status", "accepted", "rejected", "lost_at"):
         np.testing.assert_array_equal(found[name], expected[name])

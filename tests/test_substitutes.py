@@ -729,7 +729,7 @@ def test_what_is_drawn_into_a_tensor_is_refused(name):
 
 
 def test_entries_chosen_by_values_are_refused():
-    with pytest.raises(InputError, match="decides by the values of its tensors"):
+    with pytest.raises(InputError, match="branches on the values of its tensors"):
         jax.make_jaxpr(translated(lambda x: x[x > 0].sum(), lambda: ""))(jnp.ones(3))
 
 

@@ -19,7 +19,7 @@ from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
 from thalweg.planes import Plane, check_is_plane_of
 from thalweg.problem import Problem, check_is_problem, described, in_precision
-from thalweg.programs import runs_alone
+from thalweg.programs import is_exclusive
 
 NOT_YET, DIVERGED = -1, -2
 
@@ -196,7 +196,7 @@ class _Crowd:
         feed = Feed(np.int32(0), {}, None, None)
         walk = begin.eval_shape(self.plan, feed, first, first, self._past(None), arrives=False)
         traced = block.trace(self.plan, feed, first, walk, _span(0, 1), **self._static)
-        return 1 if runs_alone(traced.jaxpr) else backend.workers()
+        return 1 if is_exclusive(traced.jaxpr) else backend.workers()
 
     def _advance(self, first: int, last: int, interrupt: blocks.Interrupt, start: int) -> Any:
         """Parameters, state and `diverged_at` of one chunk after the steps from `first` to `last`."""

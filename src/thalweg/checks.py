@@ -24,6 +24,21 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
     Shapes are traced, once and without computing: the classic silent broadcast is an error here.
     `pointwise` gives a problem's pointwise risks.
     """
+    _check_params(problem)
+    _check_data(problem)
+    for name, term in (("expected", problem.expected_risk), ("penalty", problem.penalty)):
+        if term is not None:
+            _check_term(name, term, problem.layout.like)
+    with written_in_jax("the function" if problem.is_without_data else "predict"):
+        yhat = jax.eval_shape(problem.predict, problem.layout.like, problem.x)
+    if problem.x is None:
+        _check_values(yhat, problem.is_function)
+    else:
+        _check_predictions(problem, yhat)
+        _check_losses(problem, pointwise)
+
+
+def _check_params(problem: Any) -> None:
     layout = problem.layout
     if layout.size == 0:
         raise InputError("params hold no parameters.")
@@ -32,12 +47,10 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
             raise InputError(
                 f"parameter {name!r} must be a real number; init= gives dtype {dtype}."
             )
-    if len(set(layout.leaf_names)) != len(layout.leaf_names):
-        twice = next(n for n in layout.leaf_names if layout.leaf_names.count(n) > 1)
-        raise InputError(f"two parameters have the name {twice!r}; rename one of them.")
-    if any("[" in name for name in layout.leaf_names) and len(layout.names) <= names.FEW:
-        twice = [name for name, count in Counter(layout.names).items() if count > 1]
-        if twice:  # "a[0]" beside an array "a"
+    few = any("[" in name for name in layout.leaf_names) and len(layout.names) <= names.FEW
+    for known in (layout.leaf_names, layout.names if few else ()):  # "a[0]" beside an array "a"
+        twice = [name for name, count in Counter(known).items() if count > 1]
+        if twice:
             raise InputError(f"two parameters have the name {twice[0]!r}; rename one of them.")
     if problem.params is not None and problem.init is not None:
         other = Layout.of(drawn(problem.init))
@@ -46,6 +59,9 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
                 f"init= and params= must give the same parameters; init= gives "
                 f"{entries(other)}, params= {entries(layout)}."
             )
+
+
+def _check_data(problem: Any) -> None:
     if not (jax.tree_util.tree_leaves(problem.x) or problem.is_without_data):
         raise InputError(
             "x holds no data; a model without inputs is Problem.from_function(f) or "
@@ -68,28 +84,27 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
         )
     if sizes == {(0,)}:
         raise InputError("the data hold no samples: x and y have length 0.")
-    like = layout.like
-    for name, term in (("expected", problem.expected_risk), ("penalty", problem.penalty)):
-        if term is None:
-            continue
-        with written_in_jax(name):
-            value = jax.eval_shape(term, like)
-        if _shape(value) != ():
-            raise InputError(
-                f"{name}(params) must return a scalar; it returns shape {_shape(value)}."
-            )
-        _check_real(f"{name}(params)", value)
-    with written_in_jax("the function" if problem.is_without_data else "predict"):
-        yhat = jax.eval_shape(problem.predict, like, problem.x)
-    if problem.x is None:
-        _check_real("the function", yhat)
-        wanted = () if problem.is_function else (None,)
-        if len(getattr(yhat, "shape", (0, 0))) != len(wanted):
-            raise InputError(
-                f"the function must return {'a scalar' if wanted == () else 'a vector (m,)'}; "
-                f"it returns {_shapes(yhat)}."
-            )
-        return
+
+
+def _check_term(name: str, term: Callable[[Params], Any], params: Params) -> None:
+    with written_in_jax(name):
+        value = jax.eval_shape(term, params)
+    if _shape(value) != ():
+        raise InputError(f"{name}(params) must return a scalar; it returns shape {_shape(value)}.")
+    _check_real(f"{name}(params)", value)
+
+
+def _check_values(values: Any, is_function: bool) -> None:
+    """Of a problem without data: a number, or residuals."""
+    _check_real("the function", values)
+    if len(getattr(values, "shape", (0, 0))) != (0 if is_function else 1):
+        raise InputError(
+            f"the function must return {'a scalar' if is_function else 'a vector (m,)'}; "
+            f"it returns {_shapes(values)}."
+        )
+
+
+def _check_predictions(problem: Any, yhat: Any) -> None:
     n = problem.n_samples
     for path, leaf in jax.tree_util.tree_leaves_with_path(yhat):
         if leaf.shape[:1] != (n,):
@@ -119,8 +134,12 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
             raise InputError(
                 f"bce_with_logits: targets lie between 0 and 1; y holds {low:g} to {high:g}."
             )
+
+
+def _check_losses(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
+    n = problem.n_samples
     with written_in_jax("loss"):
-        risks = jax.eval_shape(pointwise, problem, like)
+        risks = jax.eval_shape(pointwise, problem, problem.layout.like)
     if _shape(risks) != (n,):
         raise InputError(
             f"loss(yhat, y) must return one value per sample, shape ({n},); "

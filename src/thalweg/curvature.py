@@ -475,7 +475,7 @@ def gradient_norms(problem: Problem, params: Params) -> Float[np.ndarray, " n"]:
     """
     operator = _at(problem, params, "second_moment")
     problem = operator.problem.without_left_out()
-    products.check_samples_alone(problem)
+    products.check_samples_independent(problem)
     return products.gradient_norms(problem, operator.point)
 
 

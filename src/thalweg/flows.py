@@ -20,9 +20,9 @@ from thalweg.integrator import (
     GAVE_UP,
     STIFF,
     Flow,
+    attempts_at_a_time,
     begin,
     block,
-    known_turns,
     observe,
 )
 from thalweg.logbook import Record, source_of
@@ -192,7 +192,7 @@ class _Job:
         shapes = observe.eval_shape(flow, self.walk, np.int32(0))[1]
         self.record = Record(shapes, self.layout, who, 0, len(times) - 1, 1, taken=_OWN)
         self.room = max(1, min(_ROOM, _BLOCK_BYTES // self.record.row_bytes))
-        self.known = known_turns(backend.device().platform)
+        self.at_a_time = attempts_at_a_time(backend.device().platform)
         self.solver = np.full(who.count, flow.solver)
         self.fate = self.lost_at = self.accepted = self.rejected = np.empty(0)
 
@@ -218,7 +218,7 @@ class _Job:
         times[:rows] = self.times[done : done + rows]
         arguments = (times, np.int32(done), np.int32(rows), np.int32(attempts))
         self.walk, count, record = block(
-            self.flow, self.walk, *arguments, room=self.room, known=self.known
+            self.flow, self.walk, *arguments, room=self.room, at_a_time=self.at_a_time
         )
         if int(count):
             self.record.fill(done, done + int(count), record)

@@ -66,7 +66,7 @@ class Walk:
     lost_at: Any  # the first row that it did not reach, −1 while it goes on
 
 
-def known_turns(platform: str) -> int:
+def attempts_at_a_time(platform: str) -> int:
     """How many attempts of a step are done between two looks whether all members are there: on a GPU, which
     asks the host each time, several."""
     return _TURNS if platform == "gpu" else 1
@@ -167,18 +167,25 @@ def begin(flow: Flow, starts: Params) -> Walk:
     return flow.over_members(one)(starts)
 
 
-@partial(jax.jit, static_argnames=("room", "known"))
+@partial(jax.jit, static_argnames=("room", "at_a_time"))
 @tuned
 def block(
-    flow: Flow, walk: Walk, times: Any, first: Any, rows: Any, attempts: Any, room: int, known: int
+    flow: Flow,
+    walk: Walk,
+    times: Any,
+    first: Any,
+    rows: Any,
+    attempts: Any,
+    room: int,
+    at_a_time: int,
 ) -> tuple[Walk, Any, Any]:
-    """Advance by at most `attempts` steps of the solver, in whole multiples of `known`, recording the members
-    at saved times.
+    """Advance by at most `attempts` steps of the solver, in whole multiples of `at_a_time`, and record the
+    members at saved times.
 
     Args:
         times: (room,) the saved times that come next; `rows` of them count, and `first` is the
             number of the first one.
-        known: `known_turns`.
+        at_a_time: `attempts_at_a_time`.
 
     Returns:
         The members, how many rows were completed, and the record, with room for `room` rows.
@@ -192,9 +199,9 @@ def block(
         def once(inner: Any) -> Any:
             left, walk = inner
             walk = jax.lax.fori_loop(
-                0, known, lambda _, walk: attempt(walk, target, first + row), walk
+                0, at_a_time, lambda _, walk: attempt(walk, target, first + row), walk
             )
-            return left - known, walk
+            return left - at_a_time, walk
 
         left, walk = jax.lax.while_loop(
             lambda inner: (inner[0] > 0) & ~_there(inner[1], target).all(), once, (left, walk)

@@ -32,7 +32,7 @@ from thalweg.loop import (
     should_arrive,
 )
 from thalweg.params import Layout, Params
-from thalweg.programs import runs_alone
+from thalweg.programs import is_exclusive
 
 _MOST_ROWS = 1024  # recorded in a block
 _MOST_STEPS = 16384  # in a block: enough for the call to vanish beside the steps
@@ -165,8 +165,10 @@ class Job:
         # A dense block has the row in it twice: of users' observables that takes long to compile, and spares
         # less than a microsecond a step, unless it is a GPU that is asked after each turn of a loop.
         self.dense = every == 1 and (self.known > 0 or not plan.observed)
-        if len(self.shares) > 1 and self._runs_alone(start, walk):
+        if len(self.shares) > 1 and self._is_exclusive(start, walk):
             self.shares = [_everyone(plan)]
+        self.threads = backend.Threads(min(backend.workers(), len(self.shares)))
+        self.over = False  # whether every member has diverged or stopped
         self.starts, self.walks = [], []
         for share in self.shares:
             params, start, before = given(share)
@@ -187,12 +189,12 @@ class Job:
         elif self.arrives and (stopped >= 0).any():
             yield self.first, stopped >= 0
 
-    def _runs_alone(self, start: Params, walk: Walk) -> bool:
+    def _is_exclusive(self, start: Params, walk: Walk) -> bool:
         """Whether the block of a share must not run beside another's. It is traced once, for this and to
         be compiled."""
         feed, span, static = self._block_arguments(0, 1)
         traced = block.trace(self.shares[0].plan, feed, start, walk, span, **static)
-        return runs_alone(traced.jaxpr)
+        return is_exclusive(traced.jaxpr)
 
     def _of(self, share: Share, tree: Any) -> Any:
         """A share's part of what has an axis of all members."""
@@ -262,7 +264,7 @@ class Job:
 
     def run(self, progress: bool | None) -> bool:
         """Do the steps; whether Ctrl-C ended the descent."""
-        with backend.Threads(min(backend.workers(), len(self.shares))) as self.threads:
+        with self.threads:
             reached, interrupted = blocks.run(
                 self.total,
                 self._launch,

@@ -24,7 +24,13 @@ from thalweg.curvature import hessian
 from thalweg.errors import InputError, unknown
 from thalweg.params import Layout
 from thalweg.planes import Plane, check_is_plane_of
-from thalweg.problem import Problem, check_is_problem, penalised, pointwise
+from thalweg.problem import (
+    Problem,
+    check_has_expected,
+    check_is_problem,
+    penalised,
+    pointwise,
+)
 from thalweg.programs import model_of
 from thalweg.tiling import Tiling, tiling_of
 from thalweg.tuning import tuned
@@ -73,10 +79,8 @@ def landscape(
             raise unknown("risk", risk, results.RISKS)
     if not wanted:
         raise InputError(f"risks= is empty; ask for some of {', '.join(results.RISKS)}.")
-    if "expected" in wanted and problem.expected_risk is None:
-        raise InputError(
-            "this problem has no expected risk; give it as Problem(..., expected=params -> scalar)."
-        )
+    if "expected" in wanted:
+        check_has_expected(problem)
     problem = problem.without_left_out()
     with backend.on_device(device) as move:
         there = problem
@@ -115,29 +119,50 @@ def _evaluate(
 ) -> tuple[dict[str, np.ndarray], bool]:
     """The risks (points, …) of the plane's points in C order, and whether Ctrl-C cut it short."""
     total = math.prod(plane.shape)
-    model = model_of(problem)
     tiling = tiling_of(problem, total, "pointwise" in wanted)
-    if tiling.one_by_one:
-        return _point_by_point(problem, plane, wanted, penalty, progress)
-    point_bytes = sum(
-        model.values * model.dtype.itemsize if risk == "pointwise" else 8 for risk in wanted
-    )
-    row = tiling.points * point_bytes
-    chunks = -(-total // tiling.points)
-    with_samples = "pointwise" in wanted
+    values = _allocated(problem, plane, wanted, tiling)
+    evaluate = _point_by_point if tiling.one_by_one else _in_chunks
+    done, interrupted = evaluate(problem, plane, values, tiling, penalty, progress)
+    for risk in values.values():
+        risk[done:] = np.nan
+    return {name: risk[:total] for name, risk in values.items()}, interrupted
+
+
+def _allocated(
+    problem: Problem, plane: Plane, wanted: tuple[str, ...], tiling: Tiling
+) -> dict[str, np.ndarray]:
+    """Room for the risks at all points of whole chunks; an error where memory does not hold it."""
+    model, with_samples = model_of(problem), "pointwise" in wanted
+    size = -(-math.prod(plane.shape) // tiling.points) * tiling.points
+    # The device has the samples of a point side by side, and so has the record: turning it about
+    # would take longer than computing it.
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+        risk: ((), np.dtype(float)) for risk in wanted
+    }
+    if with_samples:
+        shapes["pointwise"] = (model.values,), model.dtype
+    point_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
     blocks.check_memory(
-        row * chunks + (row if with_samples else 0),
+        point_bytes * (size + (tiling.points if with_samples else 0)),
         f"this landscape of {' × '.join(map(str, plane.shape))} points"
         + (f" × {problem.n_samples} samples" if with_samples else ""),
         "lower points=" + (", or leave out the pointwise risk" if with_samples else ""),
     )
-    size = chunks * tiling.points
-    # The device has the samples of a point side by side, and so has the record: turning it about
-    # would take longer than computing it.
-    values = {
-        risk: np.empty((size, model.values), model.dtype) if risk == "pointwise" else np.empty(size)
-        for risk in wanted
-    }
+    return {risk: np.empty((size, *shape), dtype) for risk, (shape, dtype) in shapes.items()}
+
+
+def _in_chunks(
+    problem: Problem,
+    plane: Plane,
+    values: dict[str, np.ndarray],
+    tiling: Tiling,
+    penalty: bool,
+    progress: bool | None,
+) -> tuple[int, bool]:
+    """Fill `values`, some points at a time; how many points were reached, and whether Ctrl-C cut it short."""
+    wanted = tuple(values)
+    chunks = -(-math.prod(plane.shape) // tiling.points)
+    row = tiling.points * sum(risk[:1].nbytes for risk in values.values())
     workers = 1 if tiling.entrywise else min(programs.workers(problem), chunks)
     room = max(1, min(-(-chunks // workers), _HELD // workers // max(row, 1)))
 
@@ -184,9 +209,7 @@ def _evaluate(
             unit="chunk",
             progress=progress,
         )
-    for risk in wanted:
-        values[risk][done * tiling.points :] = np.nan
-    return {risk: values[risk][:total] for risk in wanted}, interrupted
+    return done * tiling.points, interrupted
 
 
 def _curvature_at(problem: Problem, plane: Plane) -> dict[str, Any]:
@@ -206,22 +229,16 @@ def _curvature_at(problem: Problem, plane: Plane) -> dict[str, Any]:
 
 
 def _point_by_point(
-    problem: Problem, plane: Plane, wanted: tuple[str, ...], penalty: bool, progress: bool | None
-) -> tuple[dict[str, np.ndarray], bool]:
-    """What `_evaluate` gives, for a model whose activations fill the memory that one point may take."""
-    total = math.prod(plane.shape)
-    model = model_of(problem)
-    size = passes.samples_at_a_time(problem)
-    blocks.check_memory(
-        total * model.values * model.dtype.itemsize if "pointwise" in wanted else 0,
-        f"the pointwise risks of {total} points × {problem.n_samples} samples",
-        "lower points=, or leave out the pointwise risk",
-    )
-    values = {
-        risk: np.full((total, model.values) if risk == "pointwise" else total, np.nan,
-                      model.dtype if risk == "pointwise" else float)
-        for risk in wanted
-    }  # fmt: skip
+    problem: Problem,
+    plane: Plane,
+    values: dict[str, np.ndarray],
+    tiling: Tiling,
+    penalty: bool,
+    progress: bool | None,
+) -> tuple[int, bool]:
+    """What `_in_chunks` does, for a model whose activations fill the memory that one point may take."""
+    wanted = tuple(values)
+    count, size = len(values[wanted[0]]), passes.samples_at_a_time(problem)
     layout = problem.layout
     # of every point in turn: new arrays for each would take half of the time that the host spends on it
     where, along = np.empty((2, problem.size))
@@ -252,12 +269,11 @@ def _point_by_point(
                 if risk != "pointwise":
                     values[risk][index] = float(risks[risk])
                     continue
-                values[risk][index] = passes.of_each_sample(risks[risk], model.values)
+                values[risk][index] = passes.of_each_sample(risks[risk], values[risk].shape[1])
 
-    _, interrupted = blocks.run(
-        total, launch, collect, most=8, label="landscape", unit="point", progress=progress
+    return blocks.run(
+        count, launch, collect, most=8, label="landscape", unit="point", progress=progress
     )
-    return values, interrupted
 
 
 def _losses(part: Problem, point: Any, *, layout: Layout) -> tuple[Any, Any]:

@@ -149,12 +149,12 @@ def begin(
     def one(optimizer: Optimizer, lane: Any, params: Params, start: Params, past: Past) -> Walk:
         optimizer = feed.scheduled(optimizer, feed.start)
         batch = feed.batch(plan.problem, lane, feed.start)
-        unknown = jax.tree_util.tree_map(
+        placeholder = jax.tree_util.tree_map(
             lambda shape: jnp.zeros(shape.shape, shape.dtype),
             jax.eval_shape(value_and_gradient, batch, params),
         )
         read = not arrives or any(map(has_state, plan.observed.values()))
-        loss, grad = value_and_gradient(batch, params) if read else unknown
+        loss, grad = value_and_gradient(batch, params) if read else placeholder
         state = optimizer.init(params)
         walk = Walk(params, state, loss, grad, {}, {}, *past[1:])
         at = walk.at(plan, feed, optimizer, lane, start, feed.start)
@@ -167,7 +167,7 @@ def begin(
             plan.stop.check(at, info)
         memory = {name: first_state(name, seen, at) for name, seen in plan.observed.items()}
         if arrives:
-            loss, grad = unknown
+            loss, grad = placeholder
         info = jax.tree_util.tree_map(_unknown, info)
         return replace(walk, info=info, memory=memory, loss=loss, grad=grad)
 

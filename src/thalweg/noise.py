@@ -45,7 +45,7 @@ def sample_gradient_norms(at: At) -> Any:
 def _alone(at: At) -> tuple[Problem, Any]:
     """All the data's problem, of which each sample must have a gradient, and the iterate (p,); not in half
     precision, which sums over samples leave."""
-    products.check_samples_alone(at.problem)
+    products.check_samples_independent(at.problem)
     problem, params = in_precision(at.problem, jnp.float32), promoted(at.params, jnp.float32)
     return problem, problem.flatten(params)
 

@@ -179,10 +179,7 @@ class Problem:
 
     def expected(self, params: Params, penalty: bool = True) -> Float[Array, ""]:
         """The expected risk, plus the penalty. An error where the problem was not given one."""
-        if self.expected_risk is None:
-            raise InputError(
-                "this problem has no expected risk; give it as Problem(..., expected=params -> scalar)."
-            )
+        check_has_expected(self)
         return _expected(self, self._checked(params), penalty=bool(penalty))
 
     def gradient(self, params: Params) -> Params:
@@ -457,6 +454,14 @@ def check_is_problem(value: Any) -> None:
     """An InputError where something else was given."""
     if not isinstance(value, Problem):
         raise InputError(f"a thalweg.Problem was expected, {type(value).__name__} given.")
+
+
+def check_has_expected(problem: Problem) -> None:
+    """An InputError where a problem has no expected risk."""
+    if problem.expected_risk is None:
+        raise InputError(
+            "this problem has no expected risk; give it as Problem(..., expected=params -> scalar)."
+        )
 
 
 def vector_of(problem: Problem, params: Params) -> Any:

@@ -225,7 +225,7 @@ def gradient_norms(problem: Problem, point: Any) -> np.ndarray:
     return of_each_sample(norms, problem.n_samples)
 
 
-def check_samples_alone(problem: Problem) -> None:
+def check_samples_independent(problem: Problem) -> None:
     """An error unless each sample has a gradient of its own."""
     n = problem.n_samples
     if not n:

@@ -33,7 +33,7 @@ _ROUNDING = 1e3
 # jaxlib's kernels for several matrices share them out to XLA's own threads, from one of these, and wait:
 # two such programs at once, each of which holds one of two threads, wait for ever. (Seen with QR; the others
 # are built alike, or call code that nobody here knows.)
-_ALONE = frozenset({
+_EXCLUSIVE = frozenset({
     "cholesky", "cholesky_update", "eig", "eigh", "ffi_call", "fft", "geqp3", "geqrf", "hessenberg",
     "householder_product", "lu", "ormqr", "pure_callback", "qr", "schur", "svd", "triangular_solve",
     "tridiagonal", "tridiagonal_solve",
@@ -48,7 +48,7 @@ class Model(NamedTuple):
     sample_bytes: int  # what goes through its products and convolutions, a sample
     values: int  # pointwise risks: the samples, or the residuals of a problem without data
     dtype: np.dtype  # of the pointwise risks, as they are kept
-    alone: bool  # whether two of its programs must not run at once
+    exclusive: bool  # whether no other program may run beside one of it
     convolves: bool  # a convolution takes long for several models' weights at once
 
 
@@ -76,9 +76,9 @@ def model_of(problem: Problem) -> Model:
         values = program.out_avals[0].shape[0]
         risks = (problem.penalty, problem.expected_risk)
         others = [jax.make_jaxpr(f)(problem.layout.like).jaxpr for f in risks if f is not None]
-        alone = any(map(runs_alone, (program.jaxpr, *others)))
+        exclusive = any(map(is_exclusive, (program.jaxpr, *others)))
         convolves = "conv_general_dilated" in names(program.jaxpr)
-        return Model(_is_entrywise(program.jaxpr), sample_bytes, values, kept, alone, convolves)
+        return Model(_is_entrywise(program.jaxpr), sample_bytes, values, kept, exclusive, convolves)
 
     return _learnt(problem, "model", learn)
 
@@ -100,12 +100,12 @@ def clear_caches() -> None:
 
 def workers(problem: Problem) -> int:
     """How many programs of a problem run best side by side."""
-    return 1 if model_of(problem).alone else backend.workers()
+    return 1 if model_of(problem).exclusive else backend.workers()
 
 
-def runs_alone(jaxpr: Any) -> bool:
+def is_exclusive(jaxpr: Any) -> bool:
     """Whether another program like this one must not run at the same time."""
-    return not _ALONE.isdisjoint(names(jaxpr))
+    return not _EXCLUSIVE.isdisjoint(names(jaxpr))
 
 
 def splits(problem: Problem, size: int) -> bool:
@@ -147,7 +147,7 @@ def splits(problem: Problem, size: int) -> bool:
     if not same or entrywise or traced:
         return same
     inside = _digest((problem.predict, problem.loss))
-    return _learnt(problem, ("alone", inside), partial(_stand_alone, problem))
+    return _learnt(problem, ("independent", inside), partial(_are_independent, problem))
 
 
 def _digest(functions: Any) -> bytes:
@@ -158,7 +158,7 @@ def _digest(functions: Any) -> bytes:
     return digest.digest()
 
 
-def _stand_alone(problem: Problem) -> bool:
+def _are_independent(problem: Problem) -> bool:
     """Whether samples are predicted alike whatever the others are, and wherever they stand among them.
 
     Tried with the first ones. Where one of them becomes larger or smaller than all others, those must stay
@@ -180,7 +180,7 @@ def _stand_alone(problem: Problem) -> bool:
 
 
 def _tried(problem: Problem, params: Any, count: int, within: bool) -> bool:
-    """The trial of `_stand_alone` with `count` samples, changed `within` the values that there are or not."""
+    """The trial of `_are_independent`: `count` samples, changed `within` the values that there are or not."""
     leaves, treedef = jax.tree_util.tree_flatten((problem.x, problem.y))
     # on the host: JAX would compile a program for each change of each array
     each = zip(*(_variants(np.asarray(leaf), count, within) for leaf in leaves), strict=True)

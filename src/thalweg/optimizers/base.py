@@ -148,8 +148,8 @@ class Optimizer:
                 names = self.PAIRS[field.name]
                 if not isinstance(value, tuple) or len(value) != 2:
                     raise InputError(
-                        f"{self.name}: {field.name} is a pair, ({names[0]}, {names[1]}), or "
-                        f"give {names[0]}= and {names[1]}= by themselves; {value!r} given."
+                        f"{self.name}: {field.name} is a pair, ({names[0]}, {names[1]}), a tuple whose "
+                        f"entries may be lists, as sweeps; {value!r} given."
                     )
                 for name, entry in zip(names, value, strict=True):
                     yield name, entry, field.metadata
