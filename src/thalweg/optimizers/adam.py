@@ -37,6 +37,15 @@ class Adam(Optimizer):
 
     With `amsgrad` the greatest v so far takes the place of v (Reddi, Kale & Kumar, 2018). Weight
     decay is added to the gradient; with `decoupled_weight_decay` this is AdamW.
+
+    Args:
+        lr: the learning rate.
+        betas: (β₁, β₂), each at least 0 and below 1.
+        eps: ε.
+        weight_decay: λ: λw is added to the gradient.
+        amsgrad: use the greatest v so far.
+        maximize: climb instead of descending.
+        decoupled_weight_decay: shrink the weights instead, as AdamW does.
     """
 
     PAIRS: ClassVar[dict[str, tuple[str, str]]] = _BETAS
@@ -65,6 +74,14 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (`torch.optim.AdamW`; Loshchilov & Hutter, 2019).
 
     The weights shrink by 1 − lr·λ before Adam's step, and the averages do not see the decay.
+
+    Args:
+        lr: the learning rate.
+        betas: (β₁, β₂), each at least 0 and below 1.
+        eps: ε.
+        weight_decay: λ.
+        amsgrad: use the greatest v so far, as Adam does.
+        maximize: climb instead of descending.
     """
 
     PAIRS: ClassVar[dict[str, tuple[str, str]]] = _BETAS
@@ -93,6 +110,15 @@ class NAdam(Optimizer):
 
     w ← w − lr·[(1 − μ_t) g / (1 − Πμ_i) + μ_{t+1} m / (1 − μ_{t+1} Πμ_i)] / (√v̂ + ε) with the
     product over i ≤ t and μ_t = β₁ (1 − ½·0.96^{t·momentum_decay}).
+
+    Args:
+        lr: the learning rate.
+        betas: (β₁, β₂), each at least 0 and below 1.
+        eps: ε.
+        weight_decay: λ: λw is added to the gradient.
+        momentum_decay: how fast μ_t rises to β₁.
+        decoupled_weight_decay: shrink the weights instead, as AdamW does.
+        maximize: climb instead of descending.
     """
 
     PAIRS: ClassVar[dict[str, tuple[str, str]]] = _BETAS
@@ -137,6 +163,14 @@ class RAdam(Optimizer):
     With ρ∞ = 2/(1 − β₂) − 1 and ρ_t = ρ∞ − 2tβ₂ᵗ/(1 − β₂ᵗ), the factor is
     r_t = √((1 − β₂ᵗ)(ρ_t − 4)(ρ_t − 2)ρ∞ / ((ρ∞ − 4)(ρ∞ − 2)ρ_t)) where ρ_t > 5. Before that the
     variance is not tractable and the step is that of momentum, w ← w − lr·m̂.
+
+    Args:
+        lr: the learning rate.
+        betas: (β₁, β₂), each at least 0 and below 1.
+        eps: ε.
+        weight_decay: λ: λw is added to the gradient.
+        decoupled_weight_decay: shrink the weights instead, as AdamW does.
+        maximize: climb instead of descending.
     """
 
     PAIRS: ClassVar[dict[str, tuple[str, str]]] = _BETAS
@@ -180,6 +214,13 @@ class Adamax(Optimizer):
     """Adam with the infinity norm (`torch.optim.Adamax`; Kingma & Ba, 2015, section 7.1).
 
     u_t = max(β₂ u_{t−1}, |g_t| + ε) and w ← w − lr·m̂ / u_t.
+
+    Args:
+        lr: the learning rate.
+        betas: (β₁, β₂), each at least 0 and below 1.
+        eps: ε.
+        weight_decay: λ: λw is added to the gradient.
+        maximize: climb instead of descending.
     """
 
     PAIRS: ClassVar[dict[str, tuple[str, str]]] = _BETAS

@@ -34,6 +34,15 @@ class RMSprop(Optimizer):
 
     v ← αv + (1 − α)g², b ← μb + g / (√v + ε) and w ← w − lr·b. With `centered`, v − ḡ² stands under
     the root, where ḡ is the running average of g (Graves, 2013).
+
+    Args:
+        lr: the learning rate.
+        alpha: α.
+        eps: ε.
+        weight_decay: λ: λw is added to the gradient.
+        momentum: μ.
+        centered: divide by the standard deviation of g instead of its root mean square.
+        maximize: climb instead of descending.
     """
 
     lr: Any = hyper(1e-2)
@@ -77,6 +86,14 @@ class Adagrad(Optimizer):
 
     s ← s + g², from `initial_accumulator_value`, and
     w ← w − lr / (1 + (t − 1)·lr_decay) · g / (√s + ε).
+
+    Args:
+        lr: the learning rate at first.
+        lr_decay: how fast it falls.
+        weight_decay: λ: λw is added to the gradient.
+        initial_accumulator_value: s at first.
+        eps: ε.
+        maximize: climb instead of descending.
     """
 
     lr: Any = hyper(1e-2)
@@ -112,6 +129,13 @@ class Adadelta(Optimizer):
     """Adadelta (`torch.optim.Adadelta`; Zeiler, 2012).
 
     v ← ρv + (1 − ρ)g², Δ = g·√(u + ε) / √(v + ε), u ← ρu + (1 − ρ)Δ² and w ← w − lr·Δ.
+
+    Args:
+        lr: what Δ is multiplied by.
+        rho: ρ, at most 1.
+        eps: ε.
+        weight_decay: λ: λw is added to the gradient.
+        maximize: climb instead of descending.
     """
 
     lr: Any = hyper(1.0)
@@ -145,6 +169,12 @@ class Rprop(Optimizer):
     Each parameter has a step size η, at first `lr`. It grows by η₊ where the gradient kept its sign
     and shrinks by η₋ where the sign turned, within `step_sizes`; w ← w − sign(g)·η. Where the sign
     turned the parameter rests for a step, and its gradient is remembered as 0.
+
+    Args:
+        lr: every parameter's first step size.
+        etas: (η₋, η₊), with 0 < η₋ < 1 < η₊.
+        step_sizes: the least and the greatest η.
+        maximize: climb instead of descending.
     """
 
     PAIRS: ClassVar[dict[str, tuple[str, str]]] = {

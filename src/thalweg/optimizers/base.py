@@ -72,7 +72,10 @@ def switch(default: Any) -> Any:
 class Optimizer:
     """An update rule with explicit state. Subclasses declare fields by `hyper` and `switch`.
 
-    An optimizer is a pytree with one leaf a hyperparameter (two for one of torch's pairs). The
+    `descend` takes for each hyperparameter a number, a list of them (a sweep), or a function of the step
+    index (a schedule); switches are one value.
+
+    An optimizer is a pytree with one leaf per hyperparameter (two for one of torch's pairs). The
     loop rebuilds it at each step with that step's numbers, so `update` reads its own fields:
     scalars of dtype float64, to be cast where they multiply.
     """

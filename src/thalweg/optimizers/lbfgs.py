@@ -26,6 +26,15 @@ class LBFGS(Optimizer):
     found by a line search from there. The iterations end at `max_eval` evaluations (by default
     5/4·max_iter), where max|∇f| ≤ tolerance_grad, or where the loss or every parameter moves by less
     than tolerance_change. A step records its `evaluations` of the loss.
+
+    Args:
+        lr: the length of a step along H∇f, or the line search's first trial.
+        max_iter: iterations per step.
+        max_eval: evaluations of the loss per step, 5/4·max_iter by default.
+        tolerance_grad: a step ends where no entry of the gradient is larger.
+        tolerance_change: a step ends where the loss, or every parameter, moves by less.
+        history_size: how many pairs are kept; each takes 2p numbers.
+        line_search_fn: None, or "strong_wolfe".
     """
 
     lr: Any = hyper(1.0)

@@ -33,6 +33,9 @@ class GaussNewton(Optimizer):
     J: singular values at or below s_max · max(m, p) · ε count as zero.
 
     For problems with loss "mse", or of residuals, without a penalty.
+
+    Args:
+        lr: the share of the step that is taken.
     """
 
     lr: Any = hyper(1.0)
@@ -71,6 +74,11 @@ class LevenbergMarquardt(Optimizer):
 
     For problems with loss "mse", or of residuals, without a penalty. At a kink it may stall: the
     linearisation promises a reduction that no damping brings.
+
+    Args:
+        damping: the first μ, relative to the largest entry of that diagonal.
+        decrease: the least factor by which μ falls.
+        scaling: "identity" or "marquardt".
     """
 
     damping: Any = hyper(1e-3)

@@ -33,8 +33,16 @@ class SGD(Optimizer):
     w ← w − lr·(g_t + μ b_t) with Nesterov momentum.
 
     All of it is always computed: with μ = 0 the buffer is the gradient, and a momentum swept from zero
-        is then one program. It costs nothing that can be measured. (torch leaves its buffer alone while
-        a scheduled momentum is 0, and takes the first gradient after that whole.)
+    is then one program. It costs nothing that can be measured. (torch leaves its buffer alone while a
+    scheduled momentum is 0, and takes the first gradient after that whole.)
+
+    Args:
+        lr: the learning rate.
+        momentum: μ.
+        dampening: 1 minus the weight of a new gradient in the buffer; the first one counts whole.
+        weight_decay: λ: λw is added to the gradient.
+        nesterov: step along the gradient and the buffer; needs a momentum above 0 and dampening 0.
+        maximize: climb instead of descending.
     """
 
     lr: Any = hyper(1e-3)
@@ -79,6 +87,14 @@ class ASGD(Optimizer):
     average ā ← ā + μ_t (w − ā) with μ_t = 1 / max(1, t − t0), which is w itself while t ≤ t0 + 1.
 
     The loop's iterates are w, as in torch; the average is the state's `ax`.
+
+    Args:
+        lr: the learning rate at first.
+        lambd: λ.
+        alpha: α.
+        t0: the step from which on iterates are averaged.
+        weight_decay: times w it is added to the gradient.
+        maximize: climb instead of descending.
     """
 
     lr: Any = hyper(1e-2)
