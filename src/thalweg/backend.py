@@ -21,8 +21,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from thalweg.errors import unknown
 
-_WORKERS = 8  # programs side by side at most: each holds its own intermediate results
-# What `with jax.debug_nans(True):` and the like say of the thread that they stand in, and of no other
+_WORKERS = 8  # at most so many programs run concurrently: each holds its own intermediate results
+# Settings that `with jax.debug_nans(True):` and the like change for the current thread only
 _CONTEXT = (
     "default_device",
     "debug_nans",
@@ -47,7 +47,7 @@ def device() -> Any:
 
 
 def on_cpu() -> bool:
-    """Whether computations run on the processor, and not on a GPU or its like."""
+    """Whether computations run on the CPU, not on a GPU or TPU."""
     return device().platform == "cpu"
 
 
@@ -75,12 +75,13 @@ def keep_compiled(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-# With which XLA compiles in a third of the time what then takes up to twice as long: those it knows
+# Options with which XLA compiles in a third of the time, but whose programs take up to twice as long to run;
+# those that this version of XLA knows are used.
 _QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def compiled_quickly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit` for what runs a few times."""
+    """`jax.jit` for functions that run only a few times: compiles faster, runs slower."""
 
     @functools.cache
     def program() -> Callable[..., Any]:
@@ -102,35 +103,36 @@ def _known_options() -> dict[str, Any]:
 
 
 def prefer_cpu() -> None:
-    """Compute on the processor, whatever there is, unless `JAX_PLATFORMS` names something.
+    """Compute on the CPU, whatever devices there are, unless `JAX_PLATFORMS` names something.
 
-    For programs that own their process and whose models are small: on a GPU their steps would take longer
-    to begin than they take here, and JAX would reserve most of its memory.
+    For programs that own their process and whose models are small: on a GPU, dispatching a step would take
+    longer than the whole step takes here, and JAX would reserve most of the GPU's memory.
     """
     if not setting("platforms"):
         jax.config.update("jax_platforms", "cpu")
 
 
 def workers() -> int:
-    """How many programs run best side by side: on the CPU as many as there are cores. An operation that
-    all cores share ends with the slowest of them; programs with a core each wait for no other."""
+    """How many programs run best concurrently: on the CPU as many as there are cores. An operation spread
+    over all cores takes as long as the slowest of them; programs with a core each wait for no other."""
     return min(cores(), _WORKERS) if on_cpu() else 1
 
 
 def matmul(a: Any, b: Any) -> Any:
-    """a @ b in the numbers' own precision, of which a GPU would keep 11 bits in float32 (TF32)."""
+    """a @ b in the full precision of its dtype; by default a GPU keeps 11 bits of float32 (TF32)."""
     return jnp.matmul(a, b, precision="highest")
 
 
 def apart(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function, inside a trace, that is a call to XLA too, and not inlined.
+    """The function as a call that XLA does not inline, for use inside a trace.
 
-    XLA on a CPU fuses what is cheap into all that use it, and computes it anew for each; an optimization
-    barrier is gone before it does. The results of a call it computes once.
+    On a CPU, XLA fuses cheap operations into every consumer and computes them anew for each; it removes
+    optimization barriers before it does so. The results of a call are computed once.
     """
     compiled = jax.jit(function)
 
-    # XLA inlines this one: an equation for it may stand in another context, as in `jaxprs.call_for`
+    # XLA inlines this outer call. It is there because `jaxprs.call_for` gives the outermost equation another
+    # context, which would overwrite the metadata of the call itself.
     @jax.jit
     @functools.wraps(function)
     def called(*arguments: Any) -> Any:
@@ -141,7 +143,7 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def in_full_precision() -> bool:
-    """Whether what is computed on is a GPU that keeps all bits of what models multiply in float32."""
+    """Whether computations run on a GPU with JAX set to multiply float32 in full precision."""
     return device().platform == "gpu" and setting("default_matmul_precision") in (
         "highest",
         "float32",
@@ -154,13 +156,13 @@ def setting(name: str) -> Any:
 
 
 def inheriting(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function for another thread, in the context of JAX's that is set here."""
+    """The function, to be called in another thread, with the JAX settings of this one."""
     here = {name: setting(name) for name in _CONTEXT}
 
     def there(*arguments: Any) -> Any:
         with ExitStack() as stack:
             for name, value in here.items():
-                # a context that changes nothing would still be compiled for anew
+                # entering a context makes JAX compile again, even if it changes nothing
                 if setting(name) != value:
                     stack.enter_context(getattr(jax, name)(value))
             return function(*arguments)
@@ -169,14 +171,14 @@ def inheriting(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Threads:
-    """So many threads. They take turns, and each does its calls one after the other. One alone is this
-    thread."""
+    """`count` worker threads, each of which runs its calls in order. With a count of one, calls run in the
+    calling thread."""
 
     def __init__(self, count: int) -> None:
         self._pools = [ThreadPoolExecutor(1) for _ in range(count if count > 1 else 0)]
 
     def call(self, which: int, function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-        """Begin function(*arguments) in a thread, and return what waits for its result."""
+        """Start function(*arguments) in thread `which`; returns a function that waits for its result."""
         if self._pools:
             done = inheriting(lambda: jax.block_until_ready(function(*arguments)))
             return self._pools[which % len(self._pools)].submit(done).result

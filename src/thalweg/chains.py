@@ -1,9 +1,9 @@
-"""Chains of arithmetic along skip connections, which XLA would compute over and over on a CPU.
+"""Chains of sums along skip connections, which XLA would compute over and over on a CPU.
 
-With skip connections a value is the sum of what a layer makes and of the value before it; and so is its
-gradient, on the way back. Several operations take it. XLA fuses what is cheap into all that use it, and
-computes it anew for each: at every layer the whole chain behind it. In a transformer of six layers that is
-two fifths of a step (benchmarks/transformer.py), and more in a deeper network, which takes longer to compile
+With skip connections a value is the sum of a layer's output and the value before it, and so is its gradient
+in the backward pass. Several operations use it. XLA fuses cheap operations into each of their consumers: at
+every layer the whole chain of sums before it is computed anew. In a transformer of six layers that takes two
+fifths of a step (benchmarks/transformer.py); in a deeper network it takes more, and compiling takes longer
 too.
 """
 
@@ -17,18 +17,18 @@ import jax.numpy as jnp
 from thalweg import backend
 from thalweg.jaxprs import ENTRYWISE, call_for, is_variable
 
-# Arrays that it takes to compute a value which several operations take: with a chain cut at every second sum,
-# the networks of the benchmarks are as fast as with one cut at every sum, at every third they are slower.
+# Arrays that may be read to compute a value with several consumers; where more are, the chain is cut. Cut at
+# every second sum, the networks of the benchmarks are as fast as cut at every sum; at every third, slower.
 _MOST = 2
-_LEAST = 1024  # numbers, which take longer to compute than a call
+_LEAST = 1024  # numbers; fewer are computed anew in less time than a call takes
 _FUSED = ENTRYWISE | {"add_any", "reshape", "squeeze", "transpose"}
 
 
 def arranged(jaxpr: Any) -> list[Any]:
-    """A jaxpr's equations, with others for the values at which such a chain is cut: each is a call to XLA."""
+    """A jaxpr's equations, where chains are cut: at some values, with a call that XLA does not inline."""
     uses = Counter(v for equation in jaxpr.eqns for v in equation.invars if is_variable(v))
-    behind: dict[Any, frozenset[Any]] = {}  # the arrays that are read where a value is computed
-    found = []
+    behind: dict[Any, frozenset[Any]] = {}  # by value, the arrays that are read to compute it
+    equations = []
     for equation in jaxpr.eqns:
         if equation.primitive.name in _FUSED:
             (value,) = equation.outvars
@@ -40,8 +40,8 @@ def arranged(jaxpr: Any) -> list[Any]:
                 equation = call_for(equation, _computed_once, compiled=backend.apart, **how)
             else:
                 behind[value] = read
-        found.append(equation)
-    return found
+        equations.append(equation)
+    return equations
 
 
 def _is_large(value: Any) -> bool:

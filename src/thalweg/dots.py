@@ -1,9 +1,9 @@
-"""Products of matrices whose operands do not lie in memory as XLA's kernels like them on a CPU.
+"""Matrix products whose operands are not in the memory layout that XLA's CPU kernels like.
 
-The left matrix should lie there row by row. In a network's backward pass it does not: the gradient of a
+The left matrix should be row-major. In a network's backward pass it is not: the gradient with respect to a
 layer's weights is the product of a transposed matrix with another, for which XLA takes up to half as long
-again. And of many pairs of small matrices, as `vmap` over members makes them, it calls a kernel for every
-pair, if the right ones do not lie row by row too.
+again. And for a batch of small matrices, which `vmap` over members makes, XLA calls a kernel per pair unless
+the right matrices are row-major too.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ import jax.numpy as jnp
 
 from thalweg.jaxprs import call_for
 
-# Measured on two cores, networks of widths 4 to 1,000 with 15 to 1,000 samples, alone and 10 to 64 of them:
-# to put a matrix in order takes time too, which is spared where the following holds.
-# In single precision, of the numbers of rows, of columns and of what is summed over, two are at most
+# Measured on two cores with networks of widths 4 to 1,000 and 15 to 1,000 samples, one alone and 10 to 64 at
+# once. Copying a matrix to row-major order takes time too, and pays off only under these conditions.
+# In single precision: two of the three dimensions (rows, columns, contracted) are at most
 _NARROW = 64
-# For the left matrix: each of its numbers is multiplied so often, or no matrix has more than _SMALL numbers
+# For the left matrix: the right one has at least _COLUMNS columns, or no matrix has more than _SMALL numbers
 _COLUMNS = 16
 _SMALL = 4000
-# For the right one, in single precision alone: the latter, and two of those three are at most
+# For the right matrix, in single precision only: none has more than _SMALL numbers, and two of the three
+# dimensions are at most
 _THIN = 20
 
 
 def arranged(jaxpr: Any) -> list[Any]:
-    """A jaxpr's equations, with others for its products of matrices."""
+    """A jaxpr's equations, with its matrix products rewritten."""
     return [_arranged(equation) if _is_product(equation) else equation for equation in jaxpr.eqns]
 
 
@@ -51,7 +52,7 @@ def _arranged(equation: Any) -> Any:
 
 
 def _in_order(left: Any, right: Any, dimensions: Any) -> tuple[bool, bool]:
-    """Whether the left and the right matrix are to be put in order."""
+    """Whether to copy the left and the right matrix to row-major order."""
     (over_left, over_right), (pairs_left, pairs_right) = dimensions
     rows, middle, columns = (
         math.prod(matrix.shape[d] for d in axes)
@@ -63,7 +64,7 @@ def _in_order(left: Any, right: Any, dimensions: Any) -> tuple[bool, bool]:
     )
     least, between, most = sorted((rows, middle, columns))
     single = left.dtype == jnp.float32
-    # with a vector it is no product of matrices to XLA
+    # a product with a vector is not a matrix product to XLA
     if least < 2 or (single and between > _NARROW):
         return False, False
     small = between * most <= _SMALL
@@ -73,21 +74,21 @@ def _in_order(left: Any, right: Any, dimensions: Any) -> tuple[bool, bool]:
 def _arranged_dot(
     a: Any, b: Any, *, order: tuple[bool, bool], dimension_numbers: Any, **params: Any
 ) -> Any:
-    """A product of matrices that are put in order first, or not."""
+    """A matrix product, whose left and right operands are first made row-major where `order` says so."""
     (over_a, over_b), (pairs_a, pairs_b) = dimension_numbers
     rows, columns = _free(a.shape, over_a, pairs_a), _free(b.shape, over_b, pairs_b)
-    many, middle = len(pairs_a), len(over_a)
-    first = tuple(range(many))
-    # XLA would take the transpositions into the product again
+    n_batch, n_contracted = len(pairs_a), len(over_a)
+    leading = tuple(range(n_batch))
+    # without the barrier, XLA would merge the transpose into the product again
     if order[0]:
         a = jax.lax.optimization_barrier(a.transpose(*pairs_a, *rows, *over_a))
-        over_a, pairs_a = tuple(range(many + len(rows), a.ndim)), first
+        over_a, pairs_a = tuple(range(n_batch + len(rows), a.ndim)), leading
     if order[1]:
         b = jax.lax.optimization_barrier(b.transpose(*pairs_b, *over_b, *columns))
-        over_b, pairs_b = tuple(range(many, many + middle)), first
+        over_b, pairs_b = tuple(range(n_batch, n_batch + n_contracted)), leading
     return jax.lax.dot_general(a, b, ((over_a, over_b), (pairs_a, pairs_b)), **params)
 
 
-def _free(shape: Sequence[int], *taken: Sequence[int]) -> list[int]:
-    """The axes of a matrix's rows or columns: those that are neither summed over nor the pairs'."""
-    return [d for d in range(len(shape)) if all(d not in dims for dims in taken)]
+def _free(shape: Sequence[int], *other_axes: Sequence[int]) -> list[int]:
+    """The axes of a matrix's rows or columns: those that are neither contracted nor batch axes."""
+    return [d for d in range(len(shape)) if all(d not in dims for dims in other_axes)]

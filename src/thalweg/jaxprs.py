@@ -1,4 +1,4 @@
-"""The jaxprs inside a jaxpr's equation (of a call, a loop, a branch), and other equations for them."""
+"""Jaxprs nested in equations (of calls, loops and branches): how to walk, rewrite and inline them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ CALLS = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_
 
 
 def programs_in(equation: Any) -> list[Any]:
-    """The jaxprs among an equation's parameters, with their constants where they have any of their own."""
-    held = [v if isinstance(v, (tuple, list)) else (v,) for v in equation.params.values()]
-    return [v for several in held for v in several if is_program(v)]
+    """The jaxprs among an equation's parameters, as ClosedJaxprs where they carry constants."""
+    parameters = [v if isinstance(v, (tuple, list)) else (v,) for v in equation.params.values()]
+    return [v for programs in parameters for v in programs if is_program(v)]
 
 
 def jaxprs_in(equation: Any) -> list[Any]:
@@ -51,7 +51,7 @@ def names(program: Any) -> set[str]:
 
 
 def array_constants(program: Any) -> Iterator[Any]:
-    """The arrays inside a program, of which its text has the shapes alone."""
+    """The constant arrays of a program; its text shows only their shapes."""
     yield from getattr(program, "consts", ())
     for equation in program.eqns:
         yield from (v.val for v in equation.invars if np.ndim(getattr(v, "val", 0)))
@@ -65,28 +65,28 @@ def is_program(parameter: Any) -> bool:
 
 
 def rewritten(program: Any, rewrite: Rewrite) -> Any:
-    """A jaxpr, with or without its constants, with the equations that `rewrite` gives for its own, and so for
-    every jaxpr inside it. What `rewrite` leaves as it is stays the same object; and what is one object in
-    several places stays one, to be compiled once."""
-    # by identity, which the old one of each pair keeps from passing on to another
+    """A jaxpr, with or without its constants, whose equations are replaced by those that `rewrite` returns
+    for it; nested jaxprs are rewritten first. A jaxpr that does not change stays the same object, and one
+    that occurs in several places stays shared, so that it is compiled once."""
+    # by id: keeping the old program in the pair prevents its id from being reused
     done: dict[int, tuple[Any, Any]] = {}
 
-    def other(program: Any) -> Any:
+    def rewritten_once(program: Any) -> Any:
         if id(program) not in done:
-            done[id(program)] = program, made(program)
+            done[id(program)] = program, rebuilt(program)
         return done[id(program)][1]
 
-    def made(program: Any) -> Any:
+    def rebuilt(program: Any) -> Any:
         inner = getattr(program, "jaxpr", program)
         if inner is not program:  # from JAX 0.12 on, all jaxprs have their constants in them
-            same = (found := other(inner)) is inner
-            return program if same else core.ClosedJaxpr(found, program.consts)
-        equations = [with_others_inside(equation) for equation in program.eqns]
+            new = rewritten_once(inner)
+            return program if new is inner else core.ClosedJaxpr(new, program.consts)
+        equations = [with_rewritten_params(equation) for equation in program.eqns]
         equations = rewrite(program.replace(eqns=equations))
         return program if _same(equations, program.eqns) else program.replace(eqns=equations)
 
-    def with_others_inside(equation: Any) -> Any:
-        if equation.primitive.name == "shard_map":  # whose arrays are of a kind of their own
+    def with_rewritten_params(equation: Any) -> Any:
+        if equation.primitive.name == "shard_map":  # its arrays have types of their own
             return equation
         params = {name: renewed(value) for name, value in equation.params.items()}
         same = _same(params.values(), equation.params.values())
@@ -98,82 +98,86 @@ def rewritten(program: Any, rewrite: Rewrite) -> Any:
             kind = type(parameter)
             build = getattr(kind, "_make", kind)  # a linear solve has its programs in a named tuple
             return parameter if _same(others, parameter) else build(others)
-        return other(parameter) if is_program(parameter) else parameter
+        return rewritten_once(parameter) if is_program(parameter) else parameter
 
-    return other(program)
+    return rewritten_once(program)
 
 
 def inlined(jaxpr: Any) -> list[Any]:
-    """A jaxpr's equations, with their own in place of the calls of functions that have nothing but arithmetic
-    entry by entry in them."""
-    taken = [*jaxpr.outvars, *(v for equation in jaxpr.eqns for v in equation.invars)]
-    used = set(filter(is_variable, taken))
-    found = []
+    """A jaxpr's equations, with calls of purely elementwise functions inlined."""
+    operands = [*jaxpr.outvars, *(v for equation in jaxpr.eqns for v in equation.invars)]
+    used = set(filter(is_variable, operands))
+    equations = []
     for equation in jaxpr.eqns:
         inner = _inside(equation)
         if inner is None:
-            found.append(equation)
+            equations.append(equation)
             continue
-        named = dict(zip(inner.invars, equation.invars, strict=True))
+        renamed = dict(zip(inner.invars, equation.invars, strict=True))
         for result, out in zip(inner.outvars, equation.outvars, strict=True):
             if out in used:
-                named[result] = out
-        for each in inner.eqns:
-            found.append(
-                each.replace(
-                    invars=[named[v] if is_variable(v) else v for v in each.invars],
-                    outvars=[named.setdefault(v, core.Var(v.aval)) for v in each.outvars],
+                renamed[result] = out
+        for inner_equation in inner.eqns:
+            equations.append(
+                inner_equation.replace(
+                    invars=[renamed[v] if is_variable(v) else v for v in inner_equation.invars],
+                    outvars=[
+                        renamed.setdefault(v, core.Var(v.aval)) for v in inner_equation.outvars
+                    ],
                 )
             )
-    return found
+    return equations
 
 
 def _inside(equation: Any) -> Any:
-    """The jaxpr of a call that can be inlined, whose own calls were before (`rewritten` begins inside)."""
+    """The jaxpr of a call that can be inlined, else None. Calls inside it were inlined before, as `rewritten`
+    starts with the innermost jaxprs."""
     jaxprs = jaxprs_in(equation)
     if equation.primitive.name not in CALLS or equation.ctx.xla_metadata or len(jaxprs) != 1:
         return None
     (jaxpr,) = jaxprs
     results = set(filter(is_variable, jaxpr.outvars))
-    made = {v for each in jaxpr.eqns for v in each.outvars}
-    if jaxpr.constvars or not results <= made or len(results) < len(jaxpr.outvars):
+    written = {v for each in jaxpr.eqns for v in each.outvars}
+    if jaxpr.constvars or not results <= written or len(results) < len(jaxpr.outvars):
         return None
     return jaxpr if {each.primitive.name for each in jaxpr.eqns} <= ENTRYWISE else None
 
 
 def is_variable(operand: Any) -> bool:
-    """Whether what an equation takes is a variable, and not a number."""
+    """Whether an equation's operand is a variable, not a literal."""
     return not isinstance(operand, core.Literal)
 
 
 def call_for(
-    equation: Any, function: Function, found: Sequence[Any] | None = None, /, *,
+    equation: Any, function: Function, outvars: Sequence[Any] | None = None, /, *,
     compiled: Callable[[Function], Function] = jax.jit, **static: Any,
 ) -> Any:  # fmt: skip
-    """An equation that takes the place of another: a call of `function` with what that one takes.
+    """A call of `function` with the operands of `equation`, to replace it.
 
     Args:
-        function: of arrays, and of what is `static` by keyword, which has a hash.
-        found: the variables that it writes to; those of `equation` without it.
-        compiled: how it is compiled, as with `thalweg.backend.apart`.
+        function: takes the operands, which are arrays, and the hashable `static` arguments by keyword.
+        outvars: the variables that the call writes to; by default those of `equation`.
+        compiled: how to compile it: `jax.jit`, or `thalweg.backend.apart`.
     """
-    given = ((v.aval.shape, v.aval.dtype) for v in equation.invars)
-    call = _call(function, compiled, tuple(static.items()), *given)
+    arrays = ((v.aval.shape, v.aval.dtype) for v in equation.invars)
+    call = _call(function, compiled, tuple(static.items()), *arrays)
     return call.replace(
         invars=equation.invars,
-        outvars=equation.outvars if found is None else found,
+        outvars=equation.outvars if outvars is None else outvars,
         source_info=equation.source_info,
         ctx=equation.ctx,
     )
 
 
-@functools.lru_cache(maxsize=2048)  # what is the same is then traced, and compiled, once
-def _call(function: Function, compiled: Any, static: Any, *given: tuple[Any, Any]) -> Any:
+@functools.lru_cache(maxsize=2048)  # equal calls are then traced, and compiled, once
+def _call(
+    function: Function, compiled: Any, static: Any, *shapes_and_dtypes: tuple[Any, Any]
+) -> Any:
     def of_arrays(*arrays: Any) -> Any:
         return function(*arrays, **dict(static))
 
-    of_arrays.__name__ = function.__name__.lstrip("_")  # which profiles show
-    shapes = (jax.ShapeDtypeStruct(*array) for array in given)
+    of_arrays.__name__ = function.__name__.lstrip("_")  # the name that profiles show
+    shapes = (jax.ShapeDtypeStruct(*array) for array in shapes_and_dtypes)
     (equation,) = jax.make_jaxpr(compiled(of_arrays))(*shapes).eqns
     return equation
 

@@ -1,8 +1,8 @@
-"""Values of a program with their axes in another order than the model gives them.
+"""Values of a program stored with their axes in another order than the model's.
 
-XLA's kernels of convolutions want the features of an image last on a CPU, and PyTorch's models have them
-first. What comes between two convolutions is mostly arithmetic entry by entry, to which the order is all one:
-it is done in theirs, so that no array is turned about and back.
+On a CPU, XLA's convolution kernels want an image's features last (NHWC); PyTorch's models have them first
+(NCHW). Between two convolutions there is mostly elementwise arithmetic, for which the order does not matter:
+it is done in the kernels' order, so that no array is transposed and transposed back.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from thalweg.jaxprs import ENTRYWISE, is_variable
 
 Order = tuple[int, ...]
 
-# Operations that do the same whatever the order of the axes, with their parameters that say something of each
-# axis, or name some
+# Operations that work with any order of the axes: by name, their parameters with an entry per axis, and the
+# parameter that names some of the axes
 _OF_EACH_AXIS = {
     "pad": ("padding_config",),
     "slice": ("start_indices", "limit_indices", "strides"),
@@ -36,60 +36,66 @@ _OF_SOME_AXES = {
     "reduce_sum": "axes",
     "rev": "dimensions",
 }
-# Numbers from which on one is a call to XLA by itself: fused with the arithmetic before it, which reads from
-# afar then, it takes up to seven times as long
+# A transpose of at least so many numbers is a separate call to XLA: fused with the arithmetic before it,
+# which then reads with large strides, it takes up to seven times as long
 _LARGE = 1024
 _IN_ANY_ORDER = (ENTRYWISE | {"add_any"} | {*_OF_EACH_AXIS, *_OF_SOME_AXES}) - {"broadcast_in_dim"}
 
 
 class Layouts:
-    """A jaxpr's equations, written anew one after the other. In place of a value there may be a variable of
-    which the value is the `lax.transpose` by some order; the value itself is made where something asks for
-    it."""
+    """Rewrites a jaxpr's equations one after the other. A value may be represented by a variable in another
+    order of axes, such that the value is `lax.transpose(variable, order)`; the value itself is computed only
+    where something needs it."""
 
     def __init__(self) -> None:
         self.equations: list[Any] = []
-        # of a value that is there otherwise than as itself, the variables by their orders
+        # for each value that was transposed or is stored transposed: its variables, by order
         self._variables: dict[Any, dict[Order, Any]] = {}
-        self._copies: set[Any] = set()  # of a number or a row, which are there in any order
+        self._copies: set[Any] = set()  # broadcast values, which cost nothing in any order
 
     def take(self, equation: Any) -> None:
-        """Go on with an equation as it is, in the order in which most of what it takes is there."""
-        name, given = equation.primitive.name, equation.invars
+        """Append an equation, computed in the order that most of its operands are in already."""
+        name, inputs = equation.primitive.name, equation.invars
         if name == "broadcast_in_dim":
             self._copies.update(equation.outvars)
-        if name == "transpose" and is_variable(given[0]) and given[0] in self._variables:
+        if name == "transpose" and is_variable(inputs[0]) and inputs[0] in self._variables:
             (value,) = equation.outvars
-            after = equation.params["permutation"]
-            found = self._variables[given[0]].items()
-            self._variables[value] = {_then(order, after): variable for order, variable in found}
+            permutation = equation.params["permutation"]
+            variables = self._variables[inputs[0]].items()
+            self._variables[value] = {
+                _then(order, permutation): variable for order, variable in variables
+            }
             return
         order = self._order_of(equation)
         if _is_own(order):
             self.keep(equation)
             return
-        (out,), params, kept = equation.outvars, dict(equation.params), order
+        (out,), params, out_order = equation.outvars, dict(equation.params), order
         for key in _OF_EACH_AXIS.get(name, ()):
             if params[key] is not None:
                 params[key] = tuple(params[key][d] for d in _back(order))
         if key := _OF_SOME_AXES.get(name):
-            named = params[key]
-            axes = (named,) if isinstance(named, int) else named
-            params[key] = order[named] if isinstance(named, int) else tuple(order[d] for d in axes)
-            if out.aval.ndim < len(order):  # of those that are left, which comes first, and so on
-                left = [place for d, place in enumerate(order) if d not in axes]
-                kept = tuple(sorted(left).index(place) for place in left)
-        operands = [self.ordered(v, order) if v.aval.ndim else v for v in given]
-        self.add(equation.replace(invars=operands, params=params), out, kept)
+            axis_or_axes = params[key]
+            axes = (axis_or_axes,) if isinstance(axis_or_axes, int) else axis_or_axes
+            params[key] = (
+                order[axis_or_axes]
+                if isinstance(axis_or_axes, int)
+                else tuple(order[d] for d in axes)
+            )
+            if out.aval.ndim < len(order):  # a reduction: renumber the remaining axes
+                remaining = [place for d, place in enumerate(order) if d not in axes]
+                out_order = tuple(sorted(remaining).index(place) for place in remaining)
+        operands = [self.ordered(v, order) if v.aval.ndim else v for v in inputs]
+        self.add(equation.replace(invars=operands, params=params), out, out_order)
 
     def keep(self, equation: Any) -> None:
-        """Go on with an equation as it is, in the model's own order."""
-        given = [self.own(v) for v in equation.invars]
-        same = all(map(operator.is_, given, equation.invars))
-        self.equations.append(equation if same else equation.replace(invars=given))
+        """Append an equation as it is, with its operands in the model's order."""
+        operands = [self.own(v) for v in equation.invars]
+        same = all(map(operator.is_, operands, equation.invars))
+        self.equations.append(equation if same else equation.replace(invars=operands))
 
     def add(self, equation: Any, value: Any, order: Order) -> None:
-        """Go on with an equation for the variable of which `value` is the transposition by `order`."""
+        """Append an equation whose result, transposed by `order`, is `value`."""
         variable = value
         if not _is_own(order):
             variable = _transposition(value, _back(order)).outvars[0]
@@ -97,22 +103,24 @@ class Layouts:
         self.equations.append(equation.replace(outvars=[variable]))
 
     def finished(self, results: Sequence[Any]) -> list[Any]:
-        """The equations, with those for the jaxpr's results."""
+        """All equations, the jaxpr's results brought into the model's order."""
         for value in results:
             variable = self.own(value)
             if variable is not value:
-                own = _own(value)
-                self.equations.append(_transposition(variable, own).replace(outvars=[value]))
-                self._variables[value] = {own: value}
+                model_order = _own(value)
+                self.equations.append(
+                    _transposition(variable, model_order).replace(outvars=[value])
+                )
+                self._variables[value] = {model_order: value}
         return self.equations
 
     def own(self, value: Any) -> Any:
-        """The variable for a value in the model's own order."""
+        """The variable for a value in the model's order."""
         moved = is_variable(value) and value in self._variables
         return self.ordered(value, _own(value)) if moved else value
 
     def ordered(self, value: Any, order: Order) -> Any:
-        """The variable of which `value` is the transposition by `order`."""
+        """The variable whose transpose by `order` is `value`."""
         variables = self._of(value)
         if order not in variables:
             here, variable = next(iter(variables.items()))
@@ -125,40 +133,40 @@ class Layouts:
         return variables[order]
 
     def _of(self, value: Any) -> dict[Order, Any]:
-        """The variables for a value, by their orders."""
+        """The variables for a value, by order."""
         if is_variable(value) and value in self._variables:
             return self._variables[value]
         return {_own(value): value}
 
     def _order_of(self, equation: Any) -> Order:
-        """The order for an equation: that in which the least has to be turned, if possible its own."""
+        """The order in which an equation needs the fewest numbers transposed; if possible the model's."""
         if equation.primitive.name not in _IN_ANY_ORDER:
             return ()
-        given = [v for v in equation.invars if v.aval.ndim]
-        there = [(v.aval.size, self._of(v)) for v in given if v not in self._copies]
-        # of as many numbers the first
-        orders = [*map(_own, given[:1]), *(order for _, of in there for order in of)]
+        operands = [v for v in equation.invars if v.aval.ndim]
+        available = [(v.aval.size, self._of(v)) for v in operands if v not in self._copies]
+        # the model's order comes first, and so wins ties
+        orders = [*map(_own, operands[:1]), *(order for _, of in available for order in of)]
 
         def turned(order: Order) -> int:
-            return sum(size for size, of in there if order not in of)
+            return sum(size for size, of in available if order not in of)
 
         return min(orders, key=turned, default=())
 
 
 def _transposition(variable: Any, order: Order) -> Any:
-    """An equation for `lax.transpose(variable, order)`, a new variable."""
+    """An equation that writes `lax.transpose(variable, order)` to a new variable."""
     value = variable.aval
     like = _transposed(value.shape, value.dtype, value.weak_type, order)
     return like.replace(invars=[variable], outvars=[core.Var(like.outvars[0].aval)])
 
 
-@functools.lru_cache(maxsize=256)  # what is the same is then traced once
+@functools.lru_cache(maxsize=256)  # equal transposes are then traced once
 def _transposed(shape: Any, dtype: Any, weak_type: bool, order: Order) -> Any:
     turn = functools.partial(lax.transpose_p.bind, permutation=order)
     if math.prod(shape) >= _LARGE:
         turn = backend.apart(turn)
-    given = jax.ShapeDtypeStruct(shape, dtype, weak_type=weak_type)
-    (equation,) = jax.make_jaxpr(turn)(given).eqns
+    array = jax.ShapeDtypeStruct(shape, dtype, weak_type=weak_type)
+    (equation,) = jax.make_jaxpr(turn)(array).eqns
     return equation
 
 
@@ -167,12 +175,12 @@ def _own(value: Any) -> Order:
 
 
 def _then(before: Sequence[int], after: Sequence[int]) -> Order:
-    """One transposition for two, one after the other."""
+    """One transpose that does two, `before` and then `after`."""
     return tuple(before[d] for d in after)
 
 
 def _back(order: Order) -> Order:
-    """The transposition that undoes one."""
+    """The transpose that undoes one by `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 

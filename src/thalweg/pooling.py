@@ -1,7 +1,7 @@
-"""The way back through max pooling, entry by entry.
+"""The backward pass of max pooling, as elementwise arithmetic.
 
-XLA goes back by a scatter that takes one window after the other, ten to twenty times as long on a CPU as the
-same in arithmetic on whole arrays.
+XLA uses a scatter that goes through the windows one by one: on a CPU that takes ten to twenty times as long
+as arithmetic on whole arrays.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from jax import lax
 
 from thalweg.jaxprs import call_for
 
-_LARGEST = 16  # entries of a window; all of them are written out
+_LARGEST = 16  # entries of a window; the code is unrolled over them
 
 
 def arranged(jaxpr: Any) -> list[Any]:
-    """A jaxpr's equations, with others for the ways back through its maxima over small windows."""
+    """A jaxpr's equations, with the backward passes of maxima over small windows rewritten."""
     return [_arranged(equation) if _is_small(equation) else equation for equation in jaxpr.eqns]
 
 
@@ -41,19 +41,19 @@ def _arranged(equation: Any) -> Any:
 def _back_through_maximum(
     slopes: Any, values: Any, *, window_dimensions: Any, window_strides: Any, padding: Any
 ) -> Any:
-    """The slopes at all entries, of those at the maxima of their windows."""
+    """The gradient with respect to all entries, from that with respect to the maxima of the windows."""
     out, shape = slopes.shape, values.shape
-    places = list(itertools.product(*map(range, window_dimensions)))  # the first ones first
+    places = list(itertools.product(*map(range, window_dimensions)))  # in row-major order
     padded = [low + size + high for size, (low, high) in zip(shape, padding, strict=True)]
     reach = [(count - 1) * stride + 1 for count, stride in zip(out, window_strides, strict=True)]
-    # as JAX pads and XLA compares: of equal ones the first is kept
+    # JAX pads with −∞; among equal entries XLA selects the first, as >= does here
     values = lax.pad(values, jnp.array(-jnp.inf, values.dtype), [(*p, 0) for p in padding])
     entries = (lax.slice(values, place, _sum(place, reach), window_strides) for place in places)
     best, which = next(entries), jnp.zeros(out, np.int8)
     for number, entry in enumerate(entries, 1):
         kept = best >= entry
         best, which = jnp.where(kept, best, entry), jnp.where(kept, which, np.int8(number))
-    which = lax.optimization_barrier(which)  # or it is found anew for each place
+    which = lax.optimization_barrier(which)  # or it is computed anew for each place
     total = jnp.zeros(padded, slopes.dtype)
     for number, place in enumerate(places):
         part = jnp.where(which == number, slopes, jnp.zeros((), slopes.dtype))

@@ -1,7 +1,6 @@
-"""Sines and cosines of many numbers at a time, which XLA leaves to the C library, number by number.
+"""Vectorised sines and cosines, for which XLA calls the C library number by number.
 
-That takes five times as long on a CPU as the polynomials below, which a compiler turns into vector
-instructions.
+On a CPU that takes five times as long as the polynomials below, which compile to vector instructions.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 
 from thalweg.jaxprs import call_for
 
-_LEAST = 64  # numbers; what so many take in the C library, the test below takes as well
+_LEAST = 64  # numbers; for fewer, the range test below takes as long as the C library does
 
 # π/2 in parts: three of 26 bits, whose products with a whole number of 27 bits are exact, and the rest.
 # (W. J. Cody and W. Waite, Software Manual for the Elementary Functions, 1980, ch. 8.)
@@ -26,7 +25,7 @@ _HALF_PI = tuple(
         ("0x1.921fb58p+0", "-0x1.dde974p-27", "0x1.1a6263p-54", "0x1.8a2e03707344ap-81"),
     )
 )
-_FAR = 2.0**27  # beyond it, the C library's own reduction
+_FAR = 2.0**27  # larger arguments are left to the C library, with its own range reduction
 # Minimax polynomials on |r| ≤ π/4: sin r = r + r³ S(r²), cos r = 1 − r²/2 + r⁴ C(r²), to 2⁻⁵⁸. The figures
 # are those of fdlibm (k_sin.c, k_cos.c; Sun Microsystems 1993).
 _SIN = (
@@ -48,32 +47,32 @@ _COS = (
 
 
 def vectorised(jaxpr: Any) -> list[Any]:
-    """A jaxpr's equations, with others for its sines and cosines of many float32 or float64 numbers. Values
-    differ from the C library's by an ulp or two."""
-    alike: dict[Any, list[Any]] = {}  # by what they are the sine or the cosine of
+    """A jaxpr's equations, with sines and cosines of many float32 or float64 numbers rewritten. Values differ
+    from the C library's by an ulp or two."""
+    by_operand: dict[Any, list[Any]] = {}
     for equation in filter(_is_sine, jaxpr.eqns):
-        alike.setdefault(equation.invars[0], []).append(equation)
-    found = []
+        by_operand.setdefault(equation.invars[0], []).append(equation)
+    equations = []
     for equation in jaxpr.eqns:
         if not _is_sine(equation):
-            found.append(equation)
-        elif together := alike.pop(equation.invars[0], None):
-            found.append(_one_for(together))
-    return found
+            equations.append(equation)
+        elif sines := by_operand.pop(equation.invars[0], None):
+            equations.append(_one_for(sines))
+    return equations
 
 
 def _one_for(equations: Sequence[Any]) -> Any:
-    """An equation for several, the sines and cosines of one array. A derivative asks for the one where
-    the function has the other, and most of the work is the same for both."""
+    """One equation for all sines and cosines of one array. The derivative of one is the other, so both are
+    often needed, and they share most of the work."""
     names = tuple(equation.primitive.name for equation in equations)
-    found = [v for equation in equations for v in equation.outvars]
-    return call_for(equations[0], _sines, found, names=names)
+    outvars = [v for equation in equations for v in equation.outvars]
+    return call_for(equations[0], _sines, outvars, names=names)
 
 
 def _sines(x: Any, *, names: tuple[str, ...]) -> list[Any]:
     far = (jnp.abs(x) > _FAR) & jnp.isfinite(x)
-    # XLA computes each result of a branch on its own and from the start. So a branch gives parts, each of
-    # which takes half of the work, and sine and cosine are made of them in no time.
+    # XLA computes each result of a branch separately and from scratch. So a branch returns sin r, cos r and
+    # the quarter, none of which repeats much of another's work; combining them afterwards is cheap.
     parts = jax.lax.cond(far.any(), _library, _near, x)
     return [_turned(name, *parts) for name in names]
 
@@ -90,8 +89,8 @@ def _library(x: Any) -> tuple[Any, Any, Any]:
 
 
 def _near(x: Any) -> tuple[Any, Any, Any]:
-    """Sine and cosine of r where x = r + quarter · π/2, |r| ≤ π/4 and |x| ≤ _FAR, and the quarter, 0 to 3
-    without whole turns; NaN where x is not finite."""
+    """Sine and cosine of r, and the quarter (0 to 3, modulo whole turns), where x = r + quarter · π/2,
+    |r| ≤ π/4 and |x| ≤ _FAR; NaN where x is not finite."""
     wide = x.astype(jnp.float64)
     turns = jnp.round(wide * (2 / math.pi))
     r = wide
@@ -105,7 +104,7 @@ def _near(x: Any) -> tuple[Any, Any, Any]:
 
 
 def _turned(name: str, sine: Any, cosine: Any, quarter: Any) -> Any:
-    """Sine or cosine of x, of those of r."""
+    """Sine or cosine of x, from the sine and cosine of r and the quarter."""
     if name == "cos":  # which is the sine a quarter turn later
         quarter = quarter + 1
     value = jnp.where((quarter == 1) | (quarter == 3), cosine, sine)
