@@ -1,12 +1,12 @@
-"""Which functions of a user's are the same: those that are one program.
+"""Which of a user's functions are the same: those that trace to the same program.
 
-JAX compiles for each function object. In a notebook a cell that is run again makes a new one of the same
-text, and so does every PyTorch module that becomes a problem; what was compiled for the old one would be
-compiled again, which takes longer than most of what is computed. And a function that reads a global number
-stays the same object when that number changes.
+JAX compiles per function object. Running a notebook cell again makes a new object of the same source, and so
+does converting a PyTorch module to a problem. What was compiled for the old object would be compiled again,
+which takes longer than most computations. And a function that reads a global variable stays the same object
+when that variable changes.
 
-Functions are of one kind as long as they are one program for all arguments that any of them was traced with,
-and were differentiated alike for the first of these.
+Functions are of one kind as long as they trace to the same program for all argument shapes that any of them
+was traced with, and their derivatives to the same programs for the first of these.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from jax.tree_util import Partial
 from thalweg.jaxprs import array_constants, equations, names
 
 _WITH_RULES = frozenset({"custom_jvp_call", "custom_vjp_call"})
-# What is behind them has no text.
+# Operations whose effect does not show in a jaxpr's text.
 _HIDDEN = frozenset({"pure_callback", "io_callback", "debug_callback", "call_exported"})
-# How many derivatives are looked at, each for rules that those before had not.
+# How many orders of derivatives to trace: a higher one may use derivative rules that the lower ones do not.
 _DEEPEST = 3
 
 _LOOKING = threading.RLock()
@@ -39,59 +39,61 @@ _log = logging.getLogger(__name__)
 
 
 def by_program(function: Any, *args: Any) -> Any:
-    """A `Partial` that equals every other of the same program, as far as it can be told; and any other
-    function as it is. Its derivatives are those with respect to the first of `args`, the arguments of a
-    call."""
+    """A `Partial` that equals every other one of the same program, where that can be determined. A function
+    that is not a `Partial` is returned as it is.
+
+    `args` are the arguments of a call, after those bound in the `Partial`; derivatives are compared with
+    respect to the first of them."""
     if not isinstance(function, Partial):
         return function
-    given = _shapes(((*function.args, *args), function.keywords))
-    known = _known(written(function), given, len(function.args))
+    shapes = _shapes(((*function.args, *args), function.keywords))
+    known = _known(written(function), shapes, len(function.args))
     return Partial(known, *function.args, **function.keywords)
 
 
 def written(function: Any) -> Any:
-    """The function that the user has written, of one that `by_program` has returned."""
+    """The user's own function, unwrapped from what `by_program` returned."""
     function = getattr(function, "func", None)
     return function.function if isinstance(function, ByProgram) else function
 
 
 class _Kind:
-    """Functions of one program, and which that is for each of the arguments that one of them was traced
-    with."""
+    """Functions of one program, with the digest of that program for each set of argument shapes that one of
+    them was traced with."""
 
     def __init__(self, seen: dict[Any, tuple[Any, bytes | None]]) -> None:
         self.seen = dict(seen)
         self.members: weakref.WeakValueDictionary[int, ByProgram] = weakref.WeakValueDictionary()
 
 
-# by what they were first looked at with: the programs for these arguments and derivatives, the place of those
-# among them, and the arguments' names and shapes
+# Keyed by what a function is first traced with: the digests of its program and of its derivatives' programs,
+# the position of the argument to differentiate by, and the arguments' names and shapes
 _KINDS: dict[tuple[Any, ...], list[_Kind]] = {}
 
 
 def forget() -> None:
-    """Let functions that come from now on be of no kind that there is."""
+    """Forget all kinds, so that functions wrapped from now on do not join them."""
     _KINDS.clear()
 
 
 class ByProgram:
-    """A function known by its program, and equal to those of its kind.
+    """A function that is identified by its program, and equal to those of its kind.
 
-    Whenever it is traced it is looked at again, and so are the others of its kind where the arguments are
-    new: who turns out to be another program, be it that a global has changed, is of a kind of its own from
-    then on, so that nobody is given what was compiled for another.
+    Whenever JAX traces it, its program is determined again, and for new argument shapes also those of the
+    others of its kind. One that turns out to be another program (a global may have changed) gets a kind of
+    its own from then on, so that no function runs what was compiled for another program.
     """
 
     def __init__(
-        self, function: Callable[..., Any], programs: tuple[Any, ...], given: Any, place: int
+        self, function: Callable[..., Any], programs: tuple[Any, ...], shapes: Any, place: int
     ) -> None:
-        # a program does not know its arguments' names, and a function looks them up by these
-        key = programs, place, _key(given)
+        # a function looks its arguments up by name, and names do not show in its program
+        key = programs, place, _key(shapes)
         self.function, self.place, self._hash = function, place, hash(key)
         with _LOOKING:
             kinds = _KINDS.setdefault(key, [])
             if not any(self._joins(kind) for kind in kinds):
-                kinds.append(_Kind({key[-1]: (given, programs[0])}))
+                kinds.append(_Kind({key[-1]: (shapes, programs[0])}))
                 self._joins(kinds[-1])
 
     @property
@@ -110,57 +112,58 @@ class ByProgram:
         return isinstance(other, ByProgram) and self._kind is other._kind
 
     def __reduce__(self) -> Any:
-        # a copy is known anew where it is made
-        given, _ = next(iter(self._kind.seen.values()))
-        return _known, (self.function, given, self.place)
+        # an unpickled copy is traced again where it is made
+        shapes, _ = next(iter(self._kind.seen.values()))
+        return _known, (self.function, shapes, self.place)
 
     def _joins(self, kind: _Kind) -> bool:
-        """Become one of a kind, if this is the same program for all that it has seen."""
-        if not all(self._program(given) == told for given, told in [*kind.seen.values()][1:]):
+        """Join a kind if this is the same program for all shapes it was traced with; return whether it is."""
+        if not all(self._program(shapes) == digest for shapes, digest in [*kind.seen.values()][1:]):
             return False
         self._kind = kind
         kind.members[id(self)] = self
         return True
 
     def _leave(self) -> None:
-        """Be of a kind of its own, which nobody joins."""
+        """Move to a kind of its own, which no other function joins."""
         _log.debug("%r is another program than others of its kind", self.function)
         self._kind.members.pop(id(self), None)
         self._joins(_Kind(dict([*self._kind.seen.items()][:1])))
 
-    def _look(self, given: Any) -> None:
-        """See whether this is the program of its kind for such arguments, and whether the others are."""
+    def _look(self, shapes: Any) -> None:
+        """Check that this function and the others of its kind have the same program for these arguments, and
+        let those leave that differ."""
         with _LOOKING:
-            seen, key, found = self._kind.seen, _key(given), self._program(given)
-            if key in seen:
-                stays = seen[key][1] == found
+            traces, key, digest = self._kind.seen, _key(shapes), self._program(shapes)
+            if key in traces:
+                stays = traces[key][1] == digest
             else:
-                first, told = next(iter(seen.values()))
-                stays = found is not None and self._program(first) == told
+                first_shapes, first_digest = next(iter(traces.values()))
+                stays = digest is not None and self._program(first_shapes) == first_digest
             if not stays:
                 self._leave()
-            elif key not in seen:
+            elif key not in traces:
                 for other in [*self._kind.members.values()]:
-                    if other is not self and other._program(given) != found:
+                    if other is not self and other._program(shapes) != digest:
                         other._leave()
-                seen[key] = given, found
+                traces[key] = shapes, digest
 
-    def _program(self, given: Any) -> bytes | None:
-        return next(_programs(self.function, given, self.place))
-
-
-def _known(function: Callable[..., Any], given: Any, place: int) -> Any:
-    """A function by its programs for such arguments, of which it is differentiated by the one at `place`; the
-    function itself where they cannot be told."""
-    programs = tuple(_programs(function, given, place))
-    return function if None in programs else ByProgram(function, programs, given, place)
+    def _program(self, shapes: Any) -> bytes | None:
+        return next(_programs(self.function, shapes, self.place))
 
 
-def _programs(function: Callable[..., Any], given: Any, place: int) -> Iterator[bytes | None]:
-    """What a function computes from such arguments, and how it is differentiated by one of them: its program
-    and, where operations in that have derivative rules of their own, those of its derivatives, in which these
-    are written out. None where that cannot be told."""
-    args, keywords = given
+def _known(function: Callable[..., Any], shapes: Any, place: int) -> Any:
+    """The function as a `ByProgram`, traced for these arguments and differentiated by the one at `place`; the
+    function itself where its programs cannot be determined."""
+    programs = tuple(_programs(function, shapes, place))
+    return function if None in programs else ByProgram(function, programs, shapes, place)
+
+
+def _programs(function: Callable[..., Any], shapes: Any, place: int) -> Iterator[bytes | None]:
+    """Digests of a function's program for these arguments and, where operations in it have custom derivative
+    rules, of its derivatives' programs by the argument at `place`, in which the rules are written out. Ends
+    with None where they cannot be determined."""
+    args, keywords = shapes
     before, first, rest = args[:place], args[place], args[place + 1 :]
 
     def called(first: Any, before: Any, keywords: Any, *rest: Any) -> Any:
@@ -174,33 +177,33 @@ def _programs(function: Callable[..., Any], given: Any, place: int) -> Iterator[
 
 
 def _told(function: Callable[..., Any], *args: Any) -> Iterator[bytes | None]:
-    known: set[str] = set()
+    known_rules: set[str] = set()
     for _ in range(_DEEPEST):
-        # a new function each time: JAX remembers what it traced of an old one
+        # a new function object each time, or JAX returns the trace that it has cached
         traced = jax.make_jaxpr(partial(_called, function), return_shape=True)
-        program, like = traced(*args)
-        # without what nothing comes of: in a new thread torchax makes a key for random numbers
+        program, output_shapes = traced(*args)
+        # without dead code: in a new thread, torchax makes a key for random numbers that is not used
         needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.out_avals), instantiate=True)
         text = str(needed)
         constants = [*getattr(program, "consts", ()), *array_constants(needed)]
         hidden = " at 0x" in text or not _HIDDEN.isdisjoint(names(needed))
         if hidden or any(isinstance(array, Tracer) for array in constants):
             _log.debug("what this program does is not all in its text: %s", needed)
-            break  # a trace's numbers have no bytes
-        digest = hashlib.blake2b(f"{text}\n{jax.tree_util.tree_structure(like)}".encode())
+            break  # tracers have no bytes to digest
+        digest = hashlib.blake2b(f"{text}\n{jax.tree_util.tree_structure(output_shapes)}".encode())
         for array in constants:
             digest.update(np.asarray(array).tobytes())
         yield digest.digest()
         rules = {_rule(e) for e in equations(needed) if e.primitive.name in _WITH_RULES}
-        if rules <= known:
+        if rules <= known_rules:
             return
-        known |= rules
-        function, args = partial(_slope, function), (args[0], like, *args[1:])
+        known_rules |= rules
+        function, args = partial(_slope, function), (args[0], output_shapes, *args[1:])
     yield None
 
 
 def _rule(equation: Any) -> str:
-    """What tells a function with a derivative rule from others: its program, and where that is written."""
+    """Identifies a function with a custom derivative rule, by its program and its place in the source."""
     parts = (equation.params.get(name) for name in ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd"))
     places = [getattr(getattr(p, "debug_info", None), "func_src_info", None) for p in parts]
     return f"{equation.primitive} {equation.params['call_jaxpr']} {places}"
@@ -211,8 +214,8 @@ def _called(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _slope(function: Callable[..., Any], first: Any, weights: Any, *rest: Any) -> Any:
-    """The values' sum, with weights, and its derivative by the first argument. A rule may have values of its
-    own, too."""
+    """The weighted sum of the values, and its derivative by the first argument. The values are part of the
+    program because a custom rule may compute them differently, too."""
 
     def total(first: Any) -> Any:
         values = jax.tree_util.tree_leaves(function(first, *rest))
@@ -228,6 +231,6 @@ def _shapes(tree: Any) -> Any:
     )
 
 
-def _key(given: Any) -> Any:
-    leaves, structure = jax.tree_util.tree_flatten(given)
+def _key(shapes: Any) -> Any:
+    leaves, structure = jax.tree_util.tree_flatten(shapes)
     return structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)

@@ -1,9 +1,10 @@
 """`landscape`: risks evaluated on a plane.
 
-Samples stream: nothing of size samples × grid is made unless the pointwise risk is asked for, and
-sums over samples run in float64. Points go in chunks, many at a time where the model is tiny; fewer, on
-each core its own, where it hands arrays from layer to layer; and where these are large, points go one by
-one, each by its own calls, because several models' convolutions are no faster together.
+Samples are streamed: no array of size samples × grid is allocated unless the pointwise risk is asked for, and
+sums over samples run in float64. Points are evaluated in chunks: large ones where the model is elementwise;
+smaller ones, each on one core, where it passes arrays from layer to layer. Where these arrays are large,
+points are evaluated one by one, in separate calls, because batched convolutions of several models are no
+faster.
 """
 
 from __future__ import annotations
@@ -83,14 +84,16 @@ def landscape(
         check_has_expected(problem)
     problem = problem.without_left_out()
     with backend.on_device(device) as move:
-        there = problem
+        on_device = problem
         if device is not None:
-            # a pytree's leaves alone are moved: what it is on the host comes after
-            there = move(problem).replace(init=problem.init, source=problem.source)
+            # only a pytree's leaves move to the device: put its host-side fields back
+            on_device = move(problem).replace(init=problem.init, source=problem.source)
         variables = {}
         if curvature:
-            variables = _curvature_at(there if penalty else there.replace(penalty=None), plane)
-        values, interrupted = _evaluate(there, plane, wanted, penalty, progress)
+            variables = _curvature_at(
+                on_device if penalty else on_device.replace(penalty=None), plane
+            )
+        values, interrupted = _evaluate(on_device, plane, wanted, penalty, progress)
         device = backend.device_name()
     for risk in wanted:
         surface = values[risk].reshape(*plane.shape, *values[risk].shape[1:])
@@ -131,11 +134,11 @@ def _evaluate(
 def _allocated(
     problem: Problem, plane: Plane, wanted: tuple[str, ...], tiling: Tiling
 ) -> dict[str, np.ndarray]:
-    """Room for the risks at all points of whole chunks; an error where memory does not hold it."""
+    """Arrays for the risks at all points, rounded up to whole chunks; an error where memory is too small."""
     model, with_samples = model_of(problem), "pointwise" in wanted
     size = -(-math.prod(plane.shape) // tiling.points) * tiling.points
-    # The device has the samples of a point side by side, and so has the record: turning it about
-    # would take longer than computing it.
+    # A point's samples are contiguous on the device, and so they are here: transposing them would take longer
+    # than computing them.
     shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {
         risk: ((), np.dtype(float)) for risk in wanted
     }
@@ -186,9 +189,9 @@ def _in_chunks(
     def launch(start: int, count: int) -> Iterable[Any]:
         if workers == 1:
             return [(start, count, evaluate(start, count))]
-        each = -(-count // workers)
-        begins = range(start, start + count, each)
-        counts = [min(each, start + count - begin) for begin in begins]
+        chunks_per_worker = -(-count // workers)
+        begins = range(start, start + count, chunks_per_worker)
+        counts = [min(chunks_per_worker, start + count - begin) for begin in begins]
         return zip(begins, counts, pool.map(beside, begins, counts), strict=True)
 
     def collect(start: int, count: int, spans: Iterable[Any]) -> None:
@@ -199,7 +202,7 @@ def _in_chunks(
                     at = (begin + i) * tiling.points
                     values[risk][at : at + tiling.points] = rows[i]
 
-    with ThreadPoolExecutor(workers) as pool:  # which starts no thread before there is work for it
+    with ThreadPoolExecutor(workers) as pool:  # starts no threads before they have work
         done, interrupted = blocks.run(
             chunks,
             launch,
@@ -213,19 +216,19 @@ def _in_chunks(
 
 
 def _curvature_at(problem: Problem, plane: Plane) -> dict[str, Any]:
-    """The Hessian of the empirical risk at the plane's origin, as far as it is said of a plane."""
+    """The variables of `curvature=True`: the Hessian of the empirical risk at the plane's origin."""
     operator = hessian(problem, plane.origin)
     images = np.asarray(operator @ plane.directions.T, float).T
     with np.errstate(invalid="ignore", divide="ignore"):
         along = (plane.directions * images).sum(axis=1) / (plane.directions**2).sum(axis=1)
     trace = operator.trace()
-    found = (
+    variables = (
         ("direction", along),
         ((), float(operator.top(1)[0][0])),
         ((), float(operator.bottom(1)[0][0])),
         ((), trace.value, {"standard_error": trace.error}),
     )
-    return dict(zip(_CURVATURE, found, strict=True))
+    return dict(zip(_CURVATURE, variables, strict=True))
 
 
 def _point_by_point(
@@ -236,32 +239,32 @@ def _point_by_point(
     penalty: bool,
     progress: bool | None,
 ) -> tuple[int, bool]:
-    """What `_in_chunks` does, for a model whose activations fill the memory that one point may take."""
+    """Like `_in_chunks`, for a model whose activations at a single point already fill a chunk's memory."""
     wanted = tuple(values)
     count, size = len(values[wanted[0]]), passes.samples_at_a_time(problem)
     layout = problem.layout
-    # of every point in turn: new arrays for each would take half of the time that the host spends on it
-    where, along = np.empty((2, problem.size))
+    # reused for every point: allocating them anew would take half of the host's time per point
+    where, step = np.empty((2, problem.size))
 
     def launch(start: int, count: int) -> list[dict[str, Any]]:
         return [at_point(index) for index in range(start, start + count)]
 
     def at_point(index: int) -> dict[str, Any]:
-        place = np.unravel_index(index, plane.shape)
+        indices = np.unravel_index(index, plane.shape)
         np.copyto(where, plane.origin)
-        for c, i, d in zip(plane.coordinates, place, plane.directions, strict=True):
-            np.add(where, np.multiply(c[i], d, out=along), out=where)
+        for c, i, d in zip(plane.coordinates, indices, plane.directions, strict=True):
+            np.add(where, np.multiply(c[i], d, out=step), out=where)
         point = jnp.asarray(where.astype(layout.dtype))  # a copy, which JAX may keep as it is
-        found: dict[str, Any] = {}
+        risks: dict[str, Any] = {}
         if {"empirical", "pointwise"} & set(wanted):
             summed, losses = passes.over_samples(problem, size, _losses, (), point, layout=layout)
-            found["empirical"] = _reduced(problem, summed)
-            found["pointwise"] = losses
+            risks["empirical"] = _reduced(problem, summed)
+            risks["pointwise"] = losses
             if penalty and problem.penalty is not None:
-                found["empirical"] += _penalty(problem, layout.unflatten(point))
+                risks["empirical"] += _penalty(problem, layout.unflatten(point))
         if "expected" in wanted:
-            found["expected"] = problem.expected(layout.unflatten(point), penalty=penalty)
-        return found
+            risks["expected"] = problem.expected(layout.unflatten(point), penalty=penalty)
+        return risks
 
     def collect(start: int, count: int, found: list[dict[str, Any]]) -> None:
         for index, risks in enumerate(found, start):
@@ -308,8 +311,8 @@ def _chunks(
     shape = tuple(len(c) for c in coordinates)
 
     def at_chunk(which: Any) -> dict[str, Any]:
-        # Each point afresh, in double precision: origin + Σ c_i d_i. Beyond the last one the
-        # indices are clipped, and the host leaves those values out.
+        # Each point is computed as origin + Σ c_i d_i in double precision. Indices beyond the last point are
+        # clipped, and the host drops those values.
         index = which * tiling.points + jnp.arange(tiling.points)
         place = jnp.unravel_index(jnp.minimum(index, math.prod(shape) - 1), shape)
         points = origin + sum(
@@ -375,7 +378,7 @@ def _streamed(
         return over_points(lambda w: pointwise(problem, w).astype(float).sum())
 
     def part_sum(first: Any, counts_from: Any) -> Any:
-        """The sum over the samples from `first` on that were not counted before `counts_from`."""
+        """The sum over the samples from `first` on, without those before `counts_from`."""
 
         def at(offset: Any, size: int) -> Problem:
             x, y = jax.tree_util.tree_map(
@@ -394,14 +397,14 @@ def _streamed(
                 fresh(over_points(lambda w, k=k: pointwise(at(k, 1), w)[0]), k)
                 for k in range(samples)
             ]
-            # Pairs of pairs in the loss's own precision: no less exact than the terms themselves.
+            # Pairwise summation, so that the loss's own precision suffices.
             return _pairwise_sum(terms).astype(float)
-        there = at(0, samples)
+        chunk = at(0, samples)
         return over_points(
-            lambda w: fresh(pointwise(there, w).astype(float), jnp.arange(samples)).sum()
+            lambda w: fresh(pointwise(chunk, w).astype(float), jnp.arange(samples)).sum()
         )
 
-    # Where the chunks do not divide the data, the last one starts early and leaves out what was
+    # Where the chunks do not divide the data, the last one starts early and leaves out samples that were
     # counted before.
     def add(part: Any, total: Any) -> Any:
         return total + part_sum(jnp.minimum(part * samples, n - samples), part * samples)

@@ -1,6 +1,6 @@
-"""Passes over the data: a sum over samples, some at a time, as many as memory holds the activations of.
+"""Sums over samples, in passes over as many samples at a time as memory holds the activations of.
 
-On a CPU they are called from the host, on each core one after the other; a GPU has them in one program.
+On a CPU the host calls the passes one by one in a thread per core; on a GPU they are a loop in one program.
 """
 
 from __future__ import annotations
@@ -23,39 +23,42 @@ from thalweg.tuning import tuned
 
 Step = Callable[..., tuple[Any, Any]]
 
-ACTIVATIONS = 256 * 2**20  # bytes of activations that are held at once where nothing asks for fewer
-# From 16 to 64 MiB it is all the same, above that a pass leaves the caches.
+ACTIVATIONS = 256 * 2**20  # bytes of activations held at once, unless the caches ask for fewer
+# Sizes from 16 to 64 MiB are equally fast; above that a pass does not fit the caches.
 _PASS = 32 * 2**20  # bytes of activations of a pass on a CPU
 
 
 def sample_bytes(problem: Problem) -> int:
-    """Bytes that a sample takes in a pass: of its activations, or of the few numbers that it is itself."""
+    """Bytes that a sample takes in a pass: of its activations or, if these are few, of its data."""
     leaves = jax.tree_util.tree_leaves((problem.x, problem.y))
-    own = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // max(problem.n_samples, 1)
-    return max(model_of(problem).sample_bytes, 4 * own, 64)
+    data_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // max(
+        problem.n_samples, 1
+    )
+    return max(model_of(problem).sample_bytes, 4 * data_bytes, 64)
 
 
 def room(on_cpu: int) -> int:
-    """Bytes of activations that are best held at once: so many on a CPU, for its caches."""
+    """Bytes of activations that are best held at once: `on_cpu` on a CPU, to fit its caches."""
     return on_cpu if backend.on_cpu() else ACTIVATIONS
 
 
 def in_one_program() -> bool:
-    """Whether all passes over the data are one program, and not each its own: a GPU would wait for the host
-    between them, and on a CPU each core has its own."""
+    """Whether all passes over the data are one program, not a call each: a GPU would wait for the host
+    between calls, while on a CPU each core makes its own calls."""
     return not backend.on_cpu()
 
 
 def samples_at_a_time(problem: Problem) -> int:
-    """How many samples a pass takes: all of them if there is room, or if the model mixes them; else equal
-    parts, as many for each worker, of such a size that hardly any sample is computed twice."""
+    """How many samples a pass takes: all of them if there is room, or if the model mixes them. Otherwise
+    equal parts, the same number for each worker, such that as few samples as possible are computed twice."""
     n = problem.n_samples
     workers, fewest = programs.workers(problem), -(-n * sample_bytes(problem) // room(_PASS))
     if fewest <= 1:
         return n
-    each = -(-fewest // workers)
+    parts_per_worker = -(-fewest // workers)
     parts = min(
-        (workers * k for k in range(each, 2 * each + 1)), key=lambda parts: -(-n // parts) * parts
+        (workers * k for k in range(parts_per_worker, 2 * parts_per_worker + 1)),
+        key=lambda parts: -(-n // parts) * parts,
     )
     size = -(-n // parts)
     return size if splits(problem, size) else n
@@ -67,18 +70,18 @@ def over_samples(
     """Pass over the data, `size` samples at a time.
 
     Args:
-        step: of a part of the problem, the operands, and the hashable `static`: what the part adds to the
-            total, and rows of its samples.
+        step: takes a part of the problem, the operands, and the hashable `static`; returns what the part adds
+            to the total, and a row per sample.
         shape: of the total, which is summed in double precision.
 
     Returns:
-        The total, and the rows of the parts, for `of_each_sample`.
+        The total, and the rows of each part, for `of_each_sample`.
     """
     n = problem.n_samples
-    how = {"step": step, "size": size, "static": tuple(static.items())}
+    static_arguments = {"step": step, "size": size, "static": tuple(static.items())}
     if in_one_program():
         at_once = _at_once_in_full if backend.in_full_precision() else _at_once
-        return at_once(problem, operands, shape=shape, **how)
+        return at_once(problem, operands, shape=shape, **static_arguments)
     ended = threading.Event()
 
     def work(begins: range) -> tuple[Any, list[Any]]:
@@ -86,9 +89,9 @@ def over_samples(
         for begin in begins:
             if ended.is_set():
                 break
-            # The last part starts early and leaves out what was counted before: one program.
+            # The last part starts early, to be of the same shape, and masks samples that were counted before.
             where = np.int64(min(begin, n - size)), np.int64(begin)
-            total, rows = _one_pass(problem, where, total, operands, **how)
+            total, rows = _one_pass(problem, where, total, operands, **static_arguments)
             parts.append(rows)
         return total, parts
 
@@ -96,14 +99,14 @@ def over_samples(
         return jax.block_until_ready(work(begins))
 
     begins = range(0, max(n, 1), max(size, 1))
-    each = -(-len(begins) // programs.workers(problem))
-    shares = [begins[k : k + each] for k in range(0, len(begins), each)]
+    passes_per_worker = -(-len(begins) // programs.workers(problem))
+    shares = [begins[k : k + passes_per_worker] for k in range(0, len(begins), passes_per_worker)]
     if len(shares) == 1:
         return work(begins)
     with ThreadPoolExecutor(len(shares)) as pool:
         try:
             totals, parts = zip(*pool.map(backend.inheriting(alone), shares), strict=True)
-        except BaseException:  # Ctrl-C too: what the others are at would be of no use
+        except BaseException:  # Ctrl-C too: the other threads' results would not be used
             ended.set()
             raise
     return sum(totals[1:], totals[0]), itertools.chain.from_iterable(parts)
@@ -136,13 +139,15 @@ def _all_passes(
 
 _compiled = partial(jax.jit, _all_passes, static_argnames=("shape", "step", "size", "static"))
 _at_once = _compiled()
-# XLA lays convolutions out as tensor cores take them, which have no part in full precision: there cuDNN turns
-# every array about and back, for a quarter of the time and half of the memory.
+# XLA lays convolutions out for tensor cores, which full precision does not use: cuDNN would then transpose
+# every array and transpose it back, which takes a quarter of the time and half of the memory.
 _at_once_in_full = _compiled(compiler_options={"xla_gpu_force_conv_nchw": True})
 
 
 def part(problem: Problem, where: Any, size: int) -> Problem:
-    """The problem on the `size` samples that a pass takes; inside a trace."""
+    """The problem on the `size` samples of one pass. For use inside a trace.
+
+    `where` holds the first sample of the slice, and the first that was not counted by passes before."""
     n = problem.n_samples
     if size >= n:
         return problem
@@ -158,13 +163,13 @@ def part(problem: Problem, where: Any, size: int) -> Problem:
 
 
 def of_each_sample(parts: Iterable[Any], count: int) -> np.ndarray:
-    """Per-sample results of successive parts as one array (count, …), without the rows that the last part,
-    which started early to be of full size, computed again."""
+    """Per-sample results of successive parts as one array (count, …), without the rows that the last part
+    computed again because it started early to be of full size."""
     rows = [np.asarray(part) for part in parts]
     return np.concatenate([*rows[:-1], rows[-1][sum(map(len, rows)) - count :]])
 
 
 def gradients_at_a_time(problem: Problem, room: int) -> int:
-    """How many samples' gradients, p numbers each, fit into `room` bytes beside the activations."""
+    """How many samples' gradients of p numbers, with the activations, fit into `room` bytes."""
     each = problem.size * problem.layout.dtype.itemsize + sample_bytes(problem)
     return max(1, min(problem.n_samples, room // each))

@@ -1,6 +1,6 @@
-"""What a model's program says of the best way to evaluate it, read from its jaxpr.
+"""Properties of a model that decide how best to evaluate it, read from its jaxpr.
 
-Tracing takes a millisecond or two, as long as a small landscape: what was learnt is kept.
+Tracing takes a millisecond or two, as long as a small landscape: what was learnt is cached.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from thalweg.jaxprs import CALLS, ENTRYWISE, jaxprs_in, names, programs_in
 from thalweg.problem import Problem, pointwise
 
 _LEARNT: dict[Any, Any] = {}
-# How many samples tell whether they stand alone: primes, as a pattern that repeats among the samples does
-# not fit into them.
+# How many samples to test for independence of each other. Primes, so that no pattern that repeats among the
+# samples divides them evenly.
 _MANY, _FEW = 37, 5
-_ROOM = 32 * 2**20  # bytes of activations of many, above which few must do
-_CHANGED = (0, 0, -1, -1)  # which of them are changed, in turn
-# At another place in a batch a sample is rounded otherwise, by units in the largest prediction's last place.
+_ROOM = 32 * 2**20  # bytes of activations of _MANY samples, above which _FEW are tested
+_CHANGED = (0, 0, -1, -1)  # index of the sample that is changed in each variant
+# Tolerance for rounding, which depends on a sample's position in a batch: in ulps of the largest prediction.
 _ROUNDING = 1e3
 
 # fmt: off
-# jaxlib's kernels for several matrices share them out to XLA's own threads, from one of these, and wait:
-# two such programs at once, each of which holds one of two threads, wait for ever. (Seen with QR; the others
-# are built alike, or call code that nobody here knows.)
+# jaxlib's batched kernels run on a thread of XLA's pool, distribute the matrices over that same pool, and
+# wait: two such programs at once, each holding one of two threads, deadlock. (Observed with QR; the others
+# are built alike, or call foreign code that may do the same.)
 _EXCLUSIVE = frozenset({
     "cholesky", "cholesky_update", "eig", "eigh", "ffi_call", "fft", "geqp3", "geqrf", "hessenberg",
     "householder_product", "lu", "ormqr", "pure_callback", "qr", "schur", "svd", "triangular_solve",
@@ -42,23 +42,23 @@ _EXCLUSIVE = frozenset({
 
 
 class Model(NamedTuple):
-    """What a model's program says of the best way to evaluate it."""
+    """Properties of a model's program that decide how best to evaluate it."""
 
-    entrywise: bool  # nothing but entry-by-entry arithmetic: one sample at a time is the same
-    sample_bytes: int  # what goes through its products and convolutions, a sample
+    entrywise: bool  # elementwise arithmetic only: evaluating one sample at a time gives the same
+    sample_bytes: int  # operands and results of its matrix products and convolutions, per sample
     values: int  # pointwise risks: the samples, or the residuals of a problem without data
-    dtype: np.dtype  # of the pointwise risks, as they are kept
-    exclusive: bool  # whether no other program may run beside one of it
-    convolves: bool  # a convolution takes long for several models' weights at once
+    dtype: np.dtype  # of the pointwise risks, as they are stored
+    exclusive: bool  # whether no other program like it may run at the same time
+    convolves: bool  # has convolutions, which are slow when batched over several models' weights
 
 
 def _learnt(problem: Problem, what: Any, learn: Callable[[], Any]) -> Any:
     leaves, treedef = jax.tree_util.tree_flatten(problem)
     shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     key = (what, treedef, shapes, problem.layout)
-    known = _LEARNT.get(key)  # another thread may clear them at any time
-    if known is not None:
-        return known
+    value = _LEARNT.get(key)  # one look-up: another thread may clear the cache at any time
+    if value is not None:
+        return value
     if len(_LEARNT) > 512:
         _LEARNT.clear()
     return _LEARNT.setdefault(key, learn())
@@ -68,17 +68,19 @@ def model_of(problem: Problem) -> Model:
     def learn() -> Model:
         program = jax.make_jaxpr(pointwise)(problem, problem.layout.like)
         dtype = np.dtype(program.out_avals[0].dtype)
-        # A loss may count in integers, and points that are not reached are NaN; netCDF has no half
+        # A loss may be of an integer dtype, but points that are not reached are NaN; and netCDF has no half
         # precision.
-        kept = dtype if dtype in (np.float32, np.float64) else np.dtype(float)
+        stored_dtype = dtype if dtype in (np.float32, np.float64) else np.dtype(float)
         n = max(problem.n_samples, 1)
         sample_bytes = _product_bytes(program.jaxpr, n) // n
         values = program.out_avals[0].shape[0]
         risks = (problem.penalty, problem.expected_risk)
-        others = [jax.make_jaxpr(f)(problem.layout.like).jaxpr for f in risks if f is not None]
-        exclusive = any(map(is_exclusive, (program.jaxpr, *others)))
+        risk_jaxprs = [jax.make_jaxpr(f)(problem.layout.like).jaxpr for f in risks if f is not None]
+        exclusive = any(map(is_exclusive, (program.jaxpr, *risk_jaxprs)))
         convolves = "conv_general_dilated" in names(program.jaxpr)
-        return Model(_is_entrywise(program.jaxpr), sample_bytes, values, kept, exclusive, convolves)
+        return Model(
+            _is_entrywise(program.jaxpr), sample_bytes, values, stored_dtype, exclusive, convolves
+        )
 
     return _learnt(problem, "model", learn)
 
@@ -93,13 +95,13 @@ def clear_caches() -> None:
     jax.clear_caches()
     _LEARNT.clear()
     identity.forget()
-    # it knows functions by their arguments' structure, and clear_caches does not know it
-    known = importlib.import_module("jax._src.api_util")
-    getattr(getattr(known, "donation_vector", None), "cache_clear", lambda: None)()
+    # a cache that holds functions, and that jax.clear_caches leaves out
+    module = importlib.import_module("jax._src.api_util")
+    getattr(getattr(module, "donation_vector", None), "cache_clear", lambda: None)()
 
 
 def workers(problem: Problem) -> int:
-    """How many programs of a problem run best side by side."""
+    """How many programs of a problem run best concurrently."""
     return 1 if model_of(problem).exclusive else backend.workers()
 
 
@@ -109,12 +111,13 @@ def is_exclusive(jaxpr: Any) -> bool:
 
 
 def splits(problem: Problem, size: int) -> bool:
-    """Whether the pointwise risks of `size` samples are computed as those of all are.
+    """Whether the pointwise risks of `size` samples can be computed from these samples alone.
 
-    A model may use the number of samples (x / len(x)) or hold an array with an entry for each: it is
-    then another function of a part of the data. Two traces tell: the same operations with the same
-    constants, and one risk a sample. And it may compare samples with each other (x / x.max()) or know
-    their places, which is tried. (Not inside a trace, where there are no numbers to try it with.)
+    A model may use the number of samples (x / len(x)) or hold an array with an entry per sample: on a part
+    of the data it is then another function. Two traces show this: they must have the same operations with
+    the same constants, and one risk per sample. A model may also compare samples with each other
+    (x / x.max()) or use their positions, which is tested by evaluating it. (Not inside a trace, where there
+    are no numbers to evaluate it with.)
     """
 
     if size >= problem.n_samples:
@@ -128,14 +131,14 @@ def splits(problem: Problem, size: int) -> bool:
         return jax.make_jaxpr(pointwise)(problem.replace(x=x, y=y), problem.layout.like)
 
     def learn() -> tuple[bool, bool]:
-        """Whether a part is the same program, and whether that has nothing to be tried."""
+        """Whether a part is the same program, and whether that is elementwise and needs no further test."""
         n = problem.n_samples
         try:
             part = trace(size)
             if part.out_avals[0].shape != (size,):
                 return False, False
             same = _skeleton(part) == _skeleton(trace(n))
-            if not same and size == 1:  # JAX writes a batch of one otherwise; two are a part too
+            if not same and size == 1:  # JAX traces a batch of one differently; compare one of two
                 part = trace(2)
                 same = _skeleton(part) == _skeleton(trace(max(n, 3)))
         except (TypeError, ValueError):  # an array inside does not fit another number of samples
@@ -151,7 +154,7 @@ def splits(problem: Problem, size: int) -> bool:
 
 
 def _digest(functions: Any) -> bytes:
-    """The numbers inside a model, which decide with its program whether it compares samples."""
+    """Digest of the numbers inside a model, on which it may depend whether the model compares samples."""
     digest = hashlib.blake2b()
     for leaf in jax.tree_util.tree_leaves(functions):
         digest.update(np.asarray(leaf).tobytes())
@@ -159,11 +162,11 @@ def _digest(functions: Any) -> bytes:
 
 
 def _are_independent(problem: Problem) -> bool:
-    """Whether samples are predicted alike whatever the others are, and wherever they stand among them.
+    """Whether each sample's prediction is the same whatever the other samples are, and in whatever order.
 
-    Tried with the first ones. Where one of them becomes larger or smaller than all others, those must stay
-    as they are, to the last bit (which they do not where an iteration ends with the slowest of them); and
-    when all change places, so must their predictions, but for rounding.
+    Tested with the first samples. When one of them becomes larger or smaller than all others, the predictions
+    of the others must not change in a single bit (they would where an iteration runs until the slowest sample
+    has converged); and when the samples are permuted, so must be their predictions, up to rounding.
     """
     params = problem.params
     if params is None:
@@ -174,41 +177,43 @@ def _are_independent(problem: Problem) -> bool:
     for within in (False, True):
         try:
             return _tried(problem, params, count, within)
-        except Exception:  # a model may check its inputs, or take more samples than these
+        except Exception:  # a model may check its inputs, or need more samples than these
             continue
     return False
 
 
 def _tried(problem: Problem, params: Any, count: int, within: bool) -> bool:
-    """The trial of `_are_independent`: `count` samples, changed `within` the values that there are or not."""
+    """The test of `_are_independent` on `count` samples, changed `within` the data's range or beyond it."""
     leaves, treedef = jax.tree_util.tree_flatten((problem.x, problem.y))
     # on the host: JAX would compile a program for each change of each array
-    each = zip(*(_variants(np.asarray(leaf), count, within) for leaf in leaves), strict=True)
-    as_they_are, *changed = map(treedef.unflatten, each)
+    variants = zip(*(_variants(np.asarray(leaf), count, within) for leaf in leaves), strict=True)
+    as_they_are, *changed = map(treedef.unflatten, variants)
     with jax.debug_nans(False), jax.debug_infs(False), np.errstate(all="ignore"):
-        moved = jax.tree_util.tree_map(_off_zero, params)
-        first = _evaluated(problem, moved, as_they_are)
-        if not np.isfinite(first[0]).all():  # there are no parameters beside these
-            moved, first = params, _evaluated(problem, params, as_they_are)
-        found = [first, *(_evaluated(problem, moved, variant) for variant in changed)]
-        risks, predictions = jax.tree_util.tree_map(lambda *several: np.stack(several), *found)
-        # a loss of the user's may know places; those of ours do not, and lose digits where the model fits
+        nonzero = jax.tree_util.tree_map(_off_zero, params)
+        first = _evaluated(problem, nonzero, as_they_are)
+        if not np.isfinite(first[0]).all():  # the model is not defined near its parameters
+            nonzero, first = params, _evaluated(problem, params, as_they_are)
+        evaluations = [first, *(_evaluated(problem, nonzero, variant) for variant in changed)]
+        risks, predictions = jax.tree_util.tree_map(
+            lambda *several: np.stack(several), *evaluations
+        )
+        # a user's loss may depend on positions; ours do not, and lose digits where the model fits well
         with_places = predictions if losses.is_entrywise(problem.loss) else [risks, *predictions]
         return all(map(_unmoved, [risks, *predictions])) and all(map(_move_along, with_places))
 
 
 def _unmoved(values: np.ndarray) -> bool:
-    """Whether the rows that did not change have the values (variant, sample, ...) that they had."""
+    """Whether in values (variant, sample, ...) those of unchanged samples stayed exactly the same."""
     return all(
         np.array_equal(
-            np.delete(values[0], place, axis=0), np.delete(row, place, axis=0), equal_nan=True
+            np.delete(values[0], index, axis=0), np.delete(variant, index, axis=0), equal_nan=True
         )
-        for place, row in zip(_CHANGED, values[1:-1], strict=True)
+        for index, variant in zip(_CHANGED, values[1:-1], strict=True)
     )
 
 
 def _move_along(values: np.ndarray) -> bool:
-    """Whether values (variant, sample, ...) change places as their samples did in the last variant."""
+    """Whether values (variant, sample, ...) are permuted as the samples were in the last variant."""
     before, after = _turned(values[0]), values[-1]
     if not jnp.issubdtype(values.dtype, jnp.inexact):
         return np.array_equal(before, after)
@@ -219,21 +224,21 @@ def _move_along(values: np.ndarray) -> bool:
 
 
 def _variants(leaf: np.ndarray, count: int, within: bool) -> np.ndarray:
-    """(variant, sample, ...): the first ones as they are, with one of them changed, and in other places."""
+    """(variant, sample, ...): the first samples unchanged, then with one of them changed, then permuted."""
     rows = leaf[:count]
     if jnp.issubdtype(leaf.dtype, jnp.inexact) and not within:
         most = float(jnp.finfo(leaf.dtype).max) / 4
         beyond = 2 * (1 + min(float(np.abs(rows).max(initial=0)), most))
         ends: Any = beyond, -beyond
-    else:  # whole numbers may be places in a table, and the first of them all alike
+    else:  # integers may be indices into a table, so stay in range; the first samples may all be equal
         high, low = leaf.max(axis=0), leaf.min(axis=0)
         other = ~high if leaf.dtype == bool else high + 1
         ends = np.where(high == low, other, high), np.where(high == low, other, low)
-    found = np.stack([rows] * (len(_CHANGED) + 2))
-    for variant, place, end in zip(found[1:], _CHANGED, ends * 2, strict=False):
+    variants = np.stack([rows] * (len(_CHANGED) + 2))
+    for variant, place, end in zip(variants[1:], _CHANGED, ends * 2, strict=False):
         variant[place] = end
-    found[-1] = _turned(rows)
-    return found
+    variants[-1] = _turned(rows)
+    return variants
 
 
 def _turned(rows: np.ndarray) -> np.ndarray:
@@ -242,7 +247,7 @@ def _turned(rows: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _evaluated(problem: Problem, params: Any, data: Any) -> tuple[Any, list[Any]]:
-    """Risks and predictions of other samples."""
+    """Risks and predictions of the samples `data`."""
     x, y = data
     problem = problem.replace(x=x, y=y, mask=None)
     risks = pointwise(problem, params)
@@ -251,7 +256,7 @@ def _evaluated(problem: Problem, params: Any, data: Any) -> tuple[Any, list[Any]
 
 
 def _off_zero(leaf: Any) -> Any:
-    """Parameters near these without zeros, which would hide what a network's last layer is given."""
+    """Parameters near these without zeros: a last layer of zeros would hide what the layers before it do."""
     leaf = np.asarray(leaf)
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return leaf
@@ -273,7 +278,7 @@ def _is_entrywise(jaxpr: Any) -> bool:
 
 
 def _product_bytes(jaxpr: Any, n: int) -> int:
-    """Bytes of what goes into products and convolutions, and comes out, of n samples."""
+    """Bytes of the operands and results of matrix products and convolutions, for n samples."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
@@ -284,7 +289,7 @@ def _product_bytes(jaxpr: Any, n: int) -> int:
 
 
 def _skeleton(program: Any) -> list[Any]:
-    """The operations and constants of a program, without shapes, but with what is cut off arrays."""
+    """The operations and constants of a program, without shapes, but with what slices cut off."""
     parts: list[Any] = [np.asarray(c).tobytes() for c in getattr(program, "consts", ())]
     for equation in getattr(program, "jaxpr", program).eqns:
         parts += [equation.primitive.name, _cut(equation)]
@@ -295,7 +300,8 @@ def _skeleton(program: Any) -> list[Any]:
 
 
 def _cut(equation: Any) -> Any:
-    """What an operation takes off each axis; one that knows a sample's place takes more off more of them."""
+    """What a slice cuts off each axis: one at a fixed sample position cuts off more where there are more
+    samples."""
     params = equation.params
     if equation.primitive.name == "slice":
         shape = equation.invars[0].aval.shape
