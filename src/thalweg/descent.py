@@ -148,7 +148,7 @@ def descend(
         "first_step": first,
         "seed": list(who.seeds) if np.ndim(seed) else who.seeds[0],
     }
-    with blocks.interruptible():  # Ctrl-C while the record is put together would cost all of it
+    with blocks.interruptible():  # otherwise Ctrl-C while the result is assembled would lose it
         interrupted = job.run(progress)
         return job.trajectory(interrupted, settings, built_in["batch"])
 
@@ -156,12 +156,12 @@ def descend(
 def _check_smaller_batch(
     problem: Problem, order: sampling.Batches | None, first: int, total: int
 ) -> None:
-    """An error where an epoch's last, smaller batch would not be what it is alone: in the program all are of
-    one size, and it is filled up with samples that do not count, but that batch norm would see."""
+    """An error where padding would change the predictions on an epoch's last, smaller batch. The program needs
+    batches of one size: it pads with samples that do not count, but that batch norm would see."""
     smaller = order.smaller_within(first, total) if order else 0
     if not (order and smaller):
         return
-    # on the host: JAX would compile a program to cut each array
+    # sliced on the host: JAX would compile a program per array
     x, y = jax.tree_util.tree_map(
         lambda leaf: np.asarray(leaf)[: order.size], (problem.x, problem.y)
     )
@@ -174,7 +174,7 @@ def _check_smaller_batch(
 
 
 def _check_resumable(resume: Any, problem: Problem, optimizer: Optimizer) -> None:
-    """An error unless `resume` is a whole trajectory of this problem and kind of optimizer."""
+    """An error unless `resume` is a complete trajectory of this problem, by the same kind of optimizer."""
     if not isinstance(resume, xr.Dataset) or "optimizer_state" not in resume:
         raise InputError("resume= needs a trajectory, as descend returns it.")
     if not reaches_the_end(resume):

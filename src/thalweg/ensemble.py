@@ -28,9 +28,10 @@ from thalweg.problem import Problem
 class Members:
     """The members, and where each starts.
 
-    `dims` and `shape` are their dimensions in the result, in C order along the device's one axis;
-    with no dimensions there is one member and no axis. `hyper` holds a number, or one a member, for
-    every hyperparameter but the scheduled ones; `starts` is a pytree with that same leading axis.
+    `dims` and `shape` are their dimensions in the result, in C order along the device's one axis; with no
+    dimensions there is one member and no axis. `hyper` holds a number, or an array with one per member, for
+    every hyperparameter but the scheduled ones; `starts` is a pytree with that same leading axis; `lane` is
+    each member's index among the seeds.
     """
 
     dims: tuple[str, ...]
@@ -76,11 +77,11 @@ def members(
     first, n_runs = _starts(problem, starts, runs, seeds, resume)
     if n_runs is not None:
         dims["run"] = np.arange(n_runs)
-    fixed: dict[str, np.ndarray] = {}
+    numbers: dict[str, np.ndarray] = {}
     schedules: dict[str, Any] = {}
     title = "" if optimizer is None else optimizer.name
-    given = {} if optimizer is None else optimizer.hyperparameters()
-    for name, value in given.items():
+    hyperparameters = {} if optimizer is None else optimizer.hyperparameters()
+    for name, value in hyperparameters.items():
         if callable(value):
             schedules[name] = value
             continue
@@ -92,7 +93,7 @@ def members(
             )
         if len(np.unique(number)) < number.size:
             raise InputError(f"{title}: {name} is swept over the same value twice: {value!r}.")
-        fixed[name] = number
+        numbers[name] = number
         if number.ndim:
             dims[name] = number
     if seed_swept:
@@ -116,7 +117,7 @@ def members(
         dims=tuple(dims),
         shape=shape,
         coords=dims,
-        hyper={name: v[place[name]] if v.ndim else v for name, v in fixed.items()},
+        hyper={name: v[place[name]] if v.ndim else v for name, v in numbers.items()},
         schedules=schedules,
         starts=member_starts,
         seeds=seeds,
@@ -126,10 +127,10 @@ def members(
 
 def check_same_parameters(what: str, path: xr.Dataset, problem: Problem) -> None:
     """An error unless a trajectory is over the problem's parameters."""
-    there = names.found(path)
-    if there != problem.names:
+    path_names = names.found(path)
+    if path_names != problem.names:
         raise InputError(
-            f"{what} is a trajectory over the parameters {(there or ())[:8]}; the problem's are "
+            f"{what} is a trajectory over the parameters {(path_names or ())[:8]}; the problem's are "
             f"{problem.names[:8]}."
         )
 
@@ -185,14 +186,14 @@ def _starts(
                 "or give starts=."
             )
     elif problem.params is not None:
-        params = jax.device_get(problem.params)  # of a GPU all at once
+        params = jax.device_get(problem.params)  # one transfer for all leaves
         return jax.tree_util.tree_map(lambda leaf: leaf[None, None], params), None
     drawn = _draw(problem.init, np.asarray(seeds, np.uint32), np.arange(runs or 1, dtype=np.uint32))
     return jax.device_get(drawn), runs
 
 
-# A network's init holds many copies of the random generator's long loop-free code. It runs once, and at
-# full optimisation compiles four times as long, to the same bits.
+# A network's init contains many copies of the random generator's long unrolled code. It runs once; full
+# optimisation would take four times as long to compile, for the same bits.
 @partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
 def _draw(init: Any, seeds: np.ndarray, runs: np.ndarray) -> Params:
     """init(fold_in(key(seed), run)) for all runs and seeds, in one compiled call."""
@@ -221,7 +222,7 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
         return layout.unflatten(member_vectors(starts, "param", rest))
     starts = names.in_order("starts=", starts, problem.names)
     try:
-        # up to the problem's own leaves: a list in place of an array is one array
+        # only down to the problem's leaves: a list in place of an array is one array
         leaves = [np.asarray(leaf) for leaf in layout.treedef.flatten_up_to(starts)]
     except (TypeError, ValueError):
         leaves = []
@@ -249,7 +250,7 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
 
 
 def reaches_the_end(path: xr.Dataset) -> bool:
-    """Whether a trajectory, or a part of one, holds the last step, of which are `final` and the like."""
+    """Whether a trajectory, or a part of one, holds its last step, to which `final` and the like belong."""
     steps = path["step"].values.ravel() if "step" in path.coords else np.empty(0)
     return bool(steps.size) and steps[-1] == path.attrs.get("last_step")
 
@@ -274,9 +275,9 @@ def _check_resumed(resume: xr.Dataset, dims: dict[str, np.ndarray]) -> None:
             f"and seeds given here span {now or 'one run'}."
         )
     for name, values in dims.items():
-        there = resume[name].values
-        same_but_order = sorted(there) == sorted(values) and not np.array_equal(there, values)
-        if same_but_order or (name == "seed" and not np.array_equal(there, values)):
+        resumed = resume[name].values
+        same_but_order = sorted(resumed) == sorted(values) and not np.array_equal(resumed, values)
+        if same_but_order or (name == "seed" and not np.array_equal(resumed, values)):
             raise InputError(
-                f"resume= goes on with {name} {there.tolist()}, in this order; {values.tolist()} given."
+                f"resume= goes on with {name} {resumed.tolist()}, in this order; {values.tolist()} given."
             )

@@ -30,11 +30,19 @@ from thalweg.problem import Problem, check_is_problem, described, in_precision
 
 SOLVERS = ("auto", EXPLICIT, STIFF)
 
-_OWN = ("time", "accepted", "rejected", "solver", "lost_at")  # beside what every trajectory has
+_OWN = (
+    "time",
+    "accepted",
+    "rejected",
+    "solver",
+    "lost_at",
+)  # besides the variables of every trajectory
 _ROOM = 256  # rows of the record on the device
 _BLOCK_BYTES = 8 * 2**20
-_MOST_ATTEMPTS = 2**20  # of a step, in a block
-_FEW_PARAMETERS = 100  # up to so many "auto" tries the stiff solver, which factors p × p matrices
+_MOST_ATTEMPTS = 2**20  # attempted steps in a block
+_FEW_PARAMETERS = (
+    100  # with at most so many, "auto" tries the stiff solver, which factors p × p matrices
+)
 
 
 def gradient_flow(
@@ -126,7 +134,7 @@ def gradient_flow(
         "record": observables.names(built_in, observed),
         "seed": list(who.seeds) if np.ndim(seed) else who.seeds[0],
     }
-    with blocks.interruptible():  # Ctrl-C while the record is put together would cost all of it
+    with blocks.interruptible():  # otherwise Ctrl-C while the result is assembled would lose it
         interrupted = job.run(progress)
         if solver == "auto" and not interrupted and double.size <= _FEW_PARAMETERS:
             interrupted = job.go_over_with(STIFF, progress)
@@ -158,13 +166,13 @@ def _saved_times(time: Any, times: Any, points: Any) -> np.ndarray:
         points = inputs.whole_number("points", points, 2)
         return np.linspace(0.0, float(time), points) if time > 0 else np.zeros(1)
     try:
-        given = np.asarray(times, float)
+        saved = np.asarray(times, float)
     except (TypeError, ValueError):
-        given = np.empty((0, 0))
-    increasing = given.ndim == 1 and given.size and np.isfinite(given).all()
-    if not increasing or given[0] < 0 or (np.diff(given) <= 0).any():
+        saved = np.empty((0, 0))
+    increasing = saved.ndim == 1 and saved.size and np.isfinite(saved).all()
+    if not increasing or saved[0] < 0 or (np.diff(saved) <= 0).any():
         raise InputError(f"times must be increasing finite numbers from 0 on; {times!r:.80} given.")
-    return given if given[0] == 0 else np.append(0.0, given)
+    return saved if saved[0] == 0 else np.append(0.0, saved)
 
 
 def _tolerance(name: str, value: Any) -> np.float64:
@@ -197,7 +205,7 @@ class _Job:
         self.fate = self.lost_at = self.accepted = self.rejected = np.empty(0)
 
     def run(self, progress: bool | None) -> bool:
-        """Integrate to the last saved time, or as far as Ctrl-C allows; whether it cut this short."""
+        """Integrate to the last saved time; returns whether Ctrl-C ended it early."""
         done, interrupted = blocks.until(
             len(self.times),
             self._advance,
@@ -212,7 +220,7 @@ class _Job:
         return interrupted
 
     def _advance(self, done: int, attempts: int) -> int:
-        """Attempts of a step from saved point `done` on, about so many at most; the point then reached."""
+        """Attempt at most about `attempts` steps from saved point `done` on; returns the point reached."""
         rows = min(self.room, len(self.times) - done)
         times = np.full(self.room, np.inf)
         times[:rows] = self.times[done : done + rows]
@@ -225,7 +233,7 @@ class _Job:
         return done + int(count)
 
     def _take(self) -> None:
-        """What the members have come to, on the host."""
+        """Copy the members' outcomes to the host."""
         for name in ("fate", "lost_at", "accepted", "rejected"):
             values = np.array(getattr(self.walk, name)).reshape(self.who.count)
             setattr(self, name, values)
@@ -233,26 +241,26 @@ class _Job:
         self.final = self.final.reshape(self.who.count, -1)
 
     def go_over_with(self, solver: str, progress: bool | None) -> bool:
-        """Do again with another solver, from their starts, the members that were given up."""
-        again = np.flatnonzero(self.fate == GAVE_UP)
-        if not again.size:
+        """Repeat the members that were given up, from their starts, with another solver."""
+        given_up = np.flatnonzero(self.fate == GAVE_UP)
+        if not given_up.size:
             return False
         starts = self.who.starts
         if self.who.batched:
-            starts = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf)[again], starts)
+            starts = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf)[given_up], starts)
         dims = ("run",) if self.who.batched else ()
         who = replace(
-            self.who, dims=dims, shape=(len(again),) if dims else (), coords={}, starts=starts
+            self.who, dims=dims, shape=(len(given_up),) if dims else (), coords={}, starts=starts
         )
         other = _Job(replace(self.flow, solver=solver), who, self.times)
         interrupted = other.run(progress)
         for mine, theirs in zip(self.record.columns, other.record.columns, strict=True):
             mine.values = mine.values[: len(theirs.values)]
-            mine.values[:, :, again] = theirs.values
+            mine.values[:, :, given_up] = theirs.values
         self.record.steps = other.record.steps
         for name in ("fate", "lost_at", "accepted", "rejected", "final"):
-            getattr(self, name)[again] = getattr(other, name)
-        self.solver[again] = solver
+            getattr(self, name)[given_up] = getattr(other, name)
+        self.solver[given_up] = solver
         return interrupted
 
     def trajectory(self, interrupted: bool, settings: dict[str, Any]) -> xr.Dataset:

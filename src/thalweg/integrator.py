@@ -1,8 +1,8 @@
 """The gradient flow dw/dt = −∇L, integrated under error control by diffrax's solvers.
 
-A solver and its step-size controller know one step; what stands here is the loop around them, for all
-members at once, in one compiled program. A member waits where it has reached the next saved time,
-diverged or given up, and its neighbours go on.
+A solver and its step-size controller do a single step; here is the loop around them, for all members at once,
+in one compiled program. A member that has reached the next saved time, diverged or given up waits while the
+others go on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GOING, DIVERGED, GAVE_UP = 0, 1, 2
 
 EXPLICIT, STIFF = "explicit", "stiff"
 
-_TURNS = 16  # attempts on a GPU, about a tenth of what a saved time of a flow takes
+_TURNS = 16  # attempts at a time on a GPU, about a tenth of those that a flow needs per saved time
 
 
 @jax.tree_util.register_dataclass
@@ -43,8 +43,8 @@ class Flow:
     kept: tuple[str, ...] = field(metadata={"static": True})
 
     def over_members(self, function: Callable[..., Any], shared: int = 0) -> Callable[..., Any]:
-        """`function(flow, member, *rest)` over the members, if there is an axis of them; they have
-        the `shared` arguments of the rest in common."""
+        """`function(flow, member, *rest)`, under vmap over the members if there is an axis of them; the
+        rest are `shared` arguments that all members have in common."""
         function = partial(function, self)
         return jax.vmap(function, (0, *[None] * shared)) if self.batched else function
 
@@ -67,8 +67,8 @@ class Walk:
 
 
 def attempts_at_a_time(platform: str) -> int:
-    """How many attempts of a step are done between two looks whether all members are there: on a GPU, which
-    asks the host each time, several."""
+    """How many steps are attempted between two checks whether all members have arrived: several on a GPU,
+    which synchronises with the host for each check."""
     return _TURNS if platform == "gpu" else 1
 
 
@@ -80,7 +80,7 @@ def _method(flow: Flow) -> tuple[Any, Any, Any]:
     """diffrax's terms, solver and controller."""
     import diffrax
 
-    # a slope has a part in all later stages, each of which would compute it anew
+    # all later stages use a slope, and XLA would compute it anew in each
     downhill = backend.apart(_downhill) if backend.on_cpu() else _downhill
 
     def along(t: Any, params: Params, args: Any) -> Params:
@@ -89,8 +89,8 @@ def _method(flow: Flow) -> tuple[Any, Any, Any]:
     if flow.solver == EXPLICIT:
         solver = _written_out()
     else:
-        # A Newton that factors the Jacobian anew takes an eighth of the steps, on Rosenbrock's
-        # valley, that diffrax's default takes, whose Jacobian is the one at the step's start.
+        # Newton's method with a new Jacobian in each iteration: in Rosenbrock's valley this takes an eighth
+        # of the steps of diffrax's default, which keeps the Jacobian of the step's start.
         import optimistix
 
         solver = diffrax.Kvaerno5(root_finder=optimistix.Newton(rtol=flow.rtol, atol=flow.atol))
@@ -99,12 +99,12 @@ def _method(flow: Flow) -> tuple[Any, Any, Any]:
 
 @cache
 def _written_out() -> Any:
-    """diffrax's Tsit5, its stages written out: a GPU would ask the host after each turn of diffrax's loop
-    over them."""
+    """diffrax's Tsit5 with its stages unrolled: in diffrax's loop over them, a GPU would synchronise with the
+    host after each stage."""
     import diffrax
 
     class WrittenOut(diffrax.Tsit5):
-        """Its state is the slope where it stands, which the step before has found."""
+        """The solver state is the slope at the current point, which the step before computed."""
 
         def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Any:
             return terms.vf(t0, y0, args)
@@ -141,7 +141,7 @@ def _written_out() -> Any:
 
 @jax.jit
 def begin(flow: Flow, starts: Params) -> Walk:
-    """The members at time 0, with a first step that the solver thinks fit."""
+    """The members at time 0, with the controller's choice of a first step size."""
 
     def one(flow: Flow, start: Params) -> Walk:
         terms, solver, controller = _method(flow)
@@ -206,7 +206,7 @@ def block(
         left, walk = jax.lax.while_loop(
             lambda inner: (inner[0] > 0) & ~_there(inner[1], target).all(), once, (left, walk)
         )
-        # A row for which the attempts did not suffice is written again by the next block.
+        # If the attempts did not suffice for this row, the next block overwrites it.
         walk, values = observe(flow, walk, first + row)
         record = jax.tree_util.tree_map(
             lambda rows, value: jax.lax.dynamic_update_index_in_dim(rows, value, row, 0),
@@ -227,32 +227,32 @@ def block(
 
 @jax.jit
 def observe(flow: Flow, walk: Walk, row: Any) -> tuple[Walk, dict[str, Any]]:
-    """One row of the record, of all members; one whose loss is not finite has diverged."""
+    """One row of the record, for all members. A member whose loss is not finite has diverged."""
     return flow.over_members(_observe, 1)(walk, row)
 
 
 def _there(walk: Walk, target: Any) -> Any:
-    """Whether a member need not go on towards the time `target`."""
+    """Whether a member has reached the time `target`, or will not."""
     return (walk.time >= target) | (walk.fate != GOING)
 
 
 def _attempt(flow: Flow, walk: Walk, target: Any, row: Any) -> Walk:
     """One step of the solver towards the time `target`, kept if its error is small enough.
 
-    A step that would pass `target` ends on it, so that what is recorded is the solver's own and not
-    interpolated; the step after it is as long as it would have been.
+    A step that would pass `target` is shortened to end on it, so that the solver's own values are recorded,
+    not interpolated ones; the step after it has the length that this one would have had.
     """
     import diffrax
 
     terms, solver, controller = _method(flow)
-    tired = walk.accepted + walk.rejected >= flow.max_steps
-    going = ~_there(walk, target) & ~tired
+    out_of_steps = walk.accepted + walk.rejected >= flow.max_steps
+    going = ~_there(walk, target) & ~out_of_steps
     ahead = jnp.minimum(walk.time + walk.dt, target)
     ahead = jnp.where(going, ahead, walk.time)
     params, error, _, solver_state, outcome = solver.step(
         terms, walk.time, ahead, walk.params, None, walk.solver_state, jnp.bool_(False)
     )
-    # An implicit equation that was not solved, or a step out of the finite numbers, is an infinite
+    # An implicit equation that was not solved, or a step to values that are not finite, counts as an infinite
     # error: the controller then tries a much shorter step.
     solved = outcome == diffrax.RESULTS.successful
     error = jax.tree_util.tree_map(
@@ -270,16 +270,16 @@ def _attempt(flow: Flow, walk: Walk, target: Any, row: Any) -> Walk:
     )
     dt = next_time - time
     dt = jnp.where(keep & (ahead == target), jnp.maximum(dt, walk.dt), dt)
-    # Where steps of some roundings of the time still fail, the solution ends: it blows up in finite
-    # time. Or else it is the implicit equation that has no solution near by, as at a kink.
+    # If even steps of a few ulps of the time fail, the solution ends there: it blows up in finite time. Or
+    # the implicit equation has no solution nearby, as at a kink.
     shortest = 16 * jnp.finfo(time.dtype).eps * time
     stuck = going & ~keep & ~(dt > shortest)
-    fate = jnp.where(tired & ~_there(walk, target), GAVE_UP, walk.fate)
+    fate = jnp.where(out_of_steps & ~_there(walk, target), GAVE_UP, walk.fate)
     fate = jnp.where(stuck, jnp.where(solved, DIVERGED, GAVE_UP), fate).astype(jnp.int32)
-    after = replace(walk, params=params, time=time, solver_state=solver_state)
-    kept = jax.tree_util.tree_map(partial(jnp.where, going & keep), after, walk)
+    accepted = replace(walk, params=params, time=time, solver_state=solver_state)
+    advanced = jax.tree_util.tree_map(partial(jnp.where, going & keep), accepted, walk)
     return replace(
-        kept,
+        advanced,
         dt=jnp.where(going, dt, walk.dt),
         controller_state=jax.tree_util.tree_map(
             partial(jnp.where, going), controller_state, walk.controller_state
@@ -293,10 +293,10 @@ def _attempt(flow: Flow, walk: Walk, target: Any, row: Any) -> Walk:
 
 def _observe(flow: Flow, walk: Walk, row: Any) -> tuple[Walk, dict[str, Any]]:
     at = at_point(flow.problem, walk.params, walk.start, row)
-    own = {"params": walk.params, "loss": at.loss, "grad": at.grad}
-    values = {name: own[name] for name in flow.kept}
-    for name, seen in flow.observed.items():
-        values[name] = measured(name, seen, at, ())[0]
+    built_in = {"params": walk.params, "loss": at.loss, "grad": at.grad}
+    values = {name: built_in[name] for name in flow.kept}
+    for name, observable in flow.observed.items():
+        values[name] = measured(name, observable, at, ())[0]
     lost = (walk.fate == GOING) & ~jnp.isfinite(at.loss)
     return replace(
         walk,

@@ -1,7 +1,7 @@
 """One descent at work: the tables of its blocks, its record, and the trajectory it becomes.
 
 The loop itself is in `loop.py` and runs in blocks, between which the host copies what was recorded.
-Members know nothing of each other: every core has its share of them.
+Members are independent of each other, so each core advances a share of them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from thalweg.params import Layout, Params
 from thalweg.programs import is_exclusive
 
 _MOST_ROWS = 1024  # recorded in a block
-_MOST_STEPS = 16384  # in a block: enough for the call to vanish beside the steps
-# A step on fewer takes about a microsecond, and vectorised not much less for half of them.
+_MOST_STEPS = 16384  # in a block: enough to make the cost of the call negligible
+# With fewer numbers a vectorised step takes about a microsecond, and not much less for half of the members.
 _FEW_NUMBERS = 256  # parameters and samples of all members
-# A step on more goes through arrays that a core's cache does not hold. Of large models too few members would
-# be left to fill vectors and products.
+# With more numbers a share's arrays do not fit a core's cache. But shares of at most _MANY_MEMBERS members
+# are not split: too few members would be left to vectorise over.
 _MANY_NUMBERS = 2**17
 _MANY_MEMBERS = 1024
-_BLOCK_BYTES = 4 * 2**20  # of a share's rows, or of tables, in a block: what the caches hold
+_BLOCK_BYTES = 4 * 2**20  # of a share's rows, or of the tables, in a block: what the caches hold
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Feeds:
 
     @property
     def knows_the_past(self) -> bool:
-        """Whether there were other batches before, and which: of given ones the first is the first step's."""
+        """Whether batches of earlier steps can be made. Those given by the user start at the first step."""
         return self.order is not None and self.order.given is None
 
     def feed(self, start: int, room: int, count: int) -> Feed:
@@ -89,10 +89,10 @@ class Feeds:
 
 @dataclass(frozen=True)
 class Share:
-    """The members that one thread advances, a block after the other.
+    """The members that one thread advances, block after block.
 
-    All shares are of one size, to be one program: the last begins with members of the one before it,
-    `again` of them, where the members do not divide evenly.
+    All shares are of one size, so that one program serves them. Where the members do not divide evenly, the
+    last share starts with `again` members of the one before.
     """
 
     plan: Plan
@@ -101,20 +101,20 @@ class Share:
 
 
 def _everyone(plan: Plan) -> Share:
-    """The share of one thread that has all members, or the only one."""
+    """One share of all members, or of the only one."""
     return Share(plan, slice(None), 0)
 
 
 def _shares(plan: Plan, count: int, samples: int) -> Iterator[Share]:
-    """Shares of the `count` members, with so many samples each, for every core: one, or several that its
-    cache holds. One of all of them where they are on one device, or where threads would take longer than
-    their steps."""
-    workers, each = backend.workers(), plan.problem.size + samples
-    if not plan.batched or workers == 1 or count * each < _FEW_NUMBERS:
+    """Shares of the `count` members: one per core, or several that each fit its cache. `samples` is how many
+    samples a member's step takes. A single share where only one program runs at a time, as on a GPU, or where
+    threads would cost more than they save."""
+    workers, member_numbers = backend.workers(), plan.problem.size + samples
+    if not plan.batched or workers == 1 or count * member_numbers < _FEW_NUMBERS:
         yield _everyone(plan)
         return
     size = -(-count // workers)
-    while size * each > _MANY_NUMBERS and size > _MANY_MEMBERS:
+    while size * member_numbers > _MANY_NUMBERS and size > _MANY_MEMBERS:
         size = -(-size // 2)
     for first in range(0, count, size):
         begin = min(first, count - size)
@@ -145,25 +145,25 @@ class Job:
         feed = feeds.feed(first, 1, 1)
         self.known = known_turns(every, backend.device().platform)
 
-        def given(share: Share) -> tuple[Params, Params, Past]:
+        def inputs_of(share: Share) -> tuple[Params, Params, Past]:
             return self._of(share, (who.starts, self.started, past))
 
-        one, (params, start, before) = self.shares[0].plan, given(self.shares[0])
-        evaluates = begin.trace(one, feed, params, start, before, arrives=False)
+        first_plan, (params, start, before) = self.shares[0].plan, inputs_of(self.shares[0])
+        evaluates = begin.trace(first_plan, feed, params, start, before, arrives=False)
         walk = evaluates.out_info
         self.arrives = should_arrive(evaluates.jaxpr.jaxpr, self.known)
         self.arriving = self.arrives  # until the first block has been launched
         self._check_memory(start, walk)
-        shapes = row_of.eval_shape(one, feed, start, walk, np.int32(0), True)[0]
+        shapes = row_of.eval_shape(first_plan, feed, start, walk, np.int32(0), True)[0]
         self.record = Record(shapes, self.layout, who, first, total, every, updates=walk.info)
         row_bytes = max(1, self.record.row_bytes // len(self.shares))
         rows = max(1, min(_MOST_ROWS, _BLOCK_BYTES // row_bytes))
         steps = max(1, min(_MOST_STEPS, _BLOCK_BYTES // feeds.step_bytes))
         self.most = min(rows * every, steps)
-        # a power of two and two, or each `every` would be a program of its own
+        # rounded up to a power of two, plus two: otherwise each value of `every` would compile anew
         self.room = 2 ** (-(-self.most // every) - 1).bit_length() + 2
-        # A dense block has the row in it twice: of users' observables that takes long to compile, and spares
-        # less than a microsecond a step, unless it is a GPU that is asked after each turn of a loop.
+        # A dense block contains the code of a row twice. With users' observables that takes long to compile,
+        # and saves less than a microsecond per step, except on a GPU, where the host controls each loop.
         self.dense = every == 1 and (self.known > 0 or not plan.observed)
         if len(self.shares) > 1 and self._is_exclusive(start, walk):
             self.shares = [_everyone(plan)]
@@ -171,7 +171,7 @@ class Job:
         self.over = False  # whether every member has diverged or stopped
         self.starts, self.walks = [], []
         for share in self.shares:
-            params, start, before = given(share)
+            params, start, before = inputs_of(share)
             self.starts.append(jax.device_put(start))
             params = params if resume is not None else self.starts[-1]
             walk = begin(share.plan, feed, params, self.starts[-1], before, arrives=self.arrives)
@@ -180,8 +180,9 @@ class Job:
             self.walks.append(walk)
 
     def _at_rest(self, walk: Walk) -> Iterator[tuple[int, np.ndarray]]:
-        """The members who had stopped, by the step whose batch they stopped with: where only the batches to
-        come are known, the next one's, which `begin` has evaluated unless a block arrives."""
+        """The members that had stopped, by the step on whose batch to evaluate them: that at which they
+        stopped, or, where batches of earlier steps are not known, the next step, on which `begin` has
+        evaluated them already unless the first block arrives."""
         stopped = np.asarray(-1 if walk.stopped_at is None else walk.stopped_at)
         if self.feeds.knows_the_past:
             for step in set(stopped.ravel().tolist()) - {-1}:
@@ -190,20 +191,20 @@ class Job:
             yield self.first, stopped >= 0
 
     def _is_exclusive(self, start: Params, walk: Walk) -> bool:
-        """Whether the block of a share must not run beside another's. It is traced once, for this and to
-        be compiled."""
+        """Whether the block of one share must not run at the same time as another's. The trace is cached, and
+        used again to compile the block."""
         feed, span, static = self._block_arguments(0, 1)
         traced = block.trace(self.shares[0].plan, feed, start, walk, span, **static)
         return is_exclusive(traced.jaxpr)
 
     def _of(self, share: Share, tree: Any) -> Any:
-        """A share's part of what has an axis of all members."""
+        """A share's part of a pytree with a leading axis over all members."""
         if len(self.shares) == 1:
             return tree
         return jax.tree_util.tree_map(lambda leaf: np.asarray(leaf)[share.members], tree)
 
     def _all(self, tree: Callable[[Walk], Any]) -> Any:
-        """What `tree` takes out of the shares' walks, of all members."""
+        """`tree` of the shares' walks, joined along the axis of members."""
         trees = [tree(walk) for walk in self.walks]
         if len(trees) == 1:
             return trees[0]
@@ -215,8 +216,8 @@ class Job:
         )
 
     def _check_memory(self, start: Params, walk: Walk) -> None:
-        """The states of all members, each share's like `walk`: on the device, before and after a step, and
-        on the host at the end, put together where there are several."""
+        """An error where memory cannot hold the states of all members (per share those of `walk`): on the
+        device before and after a step, and at the end on the host, where several shares' are joined."""
 
         def size(tree: Any) -> int:
             return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree_util.tree_leaves(tree))
@@ -232,7 +233,8 @@ class Job:
         )
 
     def _start(self, resume: xr.Dataset | None, same_rule: bool) -> tuple[Params, Past]:
-        """Where step 0 was, and what went before; who had stopped by another rule has not by this one."""
+        """The iterates at step 0, and the past of a resumed descent. A member that had stopped by another
+        rule than the present one continues."""
         lead = (self.who.count,) if self.who.batched else ()
         going_on = np.full(lead, -1, np.int32)
         nobody = None if self.plan.stop is None else going_on
@@ -263,7 +265,7 @@ class Job:
         return started, Past(state, diverged, stopped, missed if missed.any() else None)
 
     def run(self, progress: bool | None) -> bool:
-        """Do the steps; whether Ctrl-C ended the descent."""
+        """Run all steps; returns whether Ctrl-C ended the descent."""
         with self.threads:
             reached, interrupted = blocks.run(
                 self.total,
@@ -280,14 +282,14 @@ class Job:
                 self.record.end_at(self.first + done)
                 if recorded:
                     return interrupted
-            elif reached == self.total > 0:  # and the last block has recorded the last row
+            elif reached == self.total > 0:  # the last block has recorded the last row
                 return interrupted
             self._collect(done, 0, self._launch(done, 0))
         return interrupted
 
     def _end(self) -> int:
-        """The step of the last iterate: where all members have stopped, or diverged and one at least
-        stopped, that where the last of them did."""
+        """How many steps lead to the last iterate: if all members have stopped or diverged, and at least one
+        has stopped, those until the last of them did; else all."""
         if self.plan.stop is None:
             return self.total
         stopped, diverged = map(
@@ -307,7 +309,7 @@ class Job:
         return feed, span, {**static, "arrives": self.arrives}
 
     def _ends(self, start: int, count: int) -> bool:
-        """Whether the iterate after a block is the last one: a block of no steps is for it alone."""
+        """Whether a block ends at the last iterate. A block of no steps only records that."""
         return count == 0 or start + count == self.total
 
     def _launch(self, start: int, count: int) -> list[Callable[[], Any]]:
@@ -315,10 +317,10 @@ class Job:
         self.arriving = False
 
         def advance(k: int) -> Any:
-            self.walks[k], *found = block(
+            self.walks[k], *results = block(
                 self.shares[k].plan, feed, self.starts[k], self.walks[k], span, **static
             )
-            return found
+            return results
 
         return [self.threads.call(k, advance, k) for k in range(len(self.shares))]
 
@@ -386,13 +388,13 @@ class Job:
         return xr.Dataset(data, coords=coords, attrs=attrs)
 
     def _notes(self, name: str) -> dict[str, str]:
-        """What a reader of the record must know: a relative movement from nowhere is absolute."""
-        seen = self.plan.observed.get(name)
-        if seen is not None and seen.relative:
+        """Notes on a variable: a relative movement is absolute where its reference has norm zero."""
+        observable = self.plan.observed.get(name)
+        if observable is not None and observable.relative:
             first = jax.tree_util.tree_leaves(self._all(lambda walk: walk.memory[name]))
-            kept = [np.asarray(leaf).reshape(self.who.count, -1).any(axis=1) for leaf in first]
-            return {} if np.any(kept, axis=0).all() else {"note": observables.OF_ZERO}
-        if seen is None or not observables.is_named("relative_movement", seen):
+            nonzero = [np.asarray(leaf).reshape(self.who.count, -1).any(axis=1) for leaf in first]
+            return {} if np.any(nonzero, axis=0).all() else {"note": observables.OF_ZERO}
+        if observable is None or not observables.is_named("relative_movement", observable):
             return {}
         norms = np.linalg.norm(self._vectors(self.started, self.layout.dtype), axis=0)
         return {"note": observables.FROM_ZERO} if (norms == 0).any() else {}
@@ -405,9 +407,9 @@ class Job:
         )
 
     def _vectors(self, tree: Any, dtype: Any) -> np.ndarray:
-        """`tree` as vectors (size, *members), on the host, each number copied once."""
+        """`tree` as host vectors (size, *members), with a single copy of each number."""
         count = self.who.count
-        leaves = jax.tree_util.tree_leaves(jax.device_get(tree))  # of a GPU all at once
+        leaves = jax.tree_util.tree_leaves(jax.device_get(tree))  # one transfer for all leaves
         rows = [leaf.reshape(count, -1) for leaf in leaves]
         vectors = np.empty((sum(row.shape[1] for row in rows), count), dtype)
         end = 0
@@ -417,7 +419,7 @@ class Job:
         return vectors.reshape(-1, *self.who.shape)
 
     def _batches(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """The sample indices of the recorded steps' batches; −1 where a batch is smaller."""
+        """The sample indices of the recorded steps' batches; −1 pads smaller ones."""
         order = self.feeds.order
         assert order is not None
         index, used = order.at(self.record.steps)

@@ -20,15 +20,15 @@ from thalweg.problem import Problem
 
 @dataclass
 class Column:
-    """One variable of the record: its dimensions but step and members, and which leaves of the
-    device's rows fill it from where on."""
+    """One variable of the record: its dimensions without step and members, and which leaves of the device's
+    rows fill it, each from which offset on."""
 
     name: str
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
     leaves: list[tuple[int, int]]  # (leaf, offset)
-    of_update: bool  # whether the optimizer recorded it, of the update that led to the iterate
+    of_update: bool  # whether the optimizer recorded it during the update that led to the iterate
     values: np.ndarray = field(init=False)  # (rows, size, members)
 
     @property
@@ -87,8 +87,8 @@ class Record:
         }
         taken |= {"status", "diverged_at", "stopped_at", "updates"}
         for column in self.columns:
-            mine = column.name.startswith("schedule_")
-            if column.name in taken or mine or "/" in column.name:
+            of_schedule = column.name.startswith("schedule_")
+            if column.name in taken or of_schedule or "/" in column.name:
                 raise InputError(
                     f"record: the name {column.name!r} is taken or not allowed; "
                     f"call it {column.name.replace('/', '_') + '_'!r}, say."
@@ -104,11 +104,11 @@ class Record:
         again: int = 0,
         ends: bool = False,
     ) -> None:
-        """Take the rows of a block from step `first` up to `last`, of some of the members; the first `again`
-        of them are there already.
+        """Copy the rows of a block from step `first` up to `last`, for some of the members; the first `again`
+        of these were copied with another share.
 
         The device has recorded `first` and the multiples of `every` after it, and `last` where the descent
-        ends. Where a block begins between two of them, its first row was not asked for.
+        ends. Where a block begins between two multiples, its first row was not asked for and is skipped.
         """
         count = blocks.rows_before(first, last, self.every) + ends
         start = int(np.searchsorted(self.steps, first))
@@ -125,7 +125,7 @@ class Record:
                 place[...] = values[:, again:].swapaxes(1, 2)
 
     def end_at(self, step: int) -> None:
-        """Cut the record where the descent ended before its time, with a row for the last iterate."""
+        """Truncate the record of a descent that ended early at `step`, with a row for the last iterate."""
         rows = int(np.searchsorted(self.steps, step))
         self.steps = np.append(self.steps[:rows], step)
         for column in self.columns:
@@ -134,8 +134,8 @@ class Record:
     def variables(
         self, diverged_at: np.ndarray, stopped_at: np.ndarray | None = None
     ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
-        """Name, dimensions and values of each variable; NaN or −1 where a member had diverged, and
-        in the record of updates where it had stopped and there was none."""
+        """Name, dimensions and values of each variable; NaN or −1 where a member had diverged, and, in what
+        the optimizer records, where it had stopped and made no update."""
         for column in self.columns:
             results.mask_from(column.values, self.steps, diverged_at)
             if column.of_update and stopped_at is not None:
@@ -147,15 +147,17 @@ class Record:
 def _columns(
     shapes: dict[str, Any], layout: Layout, lead: int, updates: Collection[str]
 ) -> Iterator[Column]:
-    """A column for what has the parameters' structure, and else one for every leaf."""
+    """One column for a pytree that has the parameters' structure, else one per leaf."""
     leaf = 0
     for name, tree in shapes.items():
         paths, structure = jax.tree_util.tree_flatten_with_path(tree)
         inner = tuple(tuple(s.shape[lead:]) for _, s in paths)
         dtypes = [s.dtype for _, s in paths]
-        alike = structure == layout.treedef and inner == layout.shapes
+        like_params = structure == layout.treedef and inner == layout.shapes
         # A scalar has the structure of a single bare parameter: only names tell them apart.
-        if name in ("params", "grad") or (alike and not jax.tree_util.treedef_is_leaf(structure)):
+        if name in ("params", "grad") or (
+            like_params and not jax.tree_util.treedef_is_leaf(structure)
+        ):
             offsets = np.cumsum([0, *layout.sizes])
             parts = [(leaf + i, int(offsets[i])) for i in range(len(inner))]
             yield Column(
@@ -172,14 +174,14 @@ def _columns(
 
 
 def storable(*dtypes: Any) -> np.dtype:
-    """What dtypes promote to; netCDF has no half precision, and float32 holds every such number."""
+    """The dtype to store these in: their promoted one, or float32 for half precision, which netCDF lacks."""
     dtype = np.dtype(jax.numpy.result_type(*dtypes))
     return np.dtype(np.float32) if dtype.itemsize == 2 and dtype.kind not in "iu" else dtype
 
 
 def source_of(path: xr.Dataset) -> tuple[Problem, np.ndarray | None, dict[str, bool]]:
-    """What a saved trajectory on a catalogue problem was made from: the problem, with its starting
-    point; the starts (runs, p), if there were several; and what was recorded.
+    """What a saved trajectory on a catalogue problem was made from: the problem with its starting point, the
+    starts (runs, p) if there were several, and what was recorded.
 
     Raises:
         InputError: where the result does not hold all that is needed.

@@ -1,12 +1,13 @@
-"""The one loop, compiled. Everything that trains in Thalweg trains here.
+"""The one compiled training loop. Everything that trains in Thalweg trains here.
 
-`begin` makes the members before their first step and `block` advances them by any number of steps,
-the number being traced; each is compiled once for given functions and shapes. Loss and gradient at
-the current iterate are carried from step to step: they are then computed once, read by the record, the
-finiteness test and the update alike, and already there at the last iterate.
+`begin` makes the members before their first step and `block` advances them by a traced number of steps; each
+is compiled once per combination of functions and shapes. Loss and gradient at the current iterate are carried
+from step to step: so they are computed once for the record, the finiteness test and the update, and are
+available at the last iterate.
 
-A gradient takes longest to compile, and one of many operations is in one program alone: a step is an update
-and then loss and gradient where it led, and at the first iterate a block arrives by a step without an update.
+The gradient takes longest to compile. So a gradient of many operations is compiled into `block` only, not
+into `begin` too: a step is an update followed by loss and gradient at the new iterate, and the first block
+begins with a step without an update, which "arrives" at the first iterate.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from thalweg.problem import Problem, value_and_gradient
 from thalweg.stopping import Stop
 from thalweg.tuning import tuned
 
-# Of a loop on a GPU, between two questions of the host whether it is to go on. Measured on an H200 with two
-# parameters and with a small network: 16 take a tenth longer, 256 and 1,024 as long or longer.
+# Steps of a loop on a GPU between two checks on the host whether it should go on. Measured on an H200 with
+# two parameters and with a small network: 16 take a tenth longer, 256 and 1,024 as long or longer.
 _TURNS = 64
-# Of a function and its gradient, from which on they take longer to compile than all else of a program
+# From so many operations on, a function and its gradient take longer to compile than the rest of a program
 _MANY_OPERATIONS = 150
 
 
@@ -57,7 +58,7 @@ class Plan:
     def over_members(
         self, function: Callable[..., Any], *in_axes: int | None
     ) -> Callable[..., Any]:
-        """`function(optimizer, lane, *rest)` over the members, if there is an axis of them."""
+        """`function(optimizer, lane, *rest)`, under vmap over the members if there is an axis of them."""
         if not self.batched:
             return partial(function, self.optimizer, self.lane)
         axes = self.optimizer.with_hyperparameters(
@@ -68,17 +69,17 @@ class Plan:
         return partial(mapped, self.optimizer, lane)
 
     def of(self, members: slice) -> Plan:
-        """The same for some of the members."""
+        """The plan for some of the members."""
         hyper = self.optimizer.hyperparameters()
-        own = hyper | {name: hyper[name][members] for name in self.swept}
-        optimizer = self.optimizer.with_hyperparameters(own)
+        values = hyper | {name: hyper[name][members] for name in self.swept}
+        optimizer = self.optimizer.with_hyperparameters(values)
         return replace(self, optimizer=optimizer, lane=self.lane[members])
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Feed:
-    """The tables of one block: schedules, batches and how many of each batch's places count."""
+    """The tables of one block: schedules, batches, and how many entries of each batch are used."""
 
     start: Any
     schedules: dict[str, Any]
@@ -102,18 +103,18 @@ class Feed:
 
 
 class Past(NamedTuple):
-    """What a descent that goes on from another takes over of its members."""
+    """What a resumed descent takes over from the one before, per member."""
 
-    state: Any  # the optimizer's; None where nothing went before
+    state: Any  # the optimizer's; None in a descent that is not resumed
     diverged_at: Any
     stopped_at: Any  # None in a descent without a stopping rule
-    missed: Any  # steps that they sat out, stopped; None where none did
+    missed: Any  # steps that passed while the member had stopped; None if no member had
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Walk:
-    """One member between two steps: what a block takes over, and gives back in the same memory."""
+    """A member between two steps. A block is given this and returns it in place, in donated buffers."""
 
     params: Params
     state: Any
@@ -123,20 +124,20 @@ class Walk:
     memory: dict[str, Any]  # the observables' states
     diverged_at: Any
     stopped_at: Any  # None in a descent without a stopping rule
-    missed: Any  # as in its past
+    missed: Any  # as in `Past`
 
     def at(
         self, plan: Plan, feed: Feed, optimizer: Optimizer, lane: Any, start: Params, step: Any
     ) -> At:
         problem = plan.problem.replace(params=self.params)  # one with init= has a layout then
         batch = feed.batch(problem, lane, step)
-        own = (self.params, start, self.loss, self.grad, step)
+        iterate = (self.params, start, self.loss, self.grad, step)
         updates = step
         if self.stopped_at is not None:
             updates = jnp.where(self.stopped_at >= 0, self.stopped_at, updates)
         if self.missed is not None:
             updates = updates - self.missed
-        return At(problem, batch, *own, feed.scheduled(optimizer, step), self.state, updates)
+        return At(problem, batch, *iterate, feed.scheduled(optimizer, step), self.state, updates)
 
 
 @partial(jax.jit, static_argnames="arrives")
@@ -144,7 +145,7 @@ class Walk:
 def begin(
     plan: Plan, feed: Feed, params: Params, start: Params, past: Past, *, arrives: bool
 ) -> Walk:
-    """The members before their first step: without loss and gradient, if a block `arrives` there."""
+    """The members before their first step; loss and gradient are zeros if the first block `arrives`."""
 
     def one(optimizer: Optimizer, lane: Any, params: Params, start: Params, past: Past) -> Walk:
         optimizer = feed.scheduled(optimizer, feed.start)
@@ -158,9 +159,9 @@ def begin(
         state = optimizer.init(params)
         walk = Walk(params, state, loss, grad, {}, {}, *past[1:])
         at = walk.at(plan, feed, optimizer, lane, start, feed.start)
-        if past.state is not None:  # a member that has made no update has its first one before it
-            own = partial(jnp.where, at.updates > 0)
-            state = jax.tree_util.tree_map(own, past.state, state)
+        if past.state is not None:  # a member that has made no update yet needs a fresh state
+            after_an_update = partial(jnp.where, at.updates > 0)
+            state = jax.tree_util.tree_map(after_an_update, past.state, state)
             walk, at = replace(walk, state=state), replace(at, state=state)
         info = jax.eval_shape(optimizer.update, at, params, state, at.updates)[2]
         if plan.stop is not None:
@@ -172,38 +173,38 @@ def begin(
         return replace(walk, info=info, memory=memory, loss=loss, grad=grad)
 
     walk = plan.over_members(one, 0, 0, 0)(params, start, past)
-    # A block takes over the walk's memory: none of it may be that of what was given.
+    # A block is donated the walk's buffers: none of them may be shared with the arguments.
     return jax.tree_util.tree_map(jnp.copy, walk)
 
 
 @partial(jax.jit, donate_argnames="walk")
 @tuned
 def at_rest(plan: Plan, feed: Feed, walk: Walk, who: Any) -> Walk:
-    """The members of a descent that goes on; `who` of them have stopped, and get the loss and the gradient on
-    the batch of the first step of `feed`."""
+    """The members of a resumed descent, where those selected by `who`, which have stopped, get their loss and
+    gradient on the batch of the first step of `feed`."""
 
     def one(optimizer: Optimizer, lane: Any, walk: Walk, who: Any) -> Walk:
         batch = feed.batch(plan.problem, lane, feed.start)
         loss, grad = value_and_gradient(batch, walk.params)
-        here = partial(jnp.where, who)
-        loss, grad = jax.tree_util.tree_map(here, (loss, grad), (walk.loss, walk.grad))
+        if_stopped = partial(jnp.where, who)
+        loss, grad = jax.tree_util.tree_map(if_stopped, (loss, grad), (walk.loss, walk.grad))
         return replace(walk, loss=loss, grad=grad)
 
     return plan.over_members(one, 0, 0)(walk, who)
 
 
 def _unknown(shape: Any) -> Any:
-    """What stands in the record of an update before there was one."""
+    """The value recorded of an update before the first one."""
     if jnp.issubdtype(shape.dtype, jnp.floating):
         return jnp.full(shape.shape, jnp.nan, shape.dtype)
     return jnp.full(shape.shape, -1 if shape.dtype != bool else 0, shape.dtype)
 
 
 def known_turns(every: int, platform: str) -> int:
-    """How many steps of a block are a loop of known length: on a CPU 0.
+    """How many steps at a time a block runs as a loop of static length; 0 on a CPU.
 
-    Of a loop whose length is traced a GPU asks the host after each turn, which takes longer than a step
-    of a small model. So it does several steps at a time, and the last few one by one.
+    In a loop of traced length a GPU synchronises with the host after each iteration, which takes longer than
+    a step of a small model. So it runs several steps at a time, and the last few one by one.
     """
     if platform != "gpu":
         return 0
@@ -211,15 +212,15 @@ def known_turns(every: int, platform: str) -> int:
 
 
 def should_arrive(evaluates: Any, known: int) -> bool:
-    """Whether a block should come to the first iterate by a step without an update, and the program that
-    `evaluates` loss and gradient there need not.
+    """Whether the first block should begin with a step without an update, so that `begin` need not evaluate
+    loss and gradient. `evaluates` is the jaxpr of `begin` with them.
 
-    Whether there is an update is then asked at each step. That takes a CPU half a microsecond, longer than a
-    step of a small function, and a GPU, which asks the host, as long as one of a large network.
+    Each step then tests whether there is an update. That takes a CPU half a microsecond, longer than a step
+    of a small function, and a GPU, which asks the host, as long as a step of a large network.
     """
-    if known or evaluates.effects:  # what a user prints at the start is printed once
+    if known or evaluates.effects:  # what a user's model prints at the start must be printed once
         return False
-    # it is asked at every call: nobody needs to know how many more there are
+    # stop counting there: this runs for every descent
     return any(islice(equations(evaluates), _MANY_OPERATIONS - 1, None))
 
 
@@ -228,17 +229,17 @@ def should_arrive(evaluates: Any, known: int) -> bool:
 class Span:
     """The steps of a block, from `first` to `last`.
 
-    Rows are recorded at `first` and at each multiple of `every` after it, before `last`; and at `last` where
-    the descent `ends` there. The host knows which of them were asked for. For observables with a state the
-    step at which the descent has `begun` counts as recorded too. Before it nothing is recorded: a span that
-    begins one step earlier is that of members who arrive.
+    Rows are recorded at `first`, at each multiple of `every` after it and before `last`, and at `last` if the
+    descent `ends` there; the host drops those that were not asked for. `begun` is the first step of the
+    descent: for observables with a state it counts as recorded, too. A span of arriving members starts one
+    step before `begun`, where nothing is recorded.
     """
 
     first: Any
     last: Any
     every: Any
     begun: Any
-    rows: Any  # how many, before `last`: reckoned in the program they would cost a call 60 microseconds
+    rows: Any  # number of rows before `last`: computed in the program, it would cost 60 microseconds per call
     ends: Any
 
     @classmethod
@@ -257,25 +258,26 @@ def block(
 ) -> tuple[Walk, Any, Any, Any]:  # fmt: skip
     """Advance over a span of steps, with a record that has room for `room` rows.
 
-    Where the descent ends, who diverged or stopped at the last iterate is noted, as an update would. `dense`
-    says that every step is recorded, which spares a loop in the loop. `known` are `known_turns`. Of members
-    without loss and gradient, at whom a block `arrives`, the first span begins a step earlier.
+    Where the descent ends, members that diverged or stopped at the last iterate are noted, which otherwise
+    the next update does. `dense` says that every step is recorded, which spares a nested loop. `known` is
+    from `known_turns`. `arrives` says that `begin` did not evaluate loss and gradient; the first span then
+    starts one step earlier.
 
     Returns:
-        The walk, in the memory of the one given; when its members diverged and stopped; the record.
+        The walk, updated in place; when its members diverged and stopped; the record.
     """
 
     first, last, every, begun = span.first, span.last, span.every, span.begun
     rows, ends = span.rows, span.ends
 
-    def there(step: Any) -> Any:
+    def has_begun(step: Any) -> Any:
         return jnp.int32(step >= begun) if arrives else 1
 
     def advance(walk: Walk, step: Any) -> Walk:
-        one = partial(_advance, plan, feed, there(step))
-        return plan.over_members(one, 0, 0, None)(start, walk, step)
+        advance_one = partial(_advance, plan, feed, has_begun(step))
+        return plan.over_members(advance_one, 0, 0, None)(start, walk, step)
 
-    # On a GPU the host would be asked about this condition as well
+    # On a GPU this condition would need the host as well
     if plan.stop is not None and not known:
         advance = partial(_unless_over, advance)
 
@@ -287,24 +289,26 @@ def block(
 
     def record_then_advance(row: Any, carry: Any) -> Any:
         step, walk, record = carry
-        if dense:  # of members who arrive a row too, the last one, for now
+        if (
+            dense
+        ):  # arriving members (row −1, the last) write a row, too; it is overwritten or dropped
             record, memory = recorded(row, walk, step, record)
             return step + 1, advance(replace(walk, memory=memory), step), record
         record, memory = _times(
-            there(step),
+            has_begun(step),
             lambda carry: recorded(row, replace(walk, memory=carry[1]), step, carry[0]),
             (record, walk.memory),
         )
         walk = replace(walk, memory=memory)
-        following = jnp.minimum((step // every + 1) * every, last)
-        following = jnp.where(step < begun, begun, following)
-        walk = _repeated(step, following, lambda t, w: advance(w, t), walk, known)
-        return following, walk, record
+        next_row_step = jnp.minimum((step // every + 1) * every, last)
+        next_row_step = jnp.where(step < begun, begun, next_row_step)
+        walk = _repeated(step, next_row_step, lambda t, w: advance(w, t), walk, known)
+        return next_row_step, walk, record
 
     shapes = row_of.eval_shape(plan, feed, start, walk, first, True)[0]
     record = jax.tree_util.tree_map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shapes)
     final = rows + jnp.int32(ends)
-    # without `dense` the row at `last` is one more turn, of no steps
+    # without `dense`, the row at `last` is one more iteration, of no steps
     turns, outer = (rows, known) if dense else (final, 0)
     arriving = jnp.int32(first < begun) if arrives else 0
     _, walk, record = _repeated(-arriving, turns, record_then_advance, (first, walk, record), outer)
@@ -324,7 +328,7 @@ def block(
 def _repeated(
     first: Any, last: Any, turn: Callable[[Any, Any], Any], carry: Any, known: int
 ) -> Any:
-    """`fori_loop`, of which `known` turns at a time are a loop of known length."""
+    """`fori_loop`, where each `known` iterations are an inner loop of static length."""
     if known:
 
         def several(k: Any, carry: Any) -> Any:
@@ -338,7 +342,7 @@ def _repeated(
 
 
 def _times(count: Any, turn: Callable[[Any], Any], carry: Any) -> Any:
-    """`turn` once or not at all; in place, which a conditional is not: it copies what it passes on."""
+    """`turn` once or not at all, as a loop: it works in place, while a conditional copies its operands."""
     if isinstance(count, int):
         return turn(carry)
     return jax.lax.fori_loop(0, count, lambda _, carry: turn(carry), carry)
@@ -348,7 +352,7 @@ def _times(count: Any, turn: Callable[[Any], Any], carry: Any) -> Any:
 def row_of(
     plan: Plan, feed: Feed, start: Params, walk: Walk, step: Any, counts: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One row of the record, of all members."""
+    """One row of the record, for all members, and the observables' states after it."""
     observe = plan.over_members(partial(_observe, plan, feed), 0, 0, None, None)
     return observe(start, walk, step, counts)
 
@@ -363,20 +367,22 @@ def _advance(
     walk: Walk,
     step: Any,
 ) -> Walk:
-    """One update or none, and loss and gradient at the new iterate on the next step's batch."""
+    """`updates` (0 or 1) updates, then loss and gradient at the new iterate on the next step's batch."""
 
     def updated(moving: Walk) -> Walk:
-        here = replace(moving, loss=walk.loss, grad=walk.grad)
-        at = here.at(plan, feed, optimizer, lane, start, step)
+        complete = replace(moving, loss=walk.loss, grad=walk.grad)
+        at = complete.at(plan, feed, optimizer, lane, start, step)
         memory = {
-            name: seen.measure(at, here.memory[name])[1] if seen.every_step else here.memory[name]
+            name: seen.measure(at, complete.memory[name])[1]
+            if seen.every_step
+            else complete.memory[name]
             for name, seen in plan.observed.items()
         }
-        diverged_at, stopped_at = _over(plan, at, here)
-        params, state, info = at.optimizer.update(at, here.params, here.state, at.updates)
+        diverged_at, stopped_at = _over(plan, at, complete)
+        params, state, info = at.optimizer.update(at, complete.params, complete.state, at.updates)
         params = jax.tree_util.tree_map(_rounded, params)
-        own = (info, memory, diverged_at, stopped_at, here.missed)
-        return Walk(params, state, None, None, *own)
+        rest = (info, memory, diverged_at, stopped_at, complete.missed)
+        return Walk(params, state, None, None, *rest)
 
     moved = _times(updates, updated, replace(walk, loss=None, grad=None))
     loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), moved.params)
@@ -385,8 +391,8 @@ def _advance(
 
 
 def _rounded(leaf: jax.Array) -> jax.Array:
-    """A parameter as it is kept: XLA may hand one of half precision on to the loss as it was computed, with
-    more digits."""
+    """The parameter as it is stored. Without the barrier XLA may pass a half-precision parameter on to the
+    loss as it was computed, in higher precision."""
     return jax.lax.optimization_barrier(leaf) if leaf.dtype.itemsize < 4 else leaf
 
 
@@ -398,8 +404,8 @@ def _over_at(
 
 
 def _over(plan: Plan, at: At, walk: Walk) -> tuple[Any, Any]:
-    """When the member left the finite numbers, and when it stopped; −1 if it has not. The current iterate
-    is tested, and not the one that follows: its loss and parameters are at hand."""
+    """When the member diverged, and when it stopped; −1 if it has not. The current iterate is tested, not the
+    next one, because its loss and parameters are available."""
     finite = jnp.isfinite(walk.loss)
     for leaf in jax.tree_util.tree_leaves(walk.params):
         finite &= jnp.isfinite(leaf).all()
@@ -411,22 +417,22 @@ def _over(plan: Plan, at: At, walk: Walk) -> tuple[Any, Any]:
 
 
 def _unless_over(advance: Callable[..., Walk], walk: Walk, step: Any) -> Walk:
-    """The members a step on, or as they are if none of them is left: the host notices later."""
+    """Advance the members by a step, unless all have stopped or diverged, which the host notices later."""
     over = ((walk.stopped_at >= 0) | (walk.diverged_at >= 0)).all()
     return _times(jnp.int32(~over), lambda walk: advance(walk, step), walk)
 
 
 def _unless_stopped(walk: Walk, moved: Walk) -> Walk:
-    """`moved`, or `walk` as it was where the member had arrived."""
+    """`moved`, but with the iterate of `walk` if the member had stopped there."""
     stays = moved.stopped_at >= 0
-    kept = ("params", "state", "loss", "grad", "info", "memory")
-    chosen = {
+    names = ("params", "state", "loss", "grad", "info", "memory")
+    fields = {
         name: jax.tree_util.tree_map(
             lambda old, new: jnp.where(stays, old, new), getattr(walk, name), getattr(moved, name)
         )
-        for name in kept
+        for name in names
     }
-    return replace(moved, **chosen)
+    return replace(moved, **fields)
 
 
 def _observe(
@@ -442,8 +448,8 @@ def _observe(
     """What is recorded at a step, and the observables' states after it if the row counts."""
     at = walk.at(plan, feed, optimizer, lane, start, step)
     counts = counts if plan.stop is None else counts & (walk.stopped_at < 0)
-    own = {"params": walk.params, "loss": walk.loss, "grad": walk.grad}
-    values: dict[str, Any] = {name: own[name] for name in plan.kept} | walk.info
+    built_in = {"params": walk.params, "loss": walk.loss, "grad": walk.grad}
+    values: dict[str, Any] = {name: built_in[name] for name in plan.kept} | walk.info
     memory = {}
     for name, seen in plan.observed.items():
         if name in values:

@@ -16,7 +16,7 @@ AFTER_FIRST = "after_first"  # of shuffle=: the first epoch in the data's own or
 
 @dataclass(frozen=True)
 class Batches:
-    """The mini-batches of a descent, one row of sample indices a step and seed.
+    """The mini-batches of a descent, one row of sample indices per step and seed.
 
     Any step's batch can be asked for at any time: each epoch's order comes from (seed, epoch)
     alone, so that a descent that is resumed sees the batches it would have seen.
@@ -44,19 +44,19 @@ class Batches:
     def smaller_within(self, first: int, total: int) -> int:
         """The size of the smaller batch, if a descent of `total` steps from step `first` sees it; else 0.
         The last iterate sees a batch too."""
-        seen = self.ragged and first % self.per_epoch + total >= self.per_epoch - 1
-        return self.n_samples % self.size if seen else 0
+        is_reached = self.ragged and first % self.per_epoch + total >= self.per_epoch - 1
+        return self.n_samples % self.size if is_reached else 0
 
     @property
     def lanes(self) -> int:
-        """The number of different orders: one a seed where the order is random, else one."""
+        """The number of different orders: one per seed where the order is random, else one."""
         return len(self.seeds) if self.shuffle or self.replacement else 1
 
     def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The indices (count, lanes, size) of steps start …, and how many of each are used (count,).
 
-        Places that are not used hold a sample of the same batch, so that masking them out leaves
-        nothing behind: the derivative of another sample's loss might not be finite.
+        Unused places repeat a sample of the same batch: the loss of any other sample might not have a finite
+        derivative, and masking it out would then leave a NaN.
         """
         if self.given is not None:
             steps = (np.arange(start, start + count) - self.origin) % len(self.given)
@@ -69,12 +69,17 @@ class Batches:
         return epochs[offset : offset + count], np.broadcast_to(used, count).astype(np.int32)
 
     def at(self, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What `rows` gives, of ascending steps; each epoch's order is drawn once."""
+        """As `rows`, for any ascending steps; each epoch's order is drawn once."""
         parts = []
-        for _, several in itertools.groupby(steps.tolist(), lambda step: step // self.per_epoch):
-            first, *_ = own = list(several)
+        for _, epoch_steps in itertools.groupby(
+            steps.tolist(), lambda step: step // self.per_epoch
+        ):
+            first, *_ = steps_within = list(epoch_steps)
             parts.append(
-                [found[np.subtract(own, first)] for found in self.rows(first, own[-1] - first + 1)]
+                [
+                    table[np.subtract(steps_within, first)]
+                    for table in self.rows(first, steps_within[-1] - first + 1)
+                ]
             )
         index, used = map(np.concatenate, zip(*parts, strict=True))
         return index, used
@@ -139,9 +144,9 @@ def plan(
     if batches is not None:
         if batch_size is not None or epochs is not None:
             raise InputError("batches= gives the batches; leave out batch_size= and epochs=.")
-        given = _given(batches, n_samples)
-        return (len(given) if steps is None else steps), Batches(
-            n_samples, given.shape[1], len(given), seeds, given=given, origin=first
+        rows = _given(batches, n_samples)
+        return (len(rows) if steps is None else steps), Batches(
+            n_samples, rows.shape[1], len(rows), seeds, given=rows, origin=first
         )
     if drop_last and batch_size is not None and batch_size > n_samples:
         raise InputError(
@@ -165,22 +170,22 @@ def plan(
 
 def _given(batches: Any, n_samples: int) -> np.ndarray:
     try:
-        given = np.asarray(batches)
+        rows = np.asarray(batches)
     except ValueError:
         raise InputError(
             "batches= must hold the same number of indices for every step; rows of different "
             "lengths given."
         ) from None
-    if given.ndim == 1:
-        given = given[:, None]
-    if given.ndim != 2 or given.size == 0 or given.dtype.kind not in "iu":
+    if rows.ndim == 1:
+        rows = rows[:, None]
+    if rows.ndim != 2 or rows.size == 0 or rows.dtype.kind not in "iu":
         raise InputError(
-            f"batches= must be whole numbers of shape (steps, batch); shape {given.shape} and dtype "
-            f"{given.dtype} given."
+            f"batches= must be whole numbers of shape (steps, batch); shape {rows.shape} and dtype "
+            f"{rows.dtype} given."
         )
-    if given.min() < 0 or given.max() >= n_samples:
+    if rows.min() < 0 or rows.max() >= n_samples:
         raise InputError(
-            f"batches= holds indices from {given.min()} to {given.max()}; there are {n_samples} "
+            f"batches= holds indices from {rows.min()} to {rows.max()}; there are {n_samples} "
             f"samples, so 0 to {n_samples - 1} are allowed."
         )
-    return given.astype(np.int32)
+    return rows.astype(np.int32)

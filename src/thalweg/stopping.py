@@ -17,7 +17,7 @@ from thalweg.inputs import is_number, written_in_jax
 from thalweg.observables import NAMED, At, Observable
 
 _FROM_ZERO = ("movement", "relative_movement")
-# Observables with a state have none to be asked for at an arbitrary step.
+# Observables with a state cannot be evaluated at an arbitrary step.
 _STATELESS = {
     name: seen
     for name, seen in NAMED.items()
@@ -30,9 +30,9 @@ _STATELESS = {
 class Stop:
     """A stopping rule: met where any of its measures is at or below its limit.
 
-    `limits` are the thresholds by name; `function`, instead, is the user's own, of `at`. `first` is
-    the step a descent begins at: what an optimizer records of an update is not known there. All
-    numbers are traced.
+    `limits` are the thresholds by name; alternatively, `function` is the user's own, of `at`. `first` is the
+    step at which a descent begins: what an optimizer records of an update is not known there. All numbers are
+    traced.
     """
 
     limits: dict[str, Any]
@@ -40,7 +40,7 @@ class Stop:
     first: Any
 
     def met(self, at: At, info: dict[str, Any]) -> Any:
-        """Whether the member that stands at `at`, where the update of `info` led, has arrived."""
+        """Whether the member at `at` has arrived. `info` is what the optimizer recorded of its update."""
         if self.function is not None:
             with written_in_jax("stop"):
                 return self.function(at)
@@ -56,13 +56,13 @@ class Stop:
         return met
 
     def check(self, at: At, info: dict[str, Any]) -> None:
-        """An InputError where the rule does not fit what the descent knows. Costs no computing."""
+        """An InputError where the rule does not fit what the descent provides. Traces it, computes nothing."""
         numbers = [name for name, value in info.items() if getattr(value, "shape", None) == ()]
         for name in self.limits:
             if name not in ("loss", *_STATELESS, *numbers):
                 raise unknown("stop", name, ["loss", *_STATELESS, *numbers])
-        given = jax.eval_shape(self.met, at, info)
-        if getattr(given, "shape", None) != () or given.dtype != bool:
+        verdict = jax.eval_shape(self.met, at, info)
+        if getattr(verdict, "shape", None) != () or verdict.dtype != bool:
             raise InputError(
                 "stop= as a function of `at` must return one boolean, such as at.loss < 1e-6."
             )
@@ -103,10 +103,10 @@ def rule(stop: Any, first: int) -> Stop | None:
 
 
 def as_settings(stop: Any) -> Any:
-    """What `stop=` was, as JSON can hold it; a function stands by its name."""
+    """`stop=` as JSON can hold it; a function is stored by its name."""
     return {k: float(v) for k, v in stop.items()} if isinstance(stop, Mapping) else stop
 
 
 def is_again(stop: Any, settings: Mapping[str, Any]) -> bool:
-    """Whether the thresholds are those of a descent of these settings. Functions cannot be compared."""
+    """Whether `stop` has the thresholds in a descent's settings. Functions cannot be compared."""
     return isinstance(stop, Mapping) and settings.get("stop") == as_settings(stop)
