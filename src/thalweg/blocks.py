@@ -1,4 +1,4 @@
-"""Run a long job in blocks: progress, interrupt, memory estimate. Knows no science.
+"""Run a long job in blocks: progress, interrupt, memory estimate. Knows nothing of optimization.
 
 A job of `total` units is cut into blocks. Between two of them there is room for a progress bar and
 for Ctrl-C; their length follows the clock, so that a job answers within a fraction of a second
@@ -24,13 +24,13 @@ from thalweg.errors import MemoryEstimateError
 Handle = TypeVar("Handle")
 
 _FIRST = 16  # units in the first block
-_ALWAYS_THERE = 2**24  # bytes that need no asking, which takes as long as a small job
+_ALWAYS_THERE = 2**24  # bytes assumed available: checking takes as long as a small job
 _AIM = 0.1  # seconds a block should take: short enough to feel immediate
 _OWN_GROUP, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-# Seconds in which Ctrl-C again means the program, and not the job that has begun since.
+# Seconds within which a second Ctrl-C ends the program, even if another job has begun since the first.
 _AGAIN = 2.0
 
-_pressed = -math.inf  # when Ctrl-C last was
+_pressed = -math.inf  # when Ctrl-C was last pressed
 
 
 class Interrupt:
@@ -48,11 +48,12 @@ _listening: ContextVar[Interrupt | None] = ContextVar("listening", default=None)
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Turn the first Ctrl-C into a flag; a second one raises KeyboardInterrupt as usual, also where a loop of
-    the user's has begun the next job meanwhile.
+    """Turn the first Ctrl-C into a flag; a second one raises KeyboardInterrupt as usual, even if the user's
+    loop has begun the next job in the meantime.
 
-    Inside another one it is that one's flag: after Ctrl-C, every job within ends at once with what
-    it has. Python delivers signals to the main thread alone, so elsewhere there is nothing to do.
+    Nested inside another `interruptible` it shares the outer one's flag: after Ctrl-C, every job inside ends
+    at once with what it has. Python delivers signals to the main thread only, so in other threads there is
+    nothing to do.
     """
     outer = _listening.get()
     if outer is not None:
@@ -83,8 +84,8 @@ def interruptible() -> Iterator[Interrupt]:
 
 
 class _StandardError:
-    """Where progress is shown. What cannot be written, to a pipe without a reader or a closed file, is not
-    missed: tqdm would raise, and keep its lock."""
+    """Standard error for progress bars. Failures to write, to a pipe without a reader or a closed file, are
+    ignored: otherwise tqdm would raise, and keep its lock."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stderr, name)
@@ -190,7 +191,7 @@ def until(
 
 
 def _next_size(size: int, count: int, seconds: float, most: int) -> int:
-    """A block length that would take `_AIM`; growing at most eightfold, since a first call compiles."""
+    """The block length that would take `_AIM` seconds; at most eightfold, since a first call compiles."""
     if seconds <= 0:
         return min(8 * size, most)
     fitting = int(count * _AIM / seconds)
@@ -210,22 +211,22 @@ def check_memory(needed: float, what: str, remedy: str) -> None:
 
 
 def _available() -> float:
-    """Bytes of memory that this process can still have: of the machine's, and within the limits of its
-    control groups (Linux's, version 2), as Docker, Kubernetes and Slurm set them."""
+    """Bytes of memory that this process can still allocate, on the machine and within the limits of its Linux
+    control groups (version 2), which Docker, Kubernetes and Slurm set."""
     import psutil
 
-    found: float = psutil.virtual_memory().available
+    available: float = psutil.virtual_memory().available
     with contextlib.suppress(OSError):
         for line in _OWN_GROUP.read_text().splitlines():
             if line.startswith("0::/"):
                 group = _GROUPS / line.removeprefix("0::/")
-                within = (f for f in (group, *group.parents) if f.is_relative_to(_GROUPS))
-                found = min(found, *map(_left_in, within))
-    return max(found, 0)
+                groups = (f for f in (group, *group.parents) if f.is_relative_to(_GROUPS))
+                available = min(available, *map(_left_in, groups))
+    return max(available, 0)
 
 
 def _left_in(group: Path) -> float:
-    """Bytes that a control group's limit leaves, with its file cache, which makes room for others."""
+    """Bytes left within a control group's limit, including its file cache, which the kernel can reclaim."""
     try:
         limit, used = (float((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())

@@ -1,4 +1,4 @@
-"""Whether a problem's functions, data and parameters fit together: what does not is one clear line."""
+"""Whether a problem's functions, data and parameters fit together; if not, an error of one clear line."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _IGNORED = ": leave such samples out, or average a sample's others in a loss of 
 def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
     """An error where functions, data and parameters do not fit together.
 
-    Shapes are traced, once and without computing: the classic silent broadcast is an error here.
-    `pointwise` gives a problem's pointwise risks.
+    Shapes are traced, once and without computing: predictions and targets that would silently broadcast are
+    an error here. `pointwise` is `problem.pointwise`, which gives a problem's pointwise risks.
     """
     _check_params(problem)
     _check_data(problem)
@@ -48,10 +48,13 @@ def _check_params(problem: Any) -> None:
                 f"parameter {name!r} must be a real number; init= gives dtype {dtype}."
             )
     few = any("[" in name for name in layout.leaf_names) and len(layout.names) <= names.FEW
-    for known in (layout.leaf_names, layout.names if few else ()):  # "a[0]" beside an array "a"
-        twice = [name for name, count in Counter(known).items() if count > 1]
-        if twice:
-            raise InputError(f"two parameters have the name {twice[0]!r}; rename one of them.")
+    for parameter_names in (
+        layout.leaf_names,
+        layout.names if few else (),
+    ):  # "a[0]" beside an array "a"
+        duplicates = [name for name, count in Counter(parameter_names).items() if count > 1]
+        if duplicates:
+            raise InputError(f"two parameters have the name {duplicates[0]!r}; rename one of them.")
     if problem.params is not None and problem.init is not None:
         other = Layout.of(drawn(problem.init))
         if (other.treedef, other.shapes) != (layout.treedef, layout.shapes):
@@ -95,7 +98,7 @@ def _check_term(name: str, term: Callable[[Params], Any], params: Params) -> Non
 
 
 def _check_values(values: Any, is_function: bool) -> None:
-    """Of a problem without data: a number, or residuals."""
+    """An error unless a problem without data returns a scalar or, for residuals, a vector."""
     _check_real("the function", values)
     if len(getattr(values, "shape", (0, 0))) != (0 if is_function else 1):
         raise InputError(
@@ -185,7 +188,7 @@ def _check_real(what: str, value: Any) -> None:
 
 
 def _several(yhat: Any, y: Any) -> str:
-    """What is no array, predictions or y, in words."""
+    """Describes whichever of predictions and y is not a single array."""
     what, tree = ("y is", y) if _is_array(yhat) else ("the model returns", yhat)
     if tree is None:
         return f"{what} None"

@@ -156,8 +156,8 @@ def descend(
 def _check_smaller_batch(
     problem: Problem, order: sampling.Batches | None, first: int, total: int
 ) -> None:
-    """An error where padding would change the predictions on an epoch's last, smaller batch. The program needs
-    batches of one size: it pads with samples that do not count, but that batch norm would see."""
+    """An error where padding would change the predictions on an epoch's last, smaller batch. All batches
+    of a program have one size: padding samples do not count, but batch norm would see them."""
     smaller = order.smaller_within(first, total) if order else 0
     if not (order and smaller):
         return

@@ -1,4 +1,4 @@
-"""Derivatives along directions, of functions that have only a reverse rule as well."""
+"""Directional derivatives, also of functions that define only a reverse-mode rule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def jvp(f: Callable[[Any], Any], point: Any, vector: Any) -> tuple[Any, Any]:
 def gradient_jvp(f: Callable[[Any], Any], point: Any, vector: Any) -> Any:
     """H v: how the gradient of f moves along a vector."""
     gradient = jax.grad(f)
-    # a rule of the user's may be differentiated by itself, by autodiff or by that rule again
+    # the gradient need not be reverse-only: a user's backward rule may itself be differentiable forwards
     if _only_reverse(f, point) and _only_reverse(gradient, point):
         return _by_reverse(gradient, point)[1](vector)
     return jax.jvp(gradient, (point,), (vector,))[1]
@@ -36,7 +36,7 @@ def linearize(f: Callable[[Any], Any], point: Any) -> tuple[Any, Callable[[Any],
 
 
 def value_and_jacobian(f: Callable[[Any], Any], point: Any) -> tuple[Any, Any]:
-    """f (m,) at a point (p,), and J (m, p), forwards or in reverse, whichever takes fewer passes."""
+    """f (m,) at a point (p,), and J (m, p), in forward or reverse mode, whichever takes fewer passes."""
     (m,), (p,) = jax.eval_shape(f, point).shape, point.shape
     if p < m and not _only_reverse(f, point):
         value, push = jax.linearize(f, point)
@@ -46,13 +46,13 @@ def value_and_jacobian(f: Callable[[Any], Any], point: Any) -> tuple[Any, Any]:
 
 
 def _only_reverse(f: Callable[[Any], Any], point: Any) -> bool:
-    """Whether a part of f has a rule of the user's for the reverse pass alone (`jax.custom_vjp`), of which
-    JAX takes no derivative forwards."""
+    """Whether a part of f has a user's reverse-mode rule (`jax.custom_vjp`), through which JAX does not
+    differentiate in forward mode."""
     return any("custom_vjp" in name for name in names(jax.make_jaxpr(f)(point).jaxpr))
 
 
 def _by_reverse(f: Callable[[Any], Any], point: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """u ↦ Jᵀ u is linear, and its transpose is J."""
+    """f at a point, and v ↦ J v as the linear transpose of u ↦ Jᵀ u."""
     value, pull = jax.vjp(f, point)
     transposed = jax.linear_transpose(pull, value)
 

@@ -1,7 +1,7 @@
-"""What a user gives a problem: read, copied and checked.
+"""What a user gives to a problem: read, copied and checked.
 
-Nothing of the user's is kept or changed. What does not fit is one clear line, before anything is
-computed.
+The user's own arrays are neither kept nor changed. An input that does not fit raises an error of one clear
+line, before anything is computed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from thalweg.params import Layout, Params, path_name
 
 @dataclass(frozen=True)
 class InDtype:
-    """`init` with its floating-point arrays cast to one dtype; equal where both are, to be one program."""
+    """`init` with its floating-point arrays cast to one dtype. Instances of equal `init` and dtype are equal,
+    so that they share compiled programs."""
 
     init: Callable[[jax.Array], Params]
     dtype: np.dtype
@@ -54,7 +55,7 @@ def as_function(f: Any, name: str, dtype: np.dtype | None = None) -> Any:
     if jax.tree_util.treedef_is_leaf(treedef) or not (leaves or isinstance(f, Partial)):
         return Partial(f)
 
-    # A callable that is a pytree itself keeps its arrays as leaves: they are traced, not baked in.
+    # A callable that is a pytree keeps its arrays as leaves, so that they are traced, not compiled in.
     def copy(leaf: Any) -> Any:
         if not isinstance(leaf, (np.ndarray, jax.Array)):
             return leaf
@@ -64,13 +65,15 @@ def as_function(f: Any, name: str, dtype: np.dtype | None = None) -> Any:
     leaves = [copy(leaf) for leaf in leaves]
     if all(isinstance(leaf, (jax.Array, int, float)) for leaf in leaves):
         return treedef.unflatten(leaves)
-    # Equinox's filter_jit holds functions and text too, which cannot be traced
+    # Equinox's filter_jit has functions and strings among its leaves, which cannot be traced
     is_array = [isinstance(leaf, jax.Array) for leaf in leaves]
 
     def with_arrays(arrays: list[jax.Array], *args: Any) -> Any:
-        left = iter(arrays)
-        own = (next(left) if ours else leaf for ours, leaf in zip(is_array, leaves, strict=True))
-        return treedef.unflatten(own)(*args)
+        remaining = iter(arrays)
+        call_leaves = (
+            next(remaining) if ours else leaf for ours, leaf in zip(is_array, leaves, strict=True)
+        )
+        return treedef.unflatten(call_leaves)(*args)
 
     return Partial(with_arrays, [leaf for leaf in leaves if isinstance(leaf, jax.Array)])
 
@@ -114,7 +117,7 @@ def own_params(params: Params, dtype: np.dtype | None, default: np.dtype) -> Par
         return jax.device_put(array)
 
     try:
-        own = jax.tree_util.tree_map_with_path(copy, weights.all_trained(params))
+        copied = jax.tree_util.tree_map_with_path(copy, weights.all_trained(params))
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -122,14 +125,14 @@ def own_params(params: Params, dtype: np.dtype | None, default: np.dtype) -> Par
         raise InputError(
             f"params: a dictionary's keys must all be strings; {params!r:.80} given."
         ) from None
-    return own
+    return copied
 
 
 def point(params: Any, layout: Layout) -> Params:
-    """A point in the structure of `layout` where it is given otherwise: as another mapping with the same
-    entries (a `state_dict` is ordered), a vector (p,), or a trajectory's iterate; and torch's tensors as
-    arrays. What does not fit stays as it is."""
-    # of xarray's, of which a Dataset is a trajectory with one step left
+    """A point converted to the structure of `layout`: from another mapping with the same entries, such as an
+    ordered `state_dict`, a vector (p,), or a trajectory's iterate; torch tensors become arrays. What does not
+    fit is returned as it is."""
+    # an xarray Dataset is a trajectory with a single step selected
     params = params["params"] if hasattr(params, "data_vars") and "params" in params else params
     if hasattr(params, "dims") and hasattr(params, "coords"):
         if tuple(params.dims) != ("param",):
@@ -161,13 +164,13 @@ def point(params: Any, layout: Layout) -> Params:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether something is a tensor of PyTorch's, which need not be installed."""
+    """Whether this is a PyTorch tensor; PyTorch need not be installed."""
     return hasattr(value, "detach")
 
 
 def of_tensor(tensor: Any) -> np.ndarray:
-    """A tensor as an array, in its own memory where it lies on the CPU; bfloat16, which NumPy has not, as
-    float32."""
+    """A tensor as an array, which shares the tensor's memory if that is on the CPU; bfloat16, which NumPy
+    lacks, becomes float32."""
     if str(tensor.layout) != "torch.strided":
         raise InputError(f"a tensor is {tensor.layout}; make it dense first, with to_dense().")
     tensor = tensor.detach().cpu()
@@ -175,15 +178,15 @@ def of_tensor(tensor: Any) -> np.ndarray:
 
 
 def to_tensor(array: Any) -> Any:
-    """An array as a tensor of its own memory on the CPU; bfloat16, which NumPy has not, as float32."""
+    """An array copied to a tensor on the CPU; bfloat16, which NumPy lacks, becomes float32."""
     import torch
 
-    own = np.array(array, np.float32 if array.dtype == jnp.bfloat16 else None)
-    return torch.tensor(own, device="cpu")
+    copied = np.array(array, np.float32 if array.dtype == jnp.bfloat16 else None)
+    return torch.tensor(copied, device="cpu")
 
 
 def constants(loss: Any) -> Iterator[tuple[str, Any]]:
-    """What a loss module of PyTorch's holds that is not trained: buffers, as class weights are, and frozen
+    """The tensors of a PyTorch loss module that are not trained: buffers, such as class weights, and frozen
     parameters."""
     yield from loss.named_buffers()
     for name, parameter in loss.named_parameters():
@@ -192,7 +195,7 @@ def constants(loss: Any) -> Iterator[tuple[str, Any]]:
 
 
 def unwrapped(module: Any) -> Any:
-    """The module of the user's own that `torch.compile` or parallel training wraps."""
+    """The user's own module, without wrappers by `torch.compile` or parallel training."""
     while True:
         if hasattr(module, "_orig_mod"):
             module = module._orig_mod
@@ -203,14 +206,14 @@ def unwrapped(module: Any) -> Any:
 
 
 def bare_name(name: str) -> str:
-    """What an entry of a wrapped module's `state_dict` is called in the module itself."""
+    """The name that an entry of a wrapped module's `state_dict` has in the module itself."""
     while name.startswith(("_orig_mod.", "module.")):
         name = name.split(".", 1)[1]
     return name
 
 
 def is_real(dtype: Any) -> bool:
-    """Whether a dtype holds real numbers; NumPy does not know JAX's of half precision."""
+    """Whether a dtype holds real numbers; NumPy does not know JAX's half-precision dtypes."""
     return getattr(dtype, "kind", "key") in "fiub" or bool(jnp.issubdtype(dtype, jnp.floating))
 
 
@@ -225,7 +228,7 @@ def _in_dicts(tree: Any) -> Any:
 
 
 def _array(leaf: Any, name: str) -> np.ndarray | jax.Array:
-    """`leaf` as an array of real numbers of our own; JAX arrays cannot change and are kept."""
+    """`leaf` as our own array of real numbers: a copy, but for JAX arrays, which are immutable."""
     if np.ma.is_masked(leaf):
         raise InputError(f"{name} holds masked values; drop or fill them first.")
     try:
@@ -241,12 +244,12 @@ def _array(leaf: Any, name: str) -> np.ndarray | jax.Array:
 
 def floating_dtype(dtype: Any) -> np.dtype | None:
     try:
-        found = None if dtype is None else jnp.dtype(dtype)
+        converted = None if dtype is None else jnp.dtype(dtype)
     except TypeError:
-        found = np.dtype(object)
-    if found is not None and not jnp.issubdtype(found, jnp.floating):
+        converted = np.dtype(object)
+    if converted is not None and not jnp.issubdtype(converted, jnp.floating):
         raise InputError(f"dtype must be a floating-point type such as 'float32'; {dtype!r} given.")
-    return found
+    return converted
 
 
 def promoted_dtype(data: Any) -> np.dtype:
@@ -257,7 +260,7 @@ def promoted_dtype(data: Any) -> np.dtype:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a setting is one real number, and not a truth value, which Python takes for one."""
+    """Whether a setting is one real number. Booleans, which Python counts as integers, are not."""
     real = isinstance(value, (int, float, np.integer, np.floating))
     return real and not isinstance(value, bool)
 
@@ -271,7 +274,7 @@ def whole_number(name: str, value: Any, least: int) -> int:
 
 
 def places(name: str, given: Any, count: int) -> np.ndarray:
-    """Which of `count` samples are meant: by their numbers (b,), or by a truth value for each."""
+    """Indices of the selected ones among `count` samples, from indices (b,), a slice or a boolean mask."""
     if not count:
         raise InputError(f"{name} is of samples, and this problem has none; {given!r:.60} given.")
     index = np.arange(count)[given] if isinstance(given, slice) else np.asarray(given)
@@ -307,8 +310,8 @@ def written_in_jax(name: str) -> Iterator[None]:
 
 
 def is_loose(leaf: Any) -> bool:
-    """Whether a parameter is a Python number or an integer: it means one of the parameter's dtype,
-    so that 2 and 2.0 are one program and have a gradient."""
+    """Whether a parameter value is a Python number or an integer. It is then converted to the parameter's
+    dtype, so that 2 and 2.0 share one program and have a gradient."""
     if isinstance(leaf, jax.Array):
         return jnp.issubdtype(leaf.dtype, jnp.integer)
     return not isinstance(leaf, np.generic | np.ndarray) or leaf.dtype.kind in "iub"

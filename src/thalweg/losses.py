@@ -65,7 +65,7 @@ def _bce_with_logits(yhat: Any, y: Any) -> Any:
 
 
 def _cross_entropy(yhat: Any, y: Any) -> Any:
-    """Entries are class indices (n, ...) or probabilities of ŷ's shape; classes are axis 1."""
+    """Targets are class indices (n, ...) or probabilities in the shape of ŷ; classes are along axis 1."""
     log_p = jax.nn.log_softmax(yhat, axis=1)
     if jnp.issubdtype(y.dtype, jnp.integer):
         return -jnp.take_along_axis(log_p, jnp.expand_dims(y, 1), axis=1).squeeze(1)
@@ -113,12 +113,12 @@ NAMED: dict[str, Callable[..., Loss]] = {
 
 
 class _Kind(NamedTuple):
-    """What is to be known of a named loss."""
+    """Properties of a named loss."""
 
     name: str
     equal_shapes: bool = True  # predictions and targets must have one shape
     likelihood: bool = False  # −log p, the predictions being the natural parameters
-    probabilities: bool = False  # targets beyond 0 to 1 have no minimum
+    probabilities: bool = False  # targets must lie in [0, 1]: outside, the loss has no minimum
 
 
 _KINDS = {
@@ -159,7 +159,7 @@ def name_of(loss: Any) -> str:
 
 
 def is_entrywise(loss: Any) -> bool:
-    """Whether `loss` is one of ours, with a value an entry still to be reduced over outputs."""
+    """Whether `loss` is one of ours: it returns a value per entry, still to be reduced over outputs."""
     return _kind(loss) is not None
 
 
@@ -180,7 +180,7 @@ def is_likelihood(loss: Any) -> bool:
 
 
 def wants_probabilities(loss: Any) -> bool:
-    """Whether targets must lie between 0 and 1: beyond, binary cross-entropy has no minimum."""
+    """Whether targets must lie between 0 and 1: outside, binary cross-entropy has no minimum."""
     kind = _kind(loss)
     return kind is not None and kind.probabilities
 
@@ -188,7 +188,7 @@ def wants_probabilities(loss: Any) -> bool:
 def _kind(loss: Any) -> _Kind | None:
     if not isinstance(loss, Partial):
         return None
-    # not as a dictionary's key: a function of the user's need not have a hash
+    # not looked up by key: a user's function need not be hashable
     return next((kind for function, kind in _KINDS.items() if function is loss.func), None)
 
 

@@ -1,4 +1,4 @@
-"""`measure`: what a descent would have recorded, along a trajectory that is there already."""
+"""`measure`: what a descent would have recorded, along an existing trajectory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from thalweg.params import Layout
 from thalweg.problem import Problem, check_is_problem
 from thalweg.tuning import tuned
 
-# of a block's iterates and of what is measured there: what the caches hold
+# bytes of a block's iterates and measurements: what the caches hold
 _BLOCK_BYTES = 4 * 2**20
 _MOST_ROWS = 1024
 
@@ -80,24 +80,24 @@ def measure(
     one_row = walked.steps[:1], walked.rows(0, 1), np.int32(1)
     shapes = _block.eval_shape(sight, walked.start, memory, *one_row)[1]
     shapes = jax.tree_util.tree_map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), shapes)
-    found = Record(shapes, problem.layout, who, 0, walked.count - 1, 1)
-    for column in found.columns:
+    measurements = Record(shapes, problem.layout, who, 0, walked.count - 1, 1)
+    for column in measurements.columns:
         if column.name in path.variables:
             raise InputError(
                 f"record: the path has {column.name!r} already; choose another name, or drop it with "
                 f"path.drop_vars({column.name!r})."
             )
-    with blocks.interruptible():  # Ctrl-C while the record is put together would cost all of it
-        done, interrupted = _along(sight, walked, memory, found, progress)
+    with blocks.interruptible():  # otherwise Ctrl-C while the result is assembled would lose it
+        done, interrupted = _along(sight, walked, memory, measurements, progress)
         lost = np.minimum(walked.lost_at(), done)
         lost[lost == walked.count] = -1
-        variables = {name: (where, values) for name, where, values in found.variables(lost)}
+        variables = {name: (where, values) for name, where, values in measurements.variables(lost)}
         cut = interrupted or path.attrs.get("interrupted", 0)
         return path.assign(variables).assign_attrs(interrupted=int(cut))
 
 
 class _Walked:
-    """A trajectory as the device takes it: members along one axis, if there are any, in the parameters' own
+    """A trajectory in the device's form: members along one axis, or without one, in the parameters' own
     precision."""
 
     def __init__(self, path: xr.Dataset, who: Members, layout: Layout) -> None:
@@ -105,7 +105,9 @@ class _Walked:
         self.member = ((who.count,) if who.batched else ()) + (layout.size,)
         steps = path["step"].values
         whole = np.int32 if steps.max(initial=0) <= np.iinfo(np.int32).max else np.int64
-        self.steps = steps.astype(whole)  # as in a descent, but for numbers of tokens, say
+        self.steps = steps.astype(
+            whole
+        )  # int32 as in a descent, unless steps are large, as when they count tokens
         self.count = len(self.steps)
         self.params = path["params"].transpose("step", *who.dims, "param").values
         start = path["start"].transpose(*who.dims, "param").values
@@ -113,14 +115,14 @@ class _Walked:
 
     def rows(self, first: int, room: int) -> np.ndarray:
         """The iterates (room, …, p) from row `first` on; zeros beyond the last."""
-        found = np.zeros((room, *self.member), self.dtype)
-        there = self.params[first : first + room]
-        found[: len(there)] = there.reshape(-1, *self.member)
-        return found
+        rows = np.zeros((room, *self.member), self.dtype)
+        recorded = self.params[first : first + room]
+        rows[: len(recorded)] = recorded.reshape(-1, *self.member)
+        return rows
 
     def lost_at(self) -> np.ndarray:
-        """The first row at which each member had diverged, or a flow had given it up; their number where it
-        has not."""
+        """The first row at which each member had diverged, or a flow had given it up; where neither, the
+        number of rows."""
         name = "lost_at" if "lost_at" in self.path else "diverged_at"
         lost = self.path[name].transpose(*self.dims).values.reshape(-1)
         return np.where(lost < 0, self.count, np.searchsorted(self.steps, lost))
@@ -129,7 +131,7 @@ class _Walked:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Sight:
-    """What is measured, of which problem."""
+    """What is measured, on which problem."""
 
     problem: Problem
     observed: dict[str, Any]
@@ -142,8 +144,8 @@ class _Sight:
         return at_point(self.problem, params, start, step)
 
     def over_members(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of members' vectors and states and of the step, over the members' axis if there is
-        one."""
+        """A function of a member's start, iterate and states, and of the step, under vmap over the members if
+        there is an axis of them."""
         return jax.vmap(function, (0, 0, 0, None)) if self.batched else function
 
 
@@ -163,7 +165,7 @@ def _begin(sight: _Sight, start: Any, params: Any, step: Any) -> Any:
 def _block(
     sight: _Sight, start: Any, memory: Any, steps: Any, rows: Any, count: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """What is measured at the first `count` of `rows` (room, …, p), and the states after them."""
+    """The observables' states after the first `count` of `rows` (room, …, p), and what is measured there."""
 
     def one(start: Any, params: Any, memory: Any, step: Any) -> tuple[Any, dict[str, Any]]:
         at = sight.at(start, params, step)
@@ -185,11 +187,11 @@ def _block(
 
 
 def _along(
-    sight: _Sight, walked: _Walked, memory: Any, found: Record, progress: bool | None
+    sight: _Sight, walked: _Walked, memory: Any, measurements: Record, progress: bool | None
 ) -> tuple[int, bool]:
-    """Fill a record with what is measured at the iterates: how many of them, and whether Ctrl-C cut it
-    short."""
-    row_bytes = found.row_bytes + walked.start.nbytes
+    """Fill a record with what is measured at the iterates; returns how many were reached, and whether Ctrl-C
+    ended it early."""
+    row_bytes = measurements.row_bytes + walked.start.nbytes
     room = max(1, min(walked.count, _MOST_ROWS, _BLOCK_BYTES // row_bytes))
 
     def launch(first: int, count: int) -> Any:
@@ -201,7 +203,7 @@ def _along(
 
     def collect(first: int, count: int, values: Any) -> None:
         ends = first + count == walked.count
-        found.fill(first, first + count - ends, values, ends=ends)
+        measurements.fill(first, first + count - ends, values, ends=ends)
 
     return blocks.run(
         walked.count, launch, collect, most=room, label="measure", unit="row", progress=progress

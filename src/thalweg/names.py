@@ -1,4 +1,4 @@
-"""The parameters' names: one for each number, spelt out where there are few enough to read.
+"""The parameters' names: one per number, stored where they are few enough to read.
 
 The names of a million parameters take more memory than the parameters, and nobody reads them. Results
 of large models have the names and shapes of their tensors instead, which say the same.
@@ -16,7 +16,7 @@ import numpy as np
 
 from thalweg.errors import InputError
 
-FEW = 2**16  # parameters; above, names are made when they are asked for
+FEW = 2**16  # with more parameters, names are made only when asked for
 
 Tensor = tuple[str, tuple[int, ...]]
 
@@ -49,8 +49,8 @@ class Names(Sequence[str]):
         return _entry(name, np.unravel_index(place, shape) if shape else None)
 
     def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
-        for place, own in enumerate(self):
-            if own == value and place >= start and (stop is None or place < stop):
+        for place, name in enumerate(self):
+            if name == value and place >= start and (stop is None or place < stop):
                 return place
         raise ValueError(f"{value!r} is not among the names")
 
@@ -72,7 +72,7 @@ def _entries(name: str, shape: tuple[int, ...]) -> Iterator[str]:
 
 
 def names_of(tensors: Iterable[Tensor]) -> Sequence[str]:
-    """One name a parameter: a tensor's own where it is a number, else with its index."""
+    """One name per parameter: the tensor's own where it is a scalar, else with an index."""
     names = Names(tensors)
     return tuple(names) if len(names) <= FEW else names
 
@@ -81,7 +81,7 @@ def names_of(tensors: Iterable[Tensor]) -> Sequence[str]:
 
 
 def coords(names: Sequence[str]) -> dict[str, Any]:
-    """What a result says of its parameters' names, as coordinates."""
+    """The coordinates in which a result stores its parameters' names."""
     if not isinstance(names, Names):
         return {"param": np.array(names)}
     return {
@@ -91,7 +91,7 @@ def coords(names: Sequence[str]) -> dict[str, Any]:
 
 
 def found(result: Any) -> Sequence[str] | None:
-    """The parameters' names in a result, an array or their coordinates; None if it does not say."""
+    """The parameters' names in a result's (or an array's) coordinates; None if they are not there."""
     if "tensor_shape" in result.coords:
         tensors = zip(result["tensor"].values, result["tensor_shape"].values, strict=True)
         return Names((str(name), tuple(json.loads(str(shape)))) for name, shape in tensors)
@@ -101,31 +101,31 @@ def found(result: Any) -> Sequence[str] | None:
 
 
 def same(result: Any, names: Sequence[str]) -> bool:
-    """Whether a result is over the parameters `names`, as far as it says."""
-    there = found(result)
-    return there is None or there == names
+    """Whether a result is over the parameters `names`, or has no names of its own."""
+    result_names = found(result)
+    return result_names is None or result_names == names
 
 
 def within(names: Sequence[str], tensor: str) -> np.ndarray:
-    """Whether each parameter (p,) is one of the tensor's."""
+    """Whether each parameter (p,) is an entry of the tensor."""
     if not isinstance(names, Names):
         return np.array([name == tensor or name.startswith(f"{tensor}[") for name in names])
-    own = [np.full(math.prod(shape), name == tensor) for name, shape in names.tensors]
-    return np.concatenate(own)
+    masks = [np.full(math.prod(shape), name == tensor) for name, shape in names.tensors]
+    return np.concatenate(masks)
 
 
 def in_order(what: str, table: Any, names: Sequence[str]) -> Any:
-    """A table of points with a column for each parameter, of pandas' say, as an array (n, p) in the order of
-    `names`; columns without names stay in theirs, and what is no table stays as it is."""
+    """A table of points with a column per parameter, such as a pandas DataFrame, as an array (n, p) in the
+    order of `names`. Unnamed columns keep their order; anything but a table is returned as it is."""
     columns = getattr(table, "columns", None)
     if columns is None or not hasattr(table, "to_numpy"):
         return table
-    given = list(columns)
-    if given == list(range(len(names))):
+    labels = list(columns)
+    if labels == list(range(len(names))):
         return table.to_numpy()
-    if sorted(map(str, given)) != sorted(names):
+    if sorted(map(str, labels)) != sorted(names):
         raise InputError(
-            f"{what} has the columns {given[:8]}; one for each of the parameters {tuple(names[:8])} is "
+            f"{what} has the columns {labels[:8]}; one for each of the parameters {tuple(names[:8])} is "
             f"expected."
         )
     return table[list(names)].to_numpy()

@@ -8,7 +8,7 @@ An observable is a function of `at`, or a pair (init, measure) where it needs a 
     step      the index of the step
 
 It returns an array of any shape, or a pytree of them: one with the structure of the parameters is
-labelled by their names, any other becomes one variable a leaf.
+labelled by their names, any other becomes one variable per leaf.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from thalweg.problem import Problem, check_is_problem, value_and_gradient
 class At:
     """Where a descent stands; what observables and optimizers see.
 
-    `optimizer` has this step's hyperparameters, `state` is what it carries, and `updates` says how many it
-    has made: `step`, less those that a member sat out which had stopped. A flow has none of these.
+    `optimizer` has this step's hyperparameters, `state` is its state, and `updates` says how many updates it
+    has made: `step`, less the steps during which the member had stopped. A flow has none of these.
     """
 
     problem: Problem
@@ -57,7 +57,7 @@ class At:
 
 
 def at_point(problem: Problem, params: Params, start: Params, step: Any) -> At:
-    """Where no optimizer stands: the batch is all the data."""
+    """An `At` without an optimizer: the batch is all the data."""
     loss, grad = value_and_gradient(problem, params)
     problem = problem.replace(params=params)  # one with init= has a layout then
     return At(problem, problem, params, start, loss, grad, step)
@@ -80,7 +80,7 @@ class Observable:
 
 
 def documented(observable: Any, text: str) -> Any:
-    """An observable with a docstring of its own, in place of its class's."""
+    """The observable, with a docstring of its own instead of its class's."""
     object.__setattr__(observable, "__doc__", text)
     return observable
 
@@ -91,7 +91,7 @@ def relative_movement(at: At) -> Any:
 
 
 def relative(change: Any, size: Any) -> Any:
-    """A change by the size of what changed; as it is where that was zero."""
+    """A change divided by the size of what changed; undivided where that is zero."""
     return change / jnp.where(size == 0, 1, size)
 
 
@@ -100,7 +100,7 @@ OF_ZERO = "absolute for runs whose first value has norm zero, where a relative o
 
 
 def is_named(name: str, observable: Observable) -> bool:
-    """Whether this is the observable that goes by that name."""
+    """Whether this is the named observable `name`."""
     structure = jax.tree_util.tree_structure
     return name in NAMED and structure(observable) == structure(_as_observable("", NAMED[name]))
 
@@ -114,10 +114,10 @@ def movement_by_parameter(at: At) -> dict[str, Any]:
     """‖w_t − w_0‖ / ‖w_0‖ of each parameter tensor; absolute where it starts at zero."""
     now = jax.tree_util.tree_flatten_with_path(at.params)[0]
     start = jax.tree_util.tree_leaves(at.start)
-    moved = {}
+    movements = {}
     for (path, w), w0 in zip(now, start, strict=True):
-        moved[path_name(path)] = relative(norm(w - w0), norm(w0))
-    return moved
+        movements[path_name(path)] = relative(norm(w - w0), norm(w0))
+    return movements
 
 
 def gradient_norm(at: At) -> Any:
@@ -166,7 +166,7 @@ NAMED: dict[str, Any] = {
     "relative_movement": relative_movement,
     "successive_change": successive_change,
 }
-# recorded by the loop itself; `batch` is known to the host
+# recorded by the loop itself, but for `batch`, which the host records
 BUILT_IN = ("params", "loss", "grad", "batch")
 
 
@@ -203,15 +203,18 @@ def chosen(record: Any) -> tuple[dict[str, bool], dict[str, Any]]:
 
 
 def names(built_in: dict[str, bool], observables: dict[str, Any]) -> list[str]:
-    """What `chosen` found, as a result's settings hold it: the user's own functions in brackets."""
-    own = [name if is_named(name, seen) else f"<{name}>" for name, seen in observables.items()]
-    return [*(name for name, on in built_in.items() if on), *own]
+    """What `chosen` returned, as stored in a result's settings: the user's own functions in brackets."""
+    observable_names = [
+        name if is_named(name, observable) else f"<{name}>"
+        for name, observable in observables.items()
+    ]
+    return [*(name for name, on in built_in.items() if on), *observable_names]
 
 
 def first_state(name: str, seen: Observable, at: At) -> Any:
-    """An observable's first state, in the dtypes that `measure` returns: `init` may give 0.0.
+    """An observable's first state, cast to the dtypes that `measure` returns: `init` may give 0.0.
 
-    For use inside a trace, as `measured`.
+    For use inside a trace, like `measured`.
     """
     with written_in_jax(f"the observable {name!r}"):
         first = jax.tree_util.tree_map(jnp.asarray, seen.init(at))
@@ -228,7 +231,7 @@ def first_state(name: str, seen: Observable, at: At) -> Any:
 
 
 def measured(name: str, seen: Observable, at: At, state: Any) -> tuple[Any, Any]:
-    """An observable's value at an iterate, and its state after that, in the dtypes of the one before."""
+    """An observable's value at an iterate, and its next state, in the dtypes of the present one."""
     with written_in_jax(f"the observable {name!r}"):
         value, after = seen.measure(at, state)
     return value, jax.tree_util.tree_map(

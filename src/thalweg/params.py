@@ -32,12 +32,12 @@ def _key(entry: Any) -> Any:
 
 
 def promoted(tree: Any, dtype: Any) -> Any:
-    """A pytree with its floating-point arrays in this precision at least, as far as JAX is set to it."""
+    """A pytree with its floating-point arrays in at least this precision, as far as JAX's settings allow."""
 
     def widened(leaf: Any) -> Any:
-        own = jnp.result_type(leaf)
-        wide = jnp.zeros((), jnp.promote_types(own, dtype)).dtype
-        return leaf.astype(wide) if jnp.issubdtype(own, jnp.floating) else leaf
+        dtype_before = jnp.result_type(leaf)
+        dtype_after = jnp.zeros((), jnp.promote_types(dtype_before, dtype)).dtype
+        return leaf.astype(dtype_after) if jnp.issubdtype(dtype_before, jnp.floating) else leaf
 
     return jax.tree_util.tree_map(widened, tree)
 
@@ -85,12 +85,12 @@ class Layout:
 
     @cached_property
     def dtype(self) -> np.dtype:
-        """The dtype of the flattened vector: what the leaves promote to."""
+        """The dtype of the flattened vector: that to which the leaves promote."""
         return jnp.result_type(*self.dtypes) if self.dtypes else np.dtype(float)
 
     @cached_property
     def names(self) -> Sequence[str]:
-        """One name a parameter: the leaf's own where it is a scalar, else with its index."""
+        """One name per parameter: the leaf's own where it is a scalar, else with an index."""
         return names.names_of(zip(self.leaf_names, self.shapes, strict=True))
 
     def index(self, name: str) -> int:
@@ -146,7 +146,7 @@ def _split(layout: Layout, vector: Any) -> list[Any]:
     if not layout.sizes:
         return []
     if isinstance(vector, jax.Array):
-        # of which the transpose is one concatenation, where that of slices adds up vectors of zeros
+        # its transpose is a single concatenation; that of slices adds up vectors of zeros
         parts = jax.lax.split(vector, layout.sizes, axis=vector.ndim - 1)
     else:
         parts = np.split(vector, np.cumsum(layout.sizes[:-1]), axis=-1)
@@ -156,7 +156,7 @@ def _split(layout: Layout, vector: Any) -> list[Any]:
     ]
 
 
-# In one program: leaf by leaf, a network of sixty compiled for two seconds
+# Compiled as one program: leaf by leaf, a network of sixty leaves took two seconds to compile
 _joined_by_jax = jax.jit(_joined, static_argnames=("layout", "lead"), inline=True)
 _split_by_jax = jax.jit(_split, static_argnames="layout", inline=True)
 
@@ -164,7 +164,7 @@ _split_by_jax = jax.jit(_split, static_argnames="layout", inline=True)
 def norm(tree: Params) -> jax.Array:
     """The Euclidean norm of all the entries of `tree`, as one vector; in single precision at least."""
     leaves = jax.tree_util.tree_leaves(tree)
-    # in double, since in single 1e20 has no square, nor has 1e-23
+    # in double precision: in single, the square of 1e20 overflows, and that of 1e-23 underflows
     squares = [jnp.sum(jnp.square(leaf.astype(float))) for leaf in leaves]
     return jnp.sqrt(sum(squares)).astype(jnp.result_type(jnp.float32, *leaves))
 

@@ -157,9 +157,9 @@ class Problem:
 
         if name not in FUNCTIONS:
             raise unknown("catalogue problem", name, FUNCTIONS)
-        known = FUNCTIONS[name]
+        function = FUNCTIONS[name]
         problem = cls.from_function(
-            known.f, params=dict(zip(("x", "y"), known.start, strict=True)), dtype=dtype
+            function.f, params=dict(zip(("x", "y"), function.start, strict=True)), dtype=dtype
         )
         problem.source = {
             "catalogue": name,
@@ -288,8 +288,8 @@ class Problem:
         data = f"{self.n_samples} samples, " if self.n_samples else ""
         return f"<Problem: {data}{self.size} parameters, reduction {self.reduction!r}>"
 
-    # As a pytree: arrays are leaves; functions and the reduction are static. `init` and `source`
-    # are of use on the host alone, and a fresh `init` must not compile anything anew.
+    # As a pytree: arrays are leaves; functions and the reduction are static. `init` and `source` are left
+    # out: only the host uses them, and a new `init` must not cause a recompilation.
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], str]:
         return (
@@ -320,7 +320,7 @@ class Problem:
         return new
 
     def _know_functions(self) -> None:
-        """The user's functions by their programs, so that the same ones written anew compile nothing."""
+        """Identify the user's functions by their programs, so that redefining them does not recompile."""
         like = self.layout.like
         if self.is_without_data:
             f = identity.by_program(self.predict.args[0], like)
@@ -334,15 +334,15 @@ class Problem:
         self.penalty = identity.by_program(self.penalty, like)
 
     def _point(self, params: Any) -> Params:
-        """A point in the problem's structure where it is given otherwise; a `state_dict` of a module's holds
-        more than parameters."""
+        """A point converted to the problem's structure; of a module's `state_dict`, only the parameters are
+        taken."""
         module = identity.written(self.predict)
         if isinstance(params, Mapping) and hasattr(module, "parameters_of"):
             params = module.parameters_of(self.predict.args[0], params)
         return inputs.point(params, self.layout)
 
     def _checked(self, params: Params) -> Params:
-        """`params` in the problem's structure, which they must fit: other shapes might broadcast."""
+        """`params` in the problem's structure; an error if they do not fit: other shapes might broadcast."""
         if self.params is None and self.init is None:
             return params  # a problem with init= alone has no layout inside a trace
         layout = self.layout
@@ -361,12 +361,12 @@ class Problem:
 
 @partial(jax.jit, inline=True)
 def _rows(tree: Any, index: Any) -> Any:
-    """Some rows of each array, in one program."""
+    """The rows `index` of each array, in one program."""
     return jax.tree_util.tree_map(lambda leaf: leaf[index], tree)
 
 
 def _without_data(f: Any, params: Params, x: Any) -> Any:
-    return jax.tree_util.tree_map(jnp.asarray, f(params))  # a constant is a number of Python's
+    return jax.tree_util.tree_map(jnp.asarray, f(params))  # f may return a Python number
 
 
 def _value(yhat: Any, y: Any) -> Any:
@@ -374,9 +374,9 @@ def _value(yhat: Any, y: Any) -> Any:
     return jnp.reshape(yhat, (1,))
 
 
-# The pure functions behind the methods. They are compiled at the module's level, so that every
-# problem with the same functions and shapes shares one program; inside a trace they are inlined, and a
-# model, whose code may be slow, is run once for all programs that take it at such shapes.
+# The pure functions behind the methods. They are jitted at module level, so that all problems with the same
+# functions and shapes share one program. Inside a trace they are inlined, and their cached trace is reused:
+# a model, whose Python code may be slow, is traced once per shapes for all programs that use it.
 
 
 @partial(jax.jit, inline=True)
@@ -390,20 +390,26 @@ def pointwise(problem: Problem, params: Params) -> Any:
 
 
 def _risk_now(problem: Problem, params: Params, penalty: bool) -> Any:
-    own = pointwise(problem, params)
-    values = promoted(own, jnp.float32)  # a sum may leave half precision where the mean does not
+    losses_per_sample = pointwise(problem, params)
+    values = promoted(
+        losses_per_sample, jnp.float32
+    )  # a sum may overflow half precision where the mean does not
     if problem.mask is None:
         total, count = values.sum(), values.shape[0]
     else:
-        # of a batch none of whose samples counts the risk is 0: it moves nothing
+        # a batch in which no sample counts has risk 0 and a zero gradient
         total, count = jnp.where(problem.mask, values, 0).sum(), jnp.maximum(problem.mask.sum(), 1)
     risk = total / count if problem.reduction == "mean" else total
-    risk = risk.astype(own.dtype) if jnp.issubdtype(own.dtype, jnp.floating) else risk
+    risk = (
+        risk.astype(losses_per_sample.dtype)
+        if jnp.issubdtype(losses_per_sample.dtype, jnp.floating)
+        else risk
+    )
     return penalised(problem, params, risk, penalty)
 
 
 def penalised(problem: Problem, params: Params, risk: Any, penalty: bool) -> Any:
-    """`risk` with the problem's penalty at `params` added, where it is wanted and there is one."""
+    """`risk` plus the problem's penalty at `params`, if `penalty` is true and there is one."""
     return risk + problem.penalty(params) if penalty and problem.penalty is not None else risk
 
 
@@ -442,7 +448,8 @@ _gradient = jax.jit(_gradient_now)
 
 
 def predicting(problem: Problem, yhat: Any) -> Problem:
-    """The problem with the predictions `yhat`, whatever the parameters are: the loss in them."""
+    """The problem with fixed predictions `yhat`, whatever the parameters are: the loss as a function of
+    predictions alone."""
     return problem.replace(predict=Partial(_given, yhat))
 
 
@@ -465,10 +472,10 @@ def check_has_expected(problem: Problem) -> None:
 
 
 def vector_of(problem: Problem, params: Params) -> Any:
-    """A point of a problem as a vector (p,), in its own precision where it is one.
+    """A point of a problem as a vector (p,); one that is a vector already keeps its precision.
 
     Raises:
-        InputError: something else than a problem, or a point that is not one of its.
+        InputError: not a problem, or a point that does not fit it.
     """
     check_is_problem(problem)
     is_vector = isinstance(params, (np.ndarray, jax.Array)) and params.shape == (problem.size,)
@@ -478,13 +485,13 @@ def vector_of(problem: Problem, params: Params) -> Any:
 
 
 def _holds_entries(problem: Problem) -> bool:
-    """Whether a problem is of a PyTorch module."""
+    """Whether a problem was made from a PyTorch module."""
     return hasattr(identity.written(problem.predict), "held_of")
 
 
 def holding(problem: Problem, entries: Mapping[str, Any]) -> Problem:
-    """The problem of a PyTorch module, with what a `state_dict` holds beside the parameters (running
-    statistics, frozen weights) in place of its own; another problem as it is."""
+    """A PyTorch module's problem, with the entries of a `state_dict` other than the parameters (running
+    statistics, frozen weights) in place of its own; any other problem as it is."""
     if not _holds_entries(problem):
         return problem
     module = identity.written(problem.predict)
@@ -504,7 +511,7 @@ def described(problem: Problem) -> dict[str, Any]:
 
 
 def in_precision(problem: Problem, dtype: Any) -> Problem:
-    """The problem with its parameters and data in this precision at least, as far as JAX is set to it."""
+    """The problem with its parameters and data in at least this precision, as far as JAX's settings allow."""
     init = problem.init and inputs.InDtype(
         problem.init, jnp.promote_types(problem.layout.dtype, dtype)
     )

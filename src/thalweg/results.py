@@ -1,8 +1,8 @@
 """The schema of a result, its provenance, projection on a plane, save and load.
 
 A result is an `xarray.Dataset` (a study's, an `xarray.DataTree`). docs/results.md lists every
-variable. This room needs NumPy and xarray alone, so that a saved file can be read and drawn without
-the libraries that made it.
+variable. This module needs only NumPy and xarray, so that a saved file can be read and drawn without the
+libraries that made it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from thalweg.errors import InputError, first_line, unknown
 
 SCHEMA_VERSION = 1
 
-# Dimensions that every result may have: a plane's axis or a record may not take their names.
+# Dimensions that any result may have; axes of planes and records must not use these names.
 RESERVED_DIMS = (
     "step",
     "param",
@@ -45,7 +45,7 @@ RESERVED_DIMS = (
 
 RISKS = ("empirical", "expected", "pointwise")
 
-# What a landscape and a projection hold beside the risks.
+# What a landscape and a projection hold besides the risks.
 PLANE_VARIABLES = (
     "origin",
     "directions",
@@ -70,12 +70,12 @@ def provenance(kind: str, settings: Mapping[str, Any], **more: Any) -> dict[str,
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """The versions of Python, Thalweg and what the numbers depend on, where installed."""
-    found = {"python": platform.python_version()}
+    """The versions of Python, Thalweg and the packages that affect the numbers, where installed."""
+    by_package = {"python": platform.python_version()}
     for package in ("thalweg", "jax", "jaxlib", "numpy", "optax", "xarray"):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            by_package[package] = metadata.version(package)
+    return by_package
 
 
 def to_json(value: Any) -> str:
@@ -127,7 +127,7 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
             result = result.copy()  # a tree has no assign_attrs
             result.attrs = {**result.attrs, "schema_version": SCHEMA_VERSION}
         try:
-            # not by HDF5, which ends the process where a disk is full
+            # in memory: writing to disk, HDF5 would abort the process where the disk is full
             content = result.to_netcdf(None, engine="h5netcdf")
         except (TypeError, ValueError, NotImplementedError) as error:
             raise InputError(
@@ -150,7 +150,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError(f"cannot save to {path}: the folder {path.parent} does not exist.")
     if path.is_dir():
         raise InputError(f"cannot save to {path}: it is a folder; give a file in it.")
-    # not by tempfile, whose files are private: a result has the permissions of any new file
+    # tempfile's files are private; a result should have the permissions of any new file
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         scratch.touch(exist_ok=False)
@@ -189,7 +189,7 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
 
 
 def _as_saved(dataset: xr.Dataset) -> xr.Dataset:
-    """Strings come back as objects, and attributes as NumPy scalars; make them what they were."""
+    """Undo what netCDF does to types: strings come back as objects, and attributes as NumPy scalars."""
     changed = {
         name: (v.dims, v.values.astype(str), v.attrs)
         for name, v in dataset.variables.items()
@@ -237,7 +237,7 @@ def _check_names(result: xr.Dataset | xr.DataTree) -> None:
 
 
 def member_dims(path: xr.Dataset) -> tuple[str, ...]:
-    """The dimensions that tell a trajectory's members apart: run, and one a sweep."""
+    """The dimensions of a trajectory's members: run, and one per sweep."""
     return tuple(str(d) for d in path["status"].dims)
 
 
@@ -276,15 +276,15 @@ def project(plane: Any, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Data
     dims = [d for d in points.dims if d != "param"]
     offset = points.transpose(*dims, "param").values.astype(float) - origin
     lengths = np.linalg.norm(directions, axis=1)
-    # A thin QR of the directions, not their Gram matrix: its condition number is not squared.
+    # A thin QR decomposition, not the Gram matrix, whose condition number would be squared.
     q, r = np.linalg.qr(directions.T / np.where(lengths, lengths, 1))
     if np.linalg.matrix_rank(r) < len(directions):
         raise InputError(
             "the plane has a direction of length 0, or one that is a combination of the others, so that "
             "points have no coordinates on it."
         )
-    # A diverging run passes through huge numbers. They are data, not a cause for warnings, and the
-    # residual is not a root of a sum of squares, which would overflow for them.
+    # A diverging run passes through huge numbers. They are data, not a cause for warnings; and the residual
+    # is computed by hypot, because squaring them would overflow.
     with np.errstate(over="ignore", invalid="ignore"):
         along = offset @ q
         coordinates = np.linalg.solve(r, np.moveaxis(along, -1, 0).reshape(len(r), -1))
@@ -298,7 +298,7 @@ def project(plane: Any, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Data
 
 def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
     """The points of a trajectory, or of an array, that may be drawn on a plane."""
-    given, own = path, names.found(plane)
+    given, plane_names = path, names.found(plane)
     if isinstance(path, xr.Dataset):
         if "params" not in path:
             raise InputError(
@@ -307,7 +307,7 @@ def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
             )
         path = path["params"]
     if not isinstance(path, xr.DataArray):
-        path = path if own is None else names.in_order("path", path, own)
+        path = path if plane_names is None else names.in_order("path", path, plane_names)
         try:
             array = np.asarray(path, float)
         except (TypeError, ValueError):
@@ -321,7 +321,11 @@ def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
             f"the points must have the plane's {plane.sizes['param']} parameters; they have "
             f"{dict(path.sizes)}."
         )
-    if own and isinstance(given, (xr.Dataset, xr.DataArray)) and not names.same(given, own):
+    if (
+        plane_names
+        and isinstance(given, (xr.Dataset, xr.DataArray))
+        and not names.same(given, plane_names)
+    ):
         raise InputError("the points and the plane have different parameters.")
     return path
 
@@ -330,10 +334,10 @@ def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
 
 
 def mask_from(values: np.ndarray, step: np.ndarray, since: np.ndarray, after: int = 0) -> None:
-    """Overwrite, in place, what members gave from `after` steps after `since` (members,) on; a member
-    whose entry is −1 is left alone.
+    """Mask, in place, each member's values from step since + after on. `since` is (members,); members where
+    it is −1 are left alone.
 
-    `values` is (rows, size, members); NaN takes their place, −1 where integers.
+    `values` is (rows, size, members). Masked values become NaN, or −1 in integers.
     """
     filler = np.nan if values.dtype.kind in "fc" else (-1 if values.dtype.kind == "i" else 0)
     for member in np.flatnonzero(since >= 0):

@@ -56,7 +56,7 @@ class Stop:
         return met
 
     def check(self, at: At, info: dict[str, Any]) -> None:
-        """An InputError where the rule does not fit what the descent provides. Traces it, computes nothing."""
+        """An InputError where the rule does not fit what the descent provides. It is traced, not computed."""
         numbers = [name for name, value in info.items() if getattr(value, "shape", None) == ()]
         for name in self.limits:
             if name not in ("loss", *_STATELESS, *numbers):

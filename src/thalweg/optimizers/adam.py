@@ -196,7 +196,7 @@ class RAdam(Optimizer):
         longest = 2 / (1 - beta2) - 1
         length = longest - 2 * t * beta2**t / correction2
         tractable = length > 5
-        # Where it is not, a length that keeps the root real: its NaN would poison a derivative.
+        # Where it is not, use a length whose root is real: a NaN would poison derivatives through `where`.
         length = jnp.where(tractable, length, longest)
         shrink = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
         rectified = jnp.sqrt(correction2 * shrink)
@@ -266,8 +266,8 @@ def _adam_step(
 def _adam_preconditioner(
     rule: Adam | AdamW, at: At, params: Params, state: State, step: Any, decoupled: bool
 ) -> Params:
-    """(1 − β₁ᵗ)(√v̂ + ε): of steps along the average itself, whose bias correction is a part of it
-    (Cohen et al., 2022, equation 2)."""
+    """(1 − β₁ᵗ)(√v̂ + ε): the divisor of steps along the average m, which thus includes the bias correction
+    of m (Cohen et al., 2022, equation 2)."""
     divisor = _adam_averages(rule, at, params, state, step, decoupled)[2]
     return each(lambda d: like(1 - rule.betas[0] ** count(step), d) * d, divisor)
 
@@ -288,7 +288,8 @@ def _adam_averages(
 
 
 def _decayed(rule: Any, params: Params, grad: Params, decoupled: bool) -> tuple[Params, Params]:
-    """Parameters and gradient to step from, the weight decay in the one or in the other."""
+    """Parameters and gradient, with weight decay applied to the parameters if `decoupled`, else to the
+    gradient."""
     g = signed(grad, rule.maximize)
     if not decoupled:
         return params, with_decay(g, params, rule.weight_decay)

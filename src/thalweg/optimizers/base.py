@@ -18,8 +18,8 @@ from thalweg.problem import Problem
 
 State = Any
 
-# torch keeps the scalars of its states (ASGD's eta and mu, NAdam's mu_product) in its default
-# dtype, float32, whatever the parameters' is. In float64 the iterates would differ by 1e-9.
+# torch keeps the scalars of its states (ASGD's eta and mu, NAdam's mu_product) in its default dtype, float32,
+# whatever the parameters' dtype is. In float64 the iterates would differ from torch's by 1e-9.
 SCALAR = jnp.float32
 
 
@@ -170,11 +170,11 @@ class Optimizer:
     @classmethod
     def _unflatten(cls, switches: tuple[Any, ...], children: tuple[Any, ...]) -> Self:
         new = object.__new__(cls)
-        left = iter(children)
+        remaining = iter(children)
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             if field.metadata["hyper"]:
                 pair = field.name in cls.PAIRS
-                value = (next(left), next(left)) if pair else next(left)
+                value = (next(remaining), next(remaining)) if pair else next(remaining)
                 object.__setattr__(new, field.name, value)
         for name, value in switches:
             object.__setattr__(new, name, value)
@@ -203,7 +203,9 @@ def check(optimizer: Any) -> Optimizer:
         if callable(value):
             continue
         try:
-            if value is None or np.asarray(value).dtype.kind in "USc":  # texts, and complex numbers
+            if (
+                value is None or np.asarray(value).dtype.kind in "USc"
+            ):  # strings and complex numbers
                 raise TypeError
             numbers = np.asarray(value, float)
         except (TypeError, ValueError):
@@ -213,7 +215,7 @@ def check(optimizer: Any) -> Optimizer:
             ) from None
         check_range(optimizer.name, name, numbers, *bounds[name])
     for name, value in optimizer.switches().items():
-        # A list of booleans would be true, whatever it holds.
+        # A list of booleans would count as true, whatever it holds.
         if isinstance(getattr(type(optimizer), name, None), bool) and not isinstance(value, bool):
             raise InputError(
                 f"{optimizer.name}: {name} is True or False and cannot be swept; {value!r} given."
@@ -223,7 +225,7 @@ def check(optimizer: Any) -> Optimizer:
 
 
 def known(value: Any) -> np.ndarray:
-    """The numbers that a hyperparameter takes, as far as they are known: none of a schedule."""
+    """The numbers that a hyperparameter takes; none for a schedule, whose numbers are not known here."""
     return np.empty(0) if callable(value) else np.asarray(value, float).ravel()
 
 
@@ -233,12 +235,12 @@ def check_range(
     """An error unless every number lies in its range."""
     outside = ~((numbers >= low) & ((numbers < high) if open_high else (numbers <= high)))
     if outside.any():
-        given = float(np.atleast_1d(numbers)[np.atleast_1d(outside)][0])
+        number = float(np.atleast_1d(numbers)[np.atleast_1d(outside)][0])
         if math.isinf(low) and math.isinf(high):
             span = "a number"
         else:
             span = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
-        raise InputError(f"{owner}: {name} must be {span}; {given:g} given.")
+        raise InputError(f"{owner}: {name} must be {span}; {number:g} given.")
 
 
 # Arithmetic ----------------------------------------------------------------------------------

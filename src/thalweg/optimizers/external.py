@@ -1,4 +1,4 @@
-"""Optimizers from optax, as they are."""
+"""Wraps optimizers from optax."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def optax(factory: Any, /, **kwargs: Any) -> Optax:
 
 
 class _Settings(dict[str, Any]):
-    """Static arguments. JAX hashes and compares them between calls, and not all can be."""
+    """Static arguments. JAX hashes and compares them between calls, which not all values support."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self))
@@ -106,15 +106,15 @@ class Optax(Optimizer):
 
         rule = optax.with_extra_args_support(self._transformation())
         old = jax.tree_util.tree_map(_restored, rule.init(params), state)
-        known = {
+        extra_args = {
             "value": at.loss,
             "grad": at.grad,
             "value_fn": lambda params: at.value_and_gradient(params)[0],
         }
-        asked = inspect.signature(rule.update).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in asked.values()):
-            known = {name: value for name, value in known.items() if name in asked}
-        updates, new = rule.update(at.grad, old, params, **known)
+        parameters = inspect.signature(rule.update).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            extra_args = {name: value for name, value in extra_args.items() if name in parameters}
+        updates, new = rule.update(at.grad, old, params, **extra_args)
         # A loop needs the dtypes it began with, and optax does not always keep them.
         new = jax.tree_util.tree_map(lambda old, x: _stored(x).astype(old.dtype), state, new)
         return optax.apply_updates(params, updates), new, {}
@@ -146,8 +146,8 @@ class Optax(Optimizer):
 
 
 def _is_transformation(value: Any) -> bool:
-    made = not isinstance(value, type)
-    return made and all(callable(getattr(value, name, None)) for name in ("init", "update"))
+    is_instance = not isinstance(value, type)
+    return is_instance and all(callable(getattr(value, name, None)) for name in ("init", "update"))
 
 
 def _defaults(factory: Callable[..., Any]) -> dict[str, Any] | None:
@@ -165,8 +165,8 @@ def _is_hyperparameter(value: Any, default: Any) -> bool:
     if default is None:
         return _kind(value) == "f"
     if default is _REQUIRED or isinstance(default, float):
-        made = _is_transformation(value) or isinstance(value, type)
-        return _kind(value) in ("i", "u", "f") or (callable(value) and not made)
+        is_object = _is_transformation(value) or isinstance(value, type)
+        return _kind(value) in ("i", "u", "f") or (callable(value) and not is_object)
     return False
 
 
@@ -194,7 +194,7 @@ def _same(one: Any, other: Any) -> bool:
         return one is other
     try:
         return bool(one == other)
-    except (TypeError, ValueError):  # arrays, which do not say
+    except (TypeError, ValueError):  # arrays have no single truth value
         return False
 
 
@@ -204,8 +204,8 @@ def _same(one: Any, other: Any) -> bool:
 def _weak(number: Any) -> Any:
     """`number` typed as JAX types Python's own: its dtype gives way to that of an array.
 
-    optax then computes what it does with a Python number: 1 − b2 in float64, products with float32
-    arrays in float32. No public function makes such an array; the primitive does.
+    optax then computes as with a Python number: 1 − b2 in float64, products with float32 arrays in float32.
+    No public function makes such a weakly typed array; the primitive does.
     """
     number = jnp.asarray(number).astype(float)
     return primitives.convert_element_type_p.bind(
@@ -223,8 +223,8 @@ def _stored(leaf: Any) -> Any:
     return jnp.asarray(leaf, leaf.dtype)
 
 
-def _restored(made: Any, leaf: Any) -> Any:
+def _restored(original: Any, leaf: Any) -> Any:
     """The stored leaf as optax made it: random keys are keys again."""
-    if not _is_key(made):
+    if not _is_key(original):
         return leaf
-    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(made))
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(original))

@@ -68,7 +68,7 @@ class LBFGS(Optimizer):
         return {
             "d": zero,
             "t": jnp.zeros((), float),
-            "old_dirs": history,  # y, a ring: pair number i stands in row i mod history_size
+            "old_dirs": history,  # y, a ring buffer: pair number i is in row i mod history_size
             "old_stps": history,  # s
             "ro": history[:, 0],  # 1 / yᵀs
             "pairs": jnp.zeros((), int),
@@ -130,8 +130,8 @@ class LBFGS(Optimizer):
             "evaluations": evaluations,
             "done": done,
         }
-        moved = {"d": d, "t": t, "prev_flat_grad": gradient, "n_iter": state["n_iter"] + 1}
-        return walk, {**state, **moved}
+        last_move = {"d": d, "t": t, "prev_flat_grad": gradient, "n_iter": state["n_iter"] + 1}
+        return walk, {**state, **last_move}
 
     @property
     def _most_evaluations(self) -> int:
@@ -144,7 +144,7 @@ class LBFGS(Optimizer):
         x = walk["x"]
         if self.line_search_fn is None:
             x = x + like(t, d) * d
-            # After the last move torch does not evaluate: the next step does, on its own batch.
+            # Like torch, do not evaluate after the last move: the next step does so, on its own batch.
             value, gradient = jax.lax.cond(
                 last, lambda: (walk["value"], walk["gradient"]), lambda: evaluate(x)
             )
@@ -154,14 +154,14 @@ class LBFGS(Optimizer):
             value, gradient = evaluate(x + like(t, d) * d)
             return Point(t, value, gradient, jnp.sum(gradient * d).astype(float))
 
-        found, spent = strong_wolfe(
+        end, spent = strong_wolfe(
             on_line,
             Point(jnp.zeros((), float), walk["value"], walk["gradient"], slope),
             t,
             jnp.abs(d).max().astype(float),
             self._most_evaluations - walk["evaluations"],
         )
-        return (x + like(found.t, d) * d, found.value, found.gradient), found.t, spent
+        return (x + like(end.t, d) * d, end.value, end.gradient), end.t, spent
 
     def _remember(self, state: State, gradient: Any) -> State:
         """The state with the last move's pair (s, y), if the loss curves upwards along it."""
@@ -192,18 +192,18 @@ def _direction(state: State, gradient: Any) -> Any:
     """−H∇f by the two-loop recursion. Without pairs, as at first, H is the identity."""
     dirs, steps, ro, pairs = (state[k] for k in ("old_dirs", "old_stps", "ro", "pairs"))
     size = len(ro)
-    held = jnp.minimum(pairs, size)
+    n_pairs = jnp.minimum(pairs, size)
 
     def back(i: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        q, along = carry
+        q, coefficients = carry
         row = (pairs - 1 - i) % size
         a = jnp.sum(steps[row] * q) * ro[row]
-        return q - a * dirs[row], along.at[row].set(a)
+        return q - a * dirs[row], coefficients.at[row].set(a)
 
     def forth(i: Any, r: Any) -> Any:
-        row = (pairs - held + i) % size
+        row = (pairs - n_pairs + i) % size
         b = jnp.sum(dirs[row] * r) * ro[row]
-        return r + (along[row] - b) * steps[row]
+        return r + (coefficients[row] - b) * steps[row]
 
-    q, along = jax.lax.fori_loop(0, held, back, (-gradient, jnp.zeros_like(ro)))
-    return jax.lax.fori_loop(0, held, forth, state["H_diag"] * q)
+    q, coefficients = jax.lax.fori_loop(0, n_pairs, back, (-gradient, jnp.zeros_like(ro)))
+    return jax.lax.fori_loop(0, n_pairs, forth, state["H_diag"] * q)

@@ -13,7 +13,7 @@ from thalweg.params import Layout
 from thalweg.problem import Problem
 
 _SCALINGS = ("identity", "marquardt")
-# Beyond these multiples of the problem's own scale a damping changes nothing, and would overflow.
+# Damping is clipped to these multiples of the problem's scale: beyond, it changes nothing, or overflows.
 _LEAST, _MOST = 1e-40, 1e20
 
 

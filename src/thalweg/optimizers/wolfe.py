@@ -1,4 +1,4 @@
-"""A line search for the strong Wolfe conditions, as one compiled loop with one evaluation a turn.
+"""A line search for the strong Wolfe conditions, as one compiled loop, one evaluation per iteration.
 
 Along φ(t) = f(x + td) it looks for φ(t) ≤ φ(0) + c₁tφ′(0) and |φ′(t)| ≤ c₂|φ′(0)| (Nocedal and
 Wright, 2006, algorithms 3.5 and 3.6), by cubic interpolation: it goes out until an interval
@@ -31,10 +31,10 @@ class Point(NamedTuple):
 
 class _Search(NamedTuple):
     t: Any  # the next trial
-    ends: Point  # two points, stacked; while going out, the second is the last trial
-    low: Any  # which of them has the lower value
-    enclosed: Any
-    cramped: Any  # whether the last interpolation fell close to an end
+    ends: Point  # two points, stacked; while still expanding, the second is the last trial
+    low: Any  # index of the end with the lower value
+    enclosed: Any  # whether an interval encloses an acceptable point
+    cramped: Any  # whether the last interpolation was close to an end, and left there
     evaluations: Any
     done: Any
 
@@ -72,10 +72,10 @@ def strong_wolfe(
 
 
 def _go_out(start: Point, most: Any, search: _Search, new: Point) -> _Search:
-    """No interval yet: this trial makes one, is the answer, or is where to go on from."""
+    """Expand while there is no interval: the trial closes one, is accepted, or is the point to go on from."""
     last = _end(search.ends, 1)
     spent = search.evaluations > most
-    # The third evaluation is the first that may end the search by having risen: torch's count.
+    # As in torch, a rise since the last trial counts only from the third evaluation on.
     rises = _too_high(start, new) | ((search.evaluations > 2) & (new.value >= last.value))
     accepted = ~spent & ~rises & _flat(start, new)
     enclosed = ~spent & (rises | accepted | (new.slope >= 0))
@@ -88,7 +88,7 @@ def _go_out(start: Point, most: Any, search: _Search, new: Point) -> _Search:
 
 
 def _narrow(start: Point, search: _Search, new: Point) -> _Search:
-    """The trial replaces an end of the interval, so that a point to be accepted stays inside."""
+    """Replace an end of the interval by the trial, so that it still encloses an acceptable point."""
     low, high = search.low, 1 - search.low
     ends = search.ends
     worse = _too_high(start, new) | (new.value >= ends.value[low])
@@ -102,7 +102,7 @@ def _narrow(start: Point, search: _Search, new: Point) -> _Search:
 
 
 def _next_trial(search: _Search) -> _Search:
-    """Inside an interval, the interpolated minimum, kept away from the ends it crowds."""
+    """Inside an interval, try the interpolated minimum, pushed away from an end that it is too close to."""
     a, b = _end(search.ends, 0), _end(search.ends, 1)
     least, greatest = jnp.minimum(a.t, b.t), jnp.maximum(a.t, b.t)
     t = _cubic(a, b, least, greatest)
@@ -118,9 +118,8 @@ def _next_trial(search: _Search) -> _Search:
 
 
 def _cubic(a: Point, b: Point, least: Any, greatest: Any) -> Any:
-    """The minimum of the cubic through values and slopes at a and b, kept within bounds.
-
-    Their middle where the cubic has no minimum (Nocedal & Wright, equation 3.59).
+    """The minimum of the cubic through values and slopes at a and b, clipped to the bounds; their midpoint
+    where the cubic has no minimum (Nocedal & Wright, equation 3.59).
     """
     chord = a.slope + b.slope - 3 * (a.value - b.value) / (a.t - b.t)
     square = chord**2 - a.slope * b.slope
