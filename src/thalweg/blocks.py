@@ -160,7 +160,7 @@ def run(
                 size = _next_size(size, pending[1], now - last, most)
                 last = now
                 if finished is not None and finished():
-                    total = launched  # what is under way is collected too
+                    total = launched  # the block in flight is still collected
             pending = following
         return done, bool(interrupt) and done < total
 
@@ -176,8 +176,8 @@ def until(
 ) -> tuple[int, bool]:
     """Reach units 0 … total − 1, where it is not known how much work each of them takes.
 
-    `advance(done, size)` does at most `size` pieces of work, `most` or fewer, from unit `done` on and
-    returns how many units are done then. Progress, Ctrl-C and what is returned are as for `run`.
+    `advance(done, size)` does at most `size` pieces of work from unit `done` on, where `size` is at most
+    `most`, and returns how many units are done then. Progress, Ctrl-C and return values are as for `run`.
     """
     done, size = 0, min(_FIRST, most)
     with interruptible() as interrupt, bar(total, label, unit, progress) as shown:
@@ -199,7 +199,7 @@ def _next_size(size: int, count: int, seconds: float, most: int) -> int:
 
 
 def check_memory(needed: float, what: str, remedy: str) -> None:
-    """An error, before anything is allocated, if `needed` bytes are not there."""
+    """An error, before anything is allocated, if `needed` bytes are not available."""
     if needed < _ALWAYS_THERE:
         return
     available = _available()

@@ -48,10 +48,8 @@ def _check_params(problem: Any) -> None:
                 f"parameter {name!r} must be a real number; init= gives dtype {dtype}."
             )
     few = any("[" in name for name in layout.leaf_names) and len(layout.names) <= names.FEW
-    for parameter_names in (
-        layout.leaf_names,
-        layout.names if few else (),
-    ):  # "a[0]" beside an array "a"
+    # entries' names too: a parameter "a[0]" may clash with an entry of an array "a"
+    for parameter_names in (layout.leaf_names, layout.names if few else ()):
         duplicates = [name for name, count in Counter(parameter_names).items() if count > 1]
         if duplicates:
             raise InputError(f"two parameters have the name {duplicates[0]!r}; rename one of them.")

@@ -30,9 +30,7 @@ Way = Callable[..., Any]
 # but slow in ResNet-20, whose other convolutions want another layout.
 _THIN = 16
 _MOST_PRODUCTS = 256  # sums of up to so many products were measured to be faster than the loop
-_UNROLLED = (
-    48  # more products take long to compile: they are summed in a loop over the kernel's rows
-)
+_UNROLLED = 48  # more products take long to compile: a loop over the kernel's rows sums them
 
 
 def arranged(jaxpr: Any) -> list[Any]:

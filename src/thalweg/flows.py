@@ -30,19 +30,12 @@ from thalweg.problem import Problem, check_is_problem, described, in_precision
 
 SOLVERS = ("auto", EXPLICIT, STIFF)
 
-_OWN = (
-    "time",
-    "accepted",
-    "rejected",
-    "solver",
-    "lost_at",
-)  # besides the variables of every trajectory
+# Variables that a flow has besides those of every trajectory
+_OWN = ("time", "accepted", "rejected", "solver", "lost_at")
 _ROOM = 256  # rows of the record on the device
 _BLOCK_BYTES = 8 * 2**20
 _MOST_ATTEMPTS = 2**20  # attempted steps in a block
-_FEW_PARAMETERS = (
-    100  # with at most so many, "auto" tries the stiff solver, which factors p × p matrices
-)
+_FEW_PARAMETERS = 100  # above it "auto" does not try the stiff solver, which factors p × p matrices
 
 
 def gradient_flow(

@@ -47,8 +47,8 @@ def by_program(function: Any, *args: Any) -> Any:
     if not isinstance(function, Partial):
         return function
     shapes = _shapes(((*function.args, *args), function.keywords))
-    known = _known(written(function), shapes, len(function.args))
-    return Partial(known, *function.args, **function.keywords)
+    identified = _known(written(function), shapes, len(function.args))
+    return Partial(identified, *function.args, **function.keywords)
 
 
 def written(function: Any) -> Any:

@@ -289,9 +289,8 @@ def block(
 
     def record_then_advance(row: Any, carry: Any) -> Any:
         step, walk, record = carry
-        if (
-            dense
-        ):  # arriving members (row −1, the last) write a row, too; it is overwritten or dropped
+        if dense:
+            # arriving members write a row too: number −1, the last one, which is overwritten or dropped
             record, memory = recorded(row, walk, step, record)
             return step + 1, advance(replace(walk, memory=memory), step), record
         record, memory = _times(
@@ -300,10 +299,10 @@ def block(
             (record, walk.memory),
         )
         walk = replace(walk, memory=memory)
-        next_row_step = jnp.minimum((step // every + 1) * every, last)
-        next_row_step = jnp.where(step < begun, begun, next_row_step)
-        walk = _repeated(step, next_row_step, lambda t, w: advance(w, t), walk, known)
-        return next_row_step, walk, record
+        next_row = jnp.minimum((step // every + 1) * every, last)
+        next_row = jnp.where(step < begun, begun, next_row)
+        walk = _repeated(step, next_row, lambda t, w: advance(w, t), walk, known)
+        return next_row, walk, record
 
     shapes = row_of.eval_shape(plan, feed, start, walk, first, True)[0]
     record = jax.tree_util.tree_map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shapes)

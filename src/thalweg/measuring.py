@@ -105,9 +105,8 @@ class _Walked:
         self.member = ((who.count,) if who.batched else ()) + (layout.size,)
         steps = path["step"].values
         whole = np.int32 if steps.max(initial=0) <= np.iinfo(np.int32).max else np.int64
-        self.steps = steps.astype(
-            whole
-        )  # int32 as in a descent, unless steps are large, as when they count tokens
+        # int32 as in a descent, unless steps are large, as when they count tokens
+        self.steps = steps.astype(whole)
         self.count = len(self.steps)
         self.params = path["params"].transpose("step", *who.dims, "param").values
         start = path["start"].transpose(*who.dims, "param").values

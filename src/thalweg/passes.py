@@ -31,10 +31,8 @@ _PASS = 32 * 2**20  # bytes of activations of a pass on a CPU
 def sample_bytes(problem: Problem) -> int:
     """Bytes that a sample takes in a pass: of its activations or, if these are few, of its data."""
     leaves = jax.tree_util.tree_leaves((problem.x, problem.y))
-    data_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // max(
-        problem.n_samples, 1
-    )
-    return max(model_of(problem).sample_bytes, 4 * data_bytes, 64)
+    own_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // max(problem.n_samples, 1)
+    return max(model_of(problem).sample_bytes, 4 * own_bytes, 64)
 
 
 def room(on_cpu: int) -> int:

@@ -267,8 +267,8 @@ class Problem:
     def at(self, params: Params) -> Problem:
         """The same problem with another starting point: a pytree like the problem's, a `state_dict` with the
         same entries, a vector (p,), or a trajectory's iterate."""
-        own = inputs.own_params(self._point(params), None, self.layout.dtype)
-        return self.replace(params=self._checked(own))
+        start = inputs.own_params(self._point(params), None, self.layout.dtype)
+        return self.replace(params=self._checked(start))
 
     def replace(self, **changes: Any) -> Problem:
         """The same problem with some fields changed, as they are: nothing is copied or checked.
@@ -348,9 +348,9 @@ class Problem:
         layout = self.layout
         params = self._point(params)
         if not layout.matches(params):
-            given = Layout.of(params)
+            other_layout = Layout.of(params)
             raise InputError(
-                f"params have the entries {inputs.entries(given)}; expected {inputs.entries(layout)}."
+                f"params have the entries {inputs.entries(other_layout)}; expected {inputs.entries(layout)}."
             )
         leaves = [
             jnp.asarray(leaf, dtype) if inputs.is_loose(leaf) else leaf
@@ -376,7 +376,7 @@ def _value(yhat: Any, y: Any) -> Any:
 
 # The pure functions behind the methods. They are jitted at module level, so that all problems with the same
 # functions and shapes share one program. Inside a trace they are inlined, and their cached trace is reused:
-# a model, whose Python code may be slow, is traced once per shapes for all programs that use it.
+# a model, whose Python code may be slow, is traced once per set of shapes for all programs that use it.
 
 
 @partial(jax.jit, inline=True)
@@ -390,21 +390,16 @@ def pointwise(problem: Problem, params: Params) -> Any:
 
 
 def _risk_now(problem: Problem, params: Params, penalty: bool) -> Any:
-    losses_per_sample = pointwise(problem, params)
-    values = promoted(
-        losses_per_sample, jnp.float32
-    )  # a sum may overflow half precision where the mean does not
+    risks = pointwise(problem, params)
+    # a sum may overflow half precision where the mean does not
+    values = promoted(risks, jnp.float32)
     if problem.mask is None:
         total, count = values.sum(), values.shape[0]
     else:
         # a batch in which no sample counts has risk 0 and a zero gradient
         total, count = jnp.where(problem.mask, values, 0).sum(), jnp.maximum(problem.mask.sum(), 1)
     risk = total / count if problem.reduction == "mean" else total
-    risk = (
-        risk.astype(losses_per_sample.dtype)
-        if jnp.issubdtype(losses_per_sample.dtype, jnp.floating)
-        else risk
-    )
+    risk = risk.astype(risks.dtype) if jnp.issubdtype(risks.dtype, jnp.floating) else risk
     return penalised(problem, params, risk, penalty)
 
 

@@ -298,7 +298,7 @@ def project(plane: Any, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Data
 
 def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
     """The points of a trajectory, or of an array, that may be drawn on a plane."""
-    given, plane_names = path, names.found(plane)
+    original, plane_names = path, names.found(plane)
     if isinstance(path, xr.Dataset):
         if "params" not in path:
             raise InputError(
@@ -323,8 +323,8 @@ def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
         )
     if (
         plane_names
-        and isinstance(given, (xr.Dataset, xr.DataArray))
-        and not names.same(given, plane_names)
+        and isinstance(original, (xr.Dataset, xr.DataArray))
+        and not names.same(original, plane_names)
     ):
         raise InputError("the points and the plane have different parameters.")
     return path

@@ -203,9 +203,8 @@ def check(optimizer: Any) -> Optimizer:
         if callable(value):
             continue
         try:
-            if (
-                value is None or np.asarray(value).dtype.kind in "USc"
-            ):  # strings and complex numbers
+            # strings and complex numbers
+            if value is None or np.asarray(value).dtype.kind in "USc":
                 raise TypeError
             numbers = np.asarray(value, float)
         except (TypeError, ValueError):
