@@ -1,4 +1,4 @@
-"""Whether a translated PyTorch module is the module: its predictions and losses, on a few samples."""
+"""Compare a translated PyTorch module with the original: predictions, losses, derivatives on some samples."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from thalweg.inputs import constants, of_tensor, to_tensor
 from thalweg.params import Params
 from thalweg.problem import Problem, predicting
 
-# Samples on which the translation is compared with PyTorch's own numbers: the first, and some classes'
+# How many samples are compared: the first ones (and as many spread over the rest), and one for each class
 _CHECKED, _CLASSES = 8, 16
-_SEARCHED = 2**20  # entries of y in which classes are looked for
+_SEARCHED = 2**20  # entries of y that are searched for classes
 # How far float32 results of the same arithmetic in another order may differ, relative to their size;
 # a wrong translation is off by more than that.
 _AGREES, _AGREES_IN_DOUBLE = 1e-3, 1e-6
 _DOUBLE = float(np.finfo(np.float64).eps)
-_ROUNDINGS = 64  # of half precision
-_STEEPER = 10  # of derivatives, in which more of it adds up,
-_SMALL = 1e-2  # and in tensors whose derivatives are as small, beside the largest ones
-# How often they may differ by what PyTorch's own change by when its numbers are rounded otherwise: little is
-# left of the digits of a difference, of an ill-conditioned matrix's solution
+_ROUNDINGS = 64  # units of the dtype's precision that are allowed, if that is more: half precision
+_STEEPER = 10  # times these tolerances for derivatives, which accumulate more rounding
+_SMALL = 1e-2  # of the largest derivative: smaller tensors' tolerances are relative to this size
+# Results may also differ by this many times the change of PyTorch's own when its inputs' last digits change:
+# differences of large numbers and solutions of ill-conditioned systems keep few digits.
 _NUDGES = 64
-# It is compared at so many other points too, so far away relative to a tensor's size: a layer that starts at
-# zero tells nothing where it starts, and a loss may seem to be a mean there.
+# Further points that are compared, and their distance relative to each tensor's size: where a layer is zero,
+# as at many starts, a wrong translation may not show, and a sum may look like a mean.
 _OTHERS, _AWAY = 2, 0.1
 _NOT_FOLLOWED = (
     "what autograd is told beside the numbers (a hook on a node of its graph) is not followed. For values "
     "f(x) with the derivative of g(x) write g(x) + (f(x) - g(x)).detach(). Anything else please report."
 )
-# What is not of double precision, in programs' words
+# Lower precisions than double, by their names in jaxprs
 _LOWER = {"f32": jnp.float32, "bf16": jnp.bfloat16, "f16": jnp.float16}
 # JAX's errors where a derivative rule closes over what is being differentiated
 _LEFT_BEHIND = {"CustomVJPException", "UnexpectedTracerError"}
 
 
 class _Told(NamedTuple):
-    """What PyTorch says of some samples."""
+    """PyTorch's results on some samples."""
 
     yhat: Any
     y: Any
-    slope: dict[str, Any] | None  # of weighted predictions, by parameter
-    nudged: Any  # predictions and slope where all is rounded otherwise
+    slope: dict[str, Any] | None  # the gradient of a weighted sum of the predictions, by parameter
+    nudged: Any  # predictions and slope after inputs and parameters changed in their last digit
 
 
 class Forward(Protocol):
-    """A module that was translated."""
+    """A translated module."""
 
     known: set[str]  # the tensors that it is evaluated with, by name
 
     def in_torch(self, state: dict[str, Any], x: Any, then: Callable[[Any], Any]) -> Any:
-        """What PyTorch itself predicts from tensors, with its derivatives, and what `then` makes of it."""
+        """PyTorch's own predictions, and `then(predictions)`."""
         ...
 
 
@@ -65,8 +65,8 @@ def agreed(
 ) -> Problem:
     """The problem with the reduction of the user's loss, once it agrees with PyTorch on a few samples.
 
-    Predictions are compared, with how they move with the parameters, and then, at PyTorch's own, the losses:
-    near a minimum a loss is a small difference of large numbers.
+    The predictions are compared with their derivatives by the parameters; then the losses, both computed from
+    PyTorch's predictions, because near a minimum a loss is a small difference of large numbers.
     """
     some = problem.take(_telling(problem))
     told = [_torchs_predictions(forward, module, some, some.params)]
@@ -75,13 +75,13 @@ def agreed(
         params = _moved(some.params, seed)
         try:
             theirs = _torchs_predictions(forward, module, some, params)
-        except InputError:  # not all parameters are possible (a matrix to be factorised)
+        except InputError:  # the moved parameters may be invalid (a matrix to be factorised)
             continue
         if all(bool(t.isfinite().all()) for t in jax.tree_util.tree_leaves(theirs.yhat)):
             near = _compare_predictions("predictions at other parameters", some, params, theirs)
             followed.append(near)
             told.append(theirs)
-    # where there is no derivative (a tie at a start of zeros) another convention than ours may hold
+    # one point may lack a derivative (a tie at a start of zeros) and the conventions differ; not all of them
     if not any(followed):
         raise InputError(f"predictions are PyTorch's, and their derivative is not: {_NOT_FOLLOWED}")
     if isinstance(loss, str):
@@ -98,10 +98,10 @@ def agreed(
             "attribute), which would be constants: give penalty= for what the model's parameters cost, let "
             "the model return the rest, and freeze what is constant (requires_grad_(False))."
         )
-    found = _reduction(wholes, each, problem.reduction)
-    problem = problem if reduction else problem.replace(reduction=found)
-    if problem.reduction == found:
-        some, followed = some.replace(reduction=found), []
+    actual = _reduction(wholes, each, problem.reduction)
+    problem = problem if reduction else problem.replace(reduction=actual)
+    if problem.reduction == actual:
+        some, followed = some.replace(reduction=actual), []
         for (yhat, y), losses in zip(pairs, each, strict=True):
             given = jax.tree_util.tree_map(lambda t: jnp.array(of_tensor(t)), yhat)
             nudged = _nudged(yhat)
@@ -114,7 +114,7 @@ def agreed(
 
 
 def _are_followed(some: Problem, given: Any, loss: Any, yhat: Any, nudged: Any, y: Any) -> bool:
-    """Whether the loss's derivative by the predictions is PyTorch's, as far as there is one."""
+    """Whether the loss's derivative by the predictions is PyTorch's; True where PyTorch has none."""
     import torch
 
     if not all(leaf.is_floating_point() for leaf in jax.tree_util.tree_leaves(yhat)):
@@ -137,24 +137,25 @@ def _are_followed(some: Problem, given: Any, loss: Any, yhat: Any, nudged: Any, 
 
 
 def _moved(params: Params, seed: int) -> Params:
-    """Parameters near these."""
+    """Random parameters near these, at a distance relative to each tensor's size."""
     rng = np.random.default_rng(seed)
 
     def moved(leaf: Any) -> Any:
         leaf = np.asarray(leaf)
-        own = np.sqrt(np.mean(np.square(leaf, dtype=float))) if leaf.size else 0
-        noise = rng.standard_normal(leaf.shape) * _AWAY * (own or 1)
+        size = np.sqrt(np.mean(np.square(leaf, dtype=float))) if leaf.size else 0
+        noise = rng.standard_normal(leaf.shape) * _AWAY * (size or 1)
         return jnp.asarray(leaf + noise.astype(leaf.dtype))
 
     return jax.tree_util.tree_map(moved, params)
 
 
 def _reduction(wholes: list[Any], each: list[Any], preferred: str) -> str:
-    """Whether a loss is the mean or the sum of what it gives for the samples one by one, at all of some
-    predictions: where all samples have the same loss, or by chance, it may seem to be what it is not."""
+    """Whether the loss is the "mean" or the "sum" of the single samples' losses, at every one of several
+    predictions: both may fit one of them by chance, or where all samples have the same loss."""
     names = {"mean", "sum"}
     for loss, losses in zip(wholes, each, strict=True):
-        whole = float(loss.double().mean())  # of one that leaves the samples apart
+        # a loss with reduction="none" returns one value per sample
+        whole = float(loss.double().mean())
         values = losses.double().numpy()
         if np.isfinite(whole) and not np.isfinite(values).all():
             raise InputError(
@@ -174,7 +175,7 @@ def _reduction(wholes: list[Any], each: list[Any], preferred: str) -> str:
 
 
 def _is_finite(loss: Any, yhat: Any, y: Any) -> bool:
-    """Whether predictions have a loss, which those of other parameters need not (a logarithm)."""
+    """Whether the loss is finite at these predictions; it need not be away from the start (a logarithm)."""
     try:
         return bool(loss(yhat, y).isfinite().all())
     except Exception:  # a user's loss may fail in any way
@@ -191,27 +192,27 @@ def _each(loss: Any, yhat: Any, y: Any) -> Any:
 
 
 def _telling(problem: Problem) -> np.ndarray:
-    """The samples to look at: the first ones, some of the others, and those that may be unlike them. A loss
-    with class weights is a mean where all are of one class, and an index that an embedding does not have may
-    come late."""
+    """Indices of the samples to compare: the first ones, some spread over the rest, one for each class, and
+    those with the extreme integers. A loss with class weights is a mean where all samples are of one class,
+    and an index out of an embedding's range may come late."""
     n = problem.n_samples
-    found = [*range(min(_CHECKED, n)), *np.linspace(0, n - 1, _CHECKED).astype(int)]
+    indices = [*range(min(_CHECKED, n)), *np.linspace(0, n - 1, _CHECKED).astype(int)]
     inputs, targets = map(jax.tree_util.tree_leaves, (problem.x, problem.y))
     for leaf, target in (*((x, False) for x in inputs), *((y, True) for y in targets)):
         flat = np.asarray(leaf).reshape(n, -1)
         if not flat.size or not (target or flat.dtype.kind in "iub"):
             continue
-        found += [int(np.argmin(flat)) // flat.shape[1], int(np.argmax(flat)) // flat.shape[1]]
+        indices += [int(np.argmin(flat)) // flat.shape[1], int(np.argmax(flat)) // flat.shape[1]]
         if target and flat.dtype.kind in "iub":
             part = flat[: max(1, _SEARCHED // flat.shape[1])]
             first = np.unique(part, return_index=True)[1] // flat.shape[1]
             spread = np.linspace(0, len(first) - 1, min(_CLASSES, len(first))).astype(int)
-            found += first[spread].tolist()
-    return np.unique(found)
+            indices += first[spread].tolist()
+    return np.unique(indices)
 
 
 def _on_the_cpu(loss: Any) -> Any:
-    """A loss that takes tensors on the CPU, wherever its class weights are."""
+    """The loss with its class weights on the CPU; its failures become InputErrors."""
     import torch
 
     is_module = isinstance(loss, torch.nn.Module)
@@ -234,11 +235,12 @@ def _row(tree: Any, i: int) -> Any:
 
 
 def _compare_predictions(what: str, some: Problem, params: Params, theirs: _Told) -> bool:
-    """An error where predictions are not PyTorch's; whether their derivatives are, or are not known."""
+    """An InputError if the predictions differ from PyTorch's; returns whether their derivatives agree, which
+    is True where either has none."""
     leaves = jax.tree_util.tree_leaves(theirs.yhat)
     try:
         slope, yhat = _moving(some, params, [_weights(leaf.shape) for leaf in leaves])
-    except Exception as error:  # there is no derivative, or a backward of the user's own fails
+    except Exception as error:  # there is no derivative, or a custom backward fails
         slope, yhat = None, some.predict(params, some.x)
         if theirs.slope is not None:
             if isinstance(error, InputError):
@@ -263,7 +265,7 @@ def _compare_predictions(what: str, some: Problem, params: Params, theirs: _Told
 
 @compiled_quickly
 def _moving(some: Problem, params: Params, weights: list[Any]) -> tuple[Params, Any]:
-    """The derivative of weighted predictions, and the predictions."""
+    """The gradient of a weighted sum of the predictions, and the predictions."""
 
     def weighted(params: Params) -> tuple[Any, Any]:
         yhat = some.predict(params, some.x)
@@ -285,12 +287,12 @@ def _loss_slope(some: Problem, given: Any) -> Any:
 
 
 def _weights(shape: Any) -> np.ndarray:
-    """By which predictions are added up, to have one derivative."""
+    """Random weights that add up the predictions, so that one gradient tests all of them."""
     return np.random.default_rng(0).standard_normal(tuple(shape))
 
 
 def _are_near(some: Problem, ours: Any, theirs: Any, nudged: Any) -> bool:
-    """Whether derivatives agree, which PyTorch may not have everywhere."""
+    """Whether derivatives agree; True where PyTorch's are not finite."""
     leaves = list(map(jax.tree_util.tree_leaves, (ours, theirs, nudged)))
     largest = max(map(_size, leaves[1]), default=0.0)
     if not np.isfinite(largest):
@@ -303,14 +305,14 @@ def _are_near(some: Problem, ours: Any, theirs: Any, nudged: Any) -> bool:
 
 
 def _is_near(some: Problem, mine: Any, their: Any, nudged: Any, size: float) -> bool:
-    """Whether numbers agree, relative to `size` and to what PyTorch's own change by when nudged."""
+    """Whether numbers agree, relative to `size` and to the change of PyTorch's own when nudged."""
     mine, their, nudged = map(np.asarray, (mine, their, nudged))
     kind = complex if np.iscomplexobj(their) else float
     off, rough = (_size(array.astype(kind) - their.astype(kind)) for array in (mine, nudged))
     rough = _NUDGES * rough if np.isfinite(rough) else 0.0
     if off <= _closeness(mine, their) * size + rough:
         return True
-    # parts of a model may be of a lower precision than what it returns
+    # parts of a model may compute in a lower precision than its output's
     program = str(jax.make_jaxpr(some.predict)(some.params, some.x))
     inside = [jnp.empty(0, kind) for name, kind in _LOWER.items() if f"{name}[" in program]
     return bool(off <= _closeness(mine, their, *inside) * size + rough)
@@ -321,7 +323,7 @@ def _size(array: Any) -> float:
 
 
 def _closeness(*arrays: Any) -> float:
-    """How far numbers of these precisions may differ."""
+    """The relative difference that is allowed between numbers of these precisions."""
     kinds = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.inexact)]
     eps = max((float(jnp.finfo(kind).eps) for kind in kinds), default=0.0)
     return max(_AGREES if eps > _DOUBLE else _AGREES_IN_DOUBLE, _ROUNDINGS * eps)
@@ -354,7 +356,7 @@ def _torchs_predictions(forward: Forward, module: Any, some: Problem, params: Pa
         return made.to(dtype) if made.is_floating_point() else made
 
     x, y = jax.tree_util.tree_map(tensor, (some.x, some.y))
-    # NumPy's classes may be of 32 bits
+    # class labels from NumPy may be int32, and PyTorch's losses take int64
     y = jax.tree_util.tree_map(lambda t: t.long() if t.dtype == torch.int32 else t, y)
 
     def told(state: Any, free: Any, x: Any) -> tuple[Any, Any]:
@@ -369,13 +371,13 @@ def _torchs_predictions(forward: Forward, module: Any, some: Problem, params: Pa
     yhat, slope = told(state, free, x)
     try:
         nudged = told(*_nudged((state, free, x)))
-    except InputError:  # not all are possible
+    except InputError:  # the nudged parameters may be invalid
         nudged = yhat, slope
     return _Told(yhat, y, slope, nudged)
 
 
 def _milder(yhat: Any) -> Any:
-    """Predictions where losses have derivatives that tell something, as those of a fit need not."""
+    """Moderate predictions, at which a loss's derivatives are informative; those of a good fit may vanish."""
 
     def milder(leaf: Any) -> Any:
         return 0.1 * leaf + 0.25 if leaf.is_floating_point() else leaf
@@ -384,7 +386,7 @@ def _milder(yhat: Any) -> Any:
 
 
 def _nudged(tree: Any) -> Any:
-    """Tensors with the last digit of some numbers smaller: a probability stays one."""
+    """Tensors with the last digit of some numbers lowered, and none raised: a probability stays one."""
     import torch
 
     signs = np.random.default_rng(0)
@@ -400,7 +402,7 @@ def _nudged(tree: Any) -> Any:
 
 
 def _weighted(leaves: list[Any]) -> Any:
-    """Weighted predictions, added up."""
+    """The weighted sum of the predictions."""
     import torch
 
     real = [leaf.real + leaf.imag if leaf.is_complex() else leaf for leaf in leaves]
@@ -412,13 +414,13 @@ def _slope(total: Any, free: dict[str, Any]) -> dict[str, Any] | None:
     """The derivatives of a number by PyTorch; None where it fails."""
     import torch
 
-    found: Any = [None] * len(free)
+    slopes: Any = [None] * len(free)
     if total.requires_grad:
         try:
-            found = torch.autograd.grad(total, list(free.values()), allow_unused=True)
+            slopes = torch.autograd.grad(total, list(free.values()), allow_unused=True)
         except Exception:  # written in place, or a user's backward
             return None
     return {
         name: np.zeros(tensor.shape) if by is None else of_tensor(by.to_dense())
-        for (name, tensor), by in zip(free.items(), found, strict=True)
+        for (name, tensor), by in zip(free.items(), slopes, strict=True)
     }

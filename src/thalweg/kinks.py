@@ -1,4 +1,4 @@
-"""PyTorch's operations whose derivative JAX takes otherwise: at kinks, at ties, and where a root is of zero.
+"""Operations whose derivative differs between PyTorch and JAX: at kinks, at ties, and at the root of zero.
 
 Exact zeros and ties are common (a head of zeros, blank inputs, padding), and there PyTorch has conventions of
 its own: |x| is flat at 0, a clamped number on its bound still moves, the first of several maxima counts, and
@@ -19,7 +19,7 @@ from thalweg.losses import absolute
 
 
 def operations() -> Mapping[Any, Callable[..., Any]]:
-    """Functions of arrays by the operation of PyTorch's that each stands for."""
+    """PyTorch's operations, each with the function of arrays that replaces it."""
     import torch
 
     def aten(name: str) -> Any:
@@ -35,8 +35,8 @@ def _abs(x: Any) -> Any:
 
 
 def _angle(z: Any) -> Any:
-    there = z != 0
-    return jnp.where(there, jnp.angle(jnp.where(there, z, 1)), 0)
+    nonzero = z != 0
+    return jnp.where(nonzero, jnp.angle(jnp.where(nonzero, z, 1)), 0)
 
 
 def clamped(x: Any, min: Any = None, max: Any = None) -> Any:
@@ -57,7 +57,7 @@ def _leaky_relu(x: Any, negative_slope: Any = 0.01) -> Any:
 
 
 def _rrelu(x: Any, noise: Any, lower: Any = 1 / 8, upper: Any = 1 / 3, *training: Any) -> Any:
-    """As it is evaluated: what `from_torch` makes a problem of is in that mode."""
+    """In evaluation mode, which `from_torch` puts modules in."""
     return _leaky_relu(x, (lower + upper) / 2)
 
 
@@ -82,17 +82,17 @@ def _copysign(x: Any, other: Any) -> Any:
 
 
 def first(place: Callable[..., Any], x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
-    """The entry at the first place that `place` finds along an axis, and the place."""
+    """The entry at the index that `place` (argmax or argmin) finds along an axis, and the index."""
     if not x.ndim:
         return x, jnp.zeros((), jnp.int64)
     index = place(x, axis=dim, keepdims=True)
-    there = index == jax.lax.broadcasted_iota(index.dtype, x.shape, dim % x.ndim)
-    values = jnp.where(there, x, 0).sum(dim, keepdims=keepdim, dtype=x.dtype)
+    is_chosen = index == jax.lax.broadcasted_iota(index.dtype, x.shape, dim % x.ndim)
+    values = jnp.where(is_chosen, x, 0).sum(dim, keepdims=keepdim, dtype=x.dtype)
     return values, (index if keepdim else index.squeeze(dim)).astype(jnp.int64)
 
 
 def _last_so_far(over: Callable[..., Any], x: Any, dim: int) -> tuple[Any, Any]:
-    """The greatest (or least) entry up to each along an axis, the last of several, and its place."""
+    """The running maximum (or minimum) along an axis and its index; of equal entries the last."""
     if not x.ndim:
         return x, jnp.zeros((), jnp.int64)
 
@@ -109,7 +109,7 @@ def _last_so_far(over: Callable[..., Any], x: Any, dim: int) -> tuple[Any, Any]:
 def _stably_sorted(
     x: Any, *, stable: Any = None, dim: int = -1, descending: bool = False
 ) -> tuple[Any, Any]:
-    """Sorted entries and their places; equal ones in their order, in both directions."""
+    """Sorted entries and their indices; equal ones keep their order, in descending order too."""
     if not x.ndim:
         return x, jnp.zeros((), jnp.int64)
     index = jnp.argsort(x, axis=dim, stable=True, descending=descending)
@@ -121,7 +121,7 @@ def _i0(x: Any) -> Any:
 
 
 def _median(x: Any) -> Any:
-    """Of an even number the lower one; all entries that equal it share its derivative."""
+    """The median, the lower of two; all entries equal to it share its derivative."""
     flat = x.ravel()
     middle = jax.lax.stop_gradient(jnp.sort(flat)[(flat.size - 1) // 2])
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -132,16 +132,16 @@ def _median(x: Any) -> Any:
 
 
 def _axes(dim: Any) -> Any:
-    """NumPy's axis=: of no axes, all."""
+    """PyTorch's dim= as NumPy's axis=: an empty list means all axes."""
     return (tuple(dim) or None) if isinstance(dim, (list, tuple)) else dim
 
 
 def _root(total: Any, order: Any = 2) -> Any:
     """total^(1/order) with derivative 0 at 0."""
-    there = total > 0
-    safe = jnp.where(there, total, 1)
+    positive = total > 0
+    safe = jnp.where(positive, total, 1)
     root = jnp.sqrt(safe) if order == 2 else safe ** (1 / order)
-    return jnp.where(there, root, jnp.where(total == 0, 0, total))
+    return jnp.where(positive, root, jnp.where(total == 0, 0, total))
 
 
 def _vector_norm(
@@ -158,8 +158,8 @@ def _vector_norm(
         return of_size(size, axis=dim, keepdims=keepdim).astype(size.dtype)
     if ord == 2:
         return _root(jnp.sum(jnp.square(size), axis=dim, keepdims=keepdim))
-    there = size > 0
-    powers = jnp.where(there, jnp.where(there, size, 1) ** ord, 0 if ord > 0 else jnp.inf)
+    nonzero = size > 0
+    powers = jnp.where(nonzero, jnp.where(nonzero, size, 1) ** ord, 0 if ord > 0 else jnp.inf)
     return _root(jnp.sum(powers, axis=dim, keepdims=keepdim), ord)
 
 
@@ -186,7 +186,7 @@ def _std_mean(x: Any, dim: Any = None, *, correction: Any = 1, keepdim: bool = F
     return deviation, jnp.mean(x, axis=_axes(dim), keepdims=keepdim)
 
 
-# By ATen's names, with the overload
+# Keys are ATen's names with the overload.
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     "abs.default": _abs,
     "angle.default": _angle,

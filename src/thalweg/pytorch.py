@@ -93,7 +93,7 @@ def from_torch(
             expected=expected,
             penalty=penalty,
         )
-        # whatever device the user's own tensors are made on, and the module is on
+        # the comparison runs on the CPU, whatever the default device and the module's
         with torch.device("cpu"):
             return agreed(problem, forward, module, loss, reduction)
 
@@ -125,10 +125,10 @@ def _forward_of(problem: Any) -> _Forward:
 
 
 class _Forward:
-    """A module as a pure function of arrays: held ones, parameters and inputs."""
+    """A module as a pure function of arrays: its fixed tensors (`held`), its parameters, and inputs."""
 
     def __init__(self, module: Any, batch_norm: str, entries: Mapping[str, Any], x: Any) -> None:
-        """Of a module, the `state_dict` of what it may be wrapped in, and inputs like those to come."""
+        """Args: the unwrapped module, the `state_dict` of the module as given, and inputs as an example."""
         import torch
 
         self.order = _order(x)
@@ -153,7 +153,7 @@ class _Forward:
             for p in module.parameters()
         }
         memo |= {id(b): b.detach().to("meta") for b in module.buffers()}
-        # what a forward pass has left behind cannot be copied
+        # deepcopy refuses tensors with a graph, which a forward pass may have left in an attribute
         memo |= {
             id(left): left.detach()
             for layer in module.modules()
@@ -173,17 +173,17 @@ class _Forward:
                     "the gradients of an Embedding with scale_grad_by_freq=True are not those of any risk; "
                     "make it one without."
                 )
-            # the user's, which would watch what is not theirs
+            # the user's hooks are for the user's module, not for this copy
             for hooks in (layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks):
                 hooks.clear()
             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
                 _set_policy(layer, batch_norm)
         copied = (*self.module.named_parameters(), *self.module.named_buffers())
         self.known = {name for name, _ in copied}
-        # buffers that a recomputing layer has no use for, which go back as they were
+        # buffers that recomputed batch norm drops; `to_torch` returns them unchanged
         self.left_out = {n: of_tensor(b) for n, b in module.named_buffers() if n not in self.known}
         first = {id(tensor): name for name, tensor in reversed(every.items())}
-        # every entry of the state_dict: its name, that of the tensor it is tied to, its dtype
+        # per entry of the state_dict: its name, the first name of the same (tied) tensor, its dtype
         self.state = [
             (name, first.get(id(tensor), name), tensor.dtype)
             for name, tensor in entries.items()
@@ -193,11 +193,11 @@ class _Forward:
         self.names |= {name: own for name, own, _ in self.state}
         self._inside: list[str] = []
         self._watch()
-        # PyTorch's code takes long to follow: it is, once for arguments of the same shapes
+        # tracing PyTorch's code is slow; jit traces it once per set of argument shapes
         self._on_arrays = jax.jit(self._follow, inline=True)
 
     def split(self, module: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The module's parameters, and all else that it holds, as arrays by name."""
+        """The parameters that require a gradient, and all other tensors of the module, as arrays by name."""
         every = dict(module.named_parameters())
         free = {n: of_tensor(p) for n, p in every.items() if p.requires_grad}
         held = {n: of_tensor(p) for n, p in every.items() if not p.requires_grad}
@@ -207,41 +207,43 @@ class _Forward:
         return free, {name: jnp.array(array) for name, array in held.items()}
 
     def parameters_of(self, held: dict[str, Any], entries: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The parameters among a `state_dict`'s entries, where it is one of this module's.
+        """The parameters among a `state_dict`'s entries; the entries unchanged if it is another module's.
 
         Raises:
-            InputError: where other entries are not what the problem holds, as after further training.
+            InputError: the other entries differ from what the problem holds, as after further training.
         """
         if entries.keys() == self.free:
             return entries
-        known = self._own(entries)
-        if not all(map(self._own_name, entries)) or not self.free <= known.keys():
-            return entries  # whose names an error tells
-        for name in held.keys() & known.keys():
-            # from the number of batches nothing is computed
+        own_entries = self._own(entries)
+        if not all(map(self._own_name, entries)) or not self.free <= own_entries.keys():
+            return entries  # the caller reports the names that do not fit
+        for name in held.keys() & own_entries.keys():
+            # predictions do not depend on the number of batches
             if not name.endswith("num_batches_tracked") and not np.array_equal(
-                _array(known[name], held[name].dtype), held[name], equal_nan=True
+                _array(own_entries[name], held[name].dtype), held[name], equal_nan=True
             ):
                 raise InputError(
                     f"{name!r} is another than the module had when the problem was made of it: make it anew "
                     f"with from_torch (for batch norm batch_norm='recomputed' helps, too)."
                 )
-        return {name: known[name] for name in self.free}
+        return {name: own_entries[name] for name in self.free}
 
     def held_of(self, held: dict[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
-        """What the module holds beside its parameters, as in a `state_dict`, as far as that says."""
-        known = self._own(entries)
+        """`held` with the values that a `state_dict` has for it; entries it lacks stay as they are."""
+        own_entries = self._own(entries)
         return {
-            name: jnp.asarray(_array(known[name], array.dtype)) if name in known else array
+            name: jnp.asarray(_array(own_entries[name], array.dtype))
+            if name in own_entries
+            else array
             for name, array in held.items()
         }
 
     def _own(self, entries: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of a `state_dict`'s entries that are this module's, by its own names."""
+        """The entries of a `state_dict` that this module knows, under the module's own names."""
         return {own: value for name, value in entries.items() if (own := self._own_name(name))}
 
     def _own_name(self, name: str) -> str | None:
-        """What an entry of a `state_dict` is called here: what is tied has one name."""
+        """The name used here for a `state_dict`'s entry, None if unknown; tied tensors share one name."""
         return self.names.get(name) or self.names.get(inputs.bare_name(name))
 
     def __call__(self, held: dict[str, Any], params: dict[str, Any], x: Any) -> Any:
@@ -268,8 +270,10 @@ class _Forward:
             return translated(run, self.where, free)({**held, **params}, args, kwargs)
 
     def in_torch(self, state: dict[str, Any], x: Any, then: Callable[[Any], Any]) -> Any:
-        """What PyTorch itself predicts, on the CPU, from tensors, and what `then` makes of it while the
-        module has them: a backward may look there."""
+        """PyTorch's own predictions on the CPU, and `then(predictions)`.
+
+        `then` is called while `state` is swapped into the module: a custom backward may read it there.
+        """
         import torch
 
         args, kwargs = _arguments(_ordered(x, self.order))
@@ -296,15 +300,15 @@ class _Forward:
             self.leave()
 
     def leave(self) -> None:
-        """Forget which submodule was at work."""
+        """Forget which submodule was running."""
         self._inside.clear()
 
     def where(self) -> str:
-        """Which submodule is at work, in words."""
+        """The submodule that is running, as words for an error message."""
         return f" in the module {self._inside[-1]!r}" if self._inside else " of the module"
 
     def _watch(self) -> None:
-        """Know which submodule is at work, for errors."""
+        """Keep track of the submodule that is running, for error messages."""
         for name, layer in self.module.named_modules():
             if name:
                 layer.register_forward_pre_hook(lambda *_, name=name: self._inside.append(name))
@@ -316,14 +320,14 @@ def _array(value: Any, dtype: Any) -> np.ndarray:
 
 
 def _plain(data: Any) -> Any:
-    """Dictionaries of the kinds that JAX does not look into (what a tokenizer returns) as dictionaries."""
+    """Mappings that are no pytrees to JAX (a tokenizer's output) as plain dictionaries."""
     return jax.tree_util.tree_map(
         lambda leaf: dict(leaf) if isinstance(leaf, Mapping) else leaf, data
     )
 
 
 def _order(x: Any) -> Any:
-    """The keys of dictionaries among inputs, in the user's order: JAX sorts them."""
+    """The key order of the dictionaries in the inputs, which JAX would sort."""
     if isinstance(x, Mapping):
         return {key: _order(value) for key, value in x.items()}
     return [_order(value) for value in x] if isinstance(x, (tuple, list)) else None
@@ -338,14 +342,14 @@ def _ordered(x: Any, order: Any) -> Any:
 
 
 def _arguments(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and the named arguments that inputs stand for."""
+    """The module's positional and keyword arguments: a tuple is *args, a mapping **kwargs."""
     if isinstance(x, tuple):
         return x, {}
     return ((), dict(x)) if isinstance(x, Mapping) else ((x,), {})
 
 
 class _PerSample:
-    """A loss of tensors as a function (ŷ, y) -> (n,) of arrays: that of each sample alone."""
+    """A loss of tensors as a function (ŷ, y) -> (n,) of arrays: the loss of each sample on its own."""
 
     def __init__(self, loss: Callable[[Any, Any], Any]) -> None:
         import torch
@@ -380,7 +384,7 @@ def _random_state_kept(torch: Any) -> Iterator[None]:
 
 
 def _refuse_dropout(module: Any) -> None:
-    """An error where the risk would be random."""
+    """An InputError if a layer in training mode applies dropout, which would make the risk random."""
     import torch
 
     for name, layer in module.named_modules():
@@ -400,7 +404,7 @@ def _refuse_dropout(module: Any) -> None:
 
 def _set_policy(layer: Any, batch_norm: str) -> None:
     if batch_norm == "recomputed":
-        # without running statistics a layer takes those of its inputs, and updates nothing
+        # without running statistics a layer uses its inputs' own, and updates nothing
         layer.running_mean = layer.running_var = layer.num_batches_tracked = None
         layer.track_running_stats = False
     elif layer.running_mean is None:
@@ -418,10 +422,15 @@ def _read(loader: Any) -> tuple[Any, Any]:
     if isinstance(data, kinds.IterableDataset):
         items = list(data)
     else:
-        known = (kinds.SequentialSampler, kinds.RandomSampler, kinds.BatchSampler, type(None))
+        whole_samplers = (
+            kinds.SequentialSampler,
+            kinds.RandomSampler,
+            kinds.BatchSampler,
+            type(None),
+        )
         batches = loader.batch_sampler
         for chooser in (loader.sampler, batches, getattr(batches, "sampler", None)):
-            if type(chooser) not in known:
+            if type(chooser) not in whole_samplers:
                 raise InputError(
                     f"the DataLoader's {type(chooser).__name__} chooses among its samples, and all of them "
                     f"would be used; give a loader of torch.utils.data.Subset(...), or x= and y=."
@@ -442,7 +451,7 @@ def _read(loader: Any) -> tuple[Any, Any]:
 
 
 def _are_batches(items: list[Any]) -> bool:
-    """Whether a data set that is not batched gives pairs of tensors with as many samples each."""
+    """Whether every item is a batch of its own: a pair of tensors with equally many samples."""
     return all(
         isinstance(item, (tuple, list))
         and len(item) == 2
@@ -453,7 +462,7 @@ def _are_batches(items: list[Any]) -> bool:
 
 
 def _loss(loss: Any, y: Any) -> tuple[str | None, Any, str]:
-    """The name of a loss that Thalweg has, or None and a function of tensors; and its reduction."""
+    """(name, function of tensors, reduction); the name is None for a loss that Thalweg does not have."""
     import torch
 
     if isinstance(loss, str):
@@ -476,14 +485,14 @@ def _loss(loss: Any, y: Any) -> tuple[str | None, Any, str]:
         "cross_entropy": torch.nn.functional.cross_entropy,
         "bce_with_logits": torch.nn.functional.binary_cross_entropy_with_logits,
     }
-    # a loss of the user's need not have a hash (a dataclass has none)
+    # no dictionary lookup: a user's loss need not be hashable
     name = next((name for name, function in functions.items() if function is loss), None)
     padded = name == "cross_entropy" and _holds(y, -100)
     return None if padded else name, loss, "mean"
 
 
 def _holds(y: Any, ignored: int | None) -> bool:
-    """Whether some classes are those that the loss ignores."""
+    """Whether some targets are the class that the loss ignores."""
     return ignored is not None and hasattr(y, "dtype") and bool((y == ignored).any())
 
 

@@ -22,7 +22,7 @@ from thalweg.problem import Problem, holding
 
 _MEASURES = ("grad_norm", "movement", "relative_movement", "lr")
 _RECORDED = ("params", "loss", "grad", *_MEASURES)
-# under which of its keys a checkpoint of many things usually holds the state_dict
+# the usual keys of the state_dict in a checkpoint that holds other things too
 _KEYS = ("state_dict", "model_state_dict", "model", "net")
 
 
@@ -73,8 +73,8 @@ def record(
         raise InputError(f"an optimizer with a step method was expected, {optimizer!r:.80} given.")
     if not isinstance(model, torch.nn.Module):
         raise InputError(f"an nn.Module was expected, {type(model).__name__} given.")
-    own = sorted(inputs.unwrapped(model).named_parameters())
-    tensors = {n: p for n, p in own if p.requires_grad}
+    named = sorted(inputs.unwrapped(model).named_parameters())
+    tensors = {n: p for n, p in named if p.requires_grad}
     if not tensors:
         raise InputError("the model has no parameters that require a gradient.")
     moved = {id(p) for group in _groups(optimizer) for p in group.get("params", ())}
@@ -130,7 +130,7 @@ def trajectory(
             losses.append(loss)
             continue
         state = _state_dict(checkpoint, key, number)
-        if like is None:  # as a problem with these tensors has them
+        if like is None:  # the order that a problem with these tensors would have
             like = Layout.of({name: _array(state[name]) for name in _floating(state)})
         rows.append(_row(state, like, number))
         losses.append(np.nan)
@@ -152,24 +152,24 @@ def trajectory(
 def _at(
     problem: Problem, checkpoint: Any, key: str | None, number: int
 ) -> tuple[np.ndarray, float]:
-    """A checkpoint as a vector (p,), and the risk there, with what the module held there."""
+    """A checkpoint as a vector (p,), and the risk there, with the checkpoint's own buffers."""
 
-    def found(problem: Problem, point: Any) -> tuple[np.ndarray, float]:
-        loss = float(problem.risk(point))  # which says whether it is a point of the problem's
+    def vector_and_loss(problem: Problem, point: Any) -> tuple[np.ndarray, float]:
+        loss = float(problem.risk(point))  # raises for what is no point of the problem
         return np.asarray(problem.flatten(point)), loss
 
     if key is None and not isinstance(checkpoint, (str, os.PathLike)):
         try:
-            return found(problem, checkpoint)
+            return vector_and_loss(problem, checkpoint)
         except InputError as error:  # a mapping may be a state_dict, or hold one
             if not isinstance(checkpoint, Mapping):
                 raise InputError(f"checkpoint {number}: {error}") from None
     state = _state_dict(checkpoint, key, number)
-    there = holding(problem, state)
+    problem_there = holding(problem, state)
     with contextlib.suppress(InputError):
-        return found(there, state)
-    # of a checkpoint that holds other things too, or not all, which is said then
-    return found(there, problem.unflatten(_row(state, problem.layout, number)))
+        return vector_and_loss(problem_there, state)
+    # the state_dict has further entries, or lacks some, which _row reports
+    return vector_and_loss(problem_there, problem.unflatten(_row(state, problem.layout, number)))
 
 
 def _row(state: Mapping[str, Any], layout: Layout, number: int) -> np.ndarray:
@@ -191,7 +191,7 @@ def _row(state: Mapping[str, Any], layout: Layout, number: int) -> np.ndarray:
 
 
 class _Tape:
-    """What a running loop leaves behind."""
+    """What is recorded of a running loop."""
 
     def __init__(
         self, tensors: dict[str, Any], optimizer: Any, wanted: tuple[str, ...], every: int
@@ -202,9 +202,9 @@ class _Tape:
         self.changed: set[str] = set()  # hyperparameters that the loop has changed
         self.start = self._now()
         self.step = 0
-        self.inside = self.closed = False  # in a step; in one that has its gradient
-        self.with_closure = False  # in a step that was given one
-        self.reached = False  # whether a backward pass has come to the model's parameters
+        self.inside = self.closed = False  # within a step; within one whose gradient is complete
+        self.with_closure = False  # within a step that was called with a closure
+        self.reached = False  # whether the current backward pass reached the model's parameters
         self.loss: float | None = None
         self.steps: list[int] = []
         self.rows: dict[str, list[Any]] = {name: [] for name in wanted}
@@ -214,13 +214,13 @@ class _Tape:
 
     def before_backward(self) -> None:
         self.reached = False
-        # a step was left out, as where scaled gradients overflow: its loss is not the next one's
+        # gradients zeroed without a step (a GradScaler skips steps that overflow): drop that loss
         if not self.closed and not any(map(_has_gradient, self.tensors.values())):
             self.loss = None
 
     def after_backward(self, tensors: Any) -> None:
-        """A loss was differentiated: before a step, or within one. Of the several evaluations of a closure
-        the first is at the iterate."""
+        """Count a loss that was differentiated, before a step or within one. A closure may be evaluated
+        several times: only the first evaluation is at the iterate."""
         if not self.reached or self.closed:
             return
         for tensor in tensors if isinstance(tensors, (list, tuple)) else [tensors]:
@@ -231,15 +231,15 @@ class _Tape:
             self.after_closure()
 
     def after_closure(self) -> None:
-        """A step has its gradient, of all backward passes of its closure, and clipped as that does."""
+        """The step's gradient is complete: the closure has run all its backward passes, and any clipping."""
         if not self.closed and self.steps and self.steps[-1] == self.step:
             for name in {"grad", "grad_norm"} & self.rows.keys():
                 self.rows[name][-1] = self._gradient(name)
         self.closed = True
 
     def before_step(self, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The arguments of a step with their closure, if there is one, as argument `place`, watched."""
-        # hooks are called once more where a step of the user's own calls super().step()
+        """A step's arguments with its closure wrapped, if there is one; it is positional argument `place`."""
+        # hooks are called twice where a user's step() calls super().step()
         if not self.inside:
             self.inside = True
             now = _hyperparameters(self.optimizer)
@@ -272,14 +272,14 @@ class _Tape:
         self.step += 1
 
     def end(self) -> None:
-        """The last iterate, of which no loss and no gradient are known."""
+        """Record the last iterate, at which neither loss nor gradient was computed."""
         self.loss = None
         if not self.steps or self.steps[-1] != self.step:
             self._write(with_gradient=False)
 
     def _check_memory(self) -> None:
-        """An error where not twice as many rows would fit, asked when there are 0, 1, 2, 4, …; never at the
-        end, which has one row to write and everything to lose."""
+        """An InputError if twice as many rows would not fit in memory, checked at 0, 1, 2, 4, … rows; never
+        at the end, when it would lose the whole recording for one row."""
         count = len(self.steps)
         if count & (count - 1) == 0:
             kept = sum(name in ("params", "grad") for name in self.wanted)
@@ -292,7 +292,8 @@ class _Tape:
     def _write(self, with_gradient: bool) -> None:
         now = self._now()
         row = {name: self._value(name, now, with_gradient) for name in self.wanted}
-        self.steps.append(self.step)  # a whole row, or none where that was interrupted
+        # after the row's values, so that an interrupt leaves no partial row
+        self.steps.append(self.step)
         for name, value in row.items():
             self.rows[name].append(value)
 
@@ -311,7 +312,7 @@ class _Tape:
         return moved / (size or 1.0) if name == "relative_movement" else moved
 
     def _gradient(self, name: str, known: bool = True) -> Any:
-        """The gradient that the optimizer sees, or its norm; NaN where it is not known."""
+        """The gradient that the optimizer sees, or its norm; NaN if not `known`."""
         parts = [
             np.full(p.numel(), 0.0 if known else np.nan)
             if p.grad is None or not known
@@ -322,7 +323,7 @@ class _Tape:
         return gradient if name == "grad" else float(np.linalg.norm(gradient.astype(float)))
 
     def trajectory(self, status: str) -> xr.Dataset:
-        # one after the other, or all would be there twice
+        # popped one by one, so that only one record is in memory twice
         data = {name: np.array(self.rows.pop(name)) for name in list(self.rows)}
         rule = {"name": type(self.optimizer).__name__, **self.hyperparameters}
         if self.changed:
@@ -331,17 +332,17 @@ class _Tape:
         return _trajectory(np.array(self.steps), self.names, data, status, rule, ends)
 
 
-_tapes: list[tuple[int, _Tape]] = []  # those that run, each with the thread of its loop
+_tapes: list[tuple[int, _Tape]] = []  # the active recordings, each with its loop's thread
 _changing = threading.Lock()
 _own_backward: Any = None
 _own_scale: Any = None
-_unscaled: Any = None  # the losses that a GradScaler has scaled, by what it made of them
+_unscaled: Any = None  # maps a loss scaled by a GradScaler to the loss before
 
 
 @contextmanager
 def _hearing(torch: Any, tape: _Tape) -> Iterator[None]:
-    """Tell the tape of every backward pass of this thread. One function stands in for PyTorch's as long as
-    there is a tape, so that recordings may end in any order."""
+    """Report every backward pass of this thread to the tape. All tapes share one patch of PyTorch, undone
+    when the last one ends, so that recordings may end in any order."""
     global _own_backward, _own_scale, _unscaled
     entry, scaler = (threading.get_ident(), tape), torch.amp.GradScaler
     with _changing:
@@ -360,9 +361,9 @@ def _hearing(torch: Any, tape: _Tape) -> Iterator[None]:
 
 
 def _watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-    # one alone may have its loop in another thread
-    running, own = list(_tapes), threading.get_ident()
-    here = [tape for thread, tape in running if thread == own or len(running) == 1]
+    # a lone recording also hears other threads: its loop may run in one
+    running, thread_id = list(_tapes), threading.get_ident()
+    here = [tape for thread, tape in running if thread == thread_id or len(running) == 1]
     for tape in here:
         tape.before_backward()
     _own_backward(tensors, *args, **kwargs)
@@ -371,7 +372,7 @@ def _watched_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _watched_scale(scaler: Any, outputs: Any) -> Any:
-    """`GradScaler.scale`, whose results are known by the losses that they were made of."""
+    """`GradScaler.scale`, which also remembers the unscaled loss of each result."""
     scaled = _own_scale(scaler, outputs)
     if inputs.is_tensor(outputs) and scaled is not outputs:
         _unscaled[scaled] = outputs.detach()
@@ -386,7 +387,7 @@ def _has_gradient(parameter: Any) -> bool:
 
 @contextmanager
 def _watched(torch: Any, optimizer: Any, tape: _Tape) -> Iterator[None]:
-    """Tell the tape of every backward pass and every step; all is as before afterwards."""
+    """Report every backward pass and every step to the tape; all hooks are removed afterwards."""
 
     def reached(_: Any) -> None:
         tape.reached = True
@@ -398,7 +399,7 @@ def _watched(torch: Any, optimizer: Any, tape: _Tape) -> Iterator[None]:
         if isinstance(optimizer, torch.optim.Optimizer):
 
             def begins(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                return tape.before_step(1, args, kwargs)  # after the optimizer itself
+                return tape.before_step(1, args, kwargs)  # the hook's args begin with the optimizer
 
             before = optimizer.register_step_pre_hook(begins)
             after = optimizer.register_step_post_hook(lambda *_: tape.after_step())
@@ -411,8 +412,8 @@ def _watched(torch: Any, optimizer: Any, tape: _Tape) -> Iterator[None]:
 
 @contextmanager
 def _wrapped(optimizer: Any, tape: _Tape) -> Iterator[None]:
-    """`step` of an optimizer that has no hooks, watched."""
-    step, own = optimizer.step, "step" in vars(optimizer)
+    """Wrap `step` of an optimizer that has no hooks."""
+    step, is_instance_attribute = optimizer.step, "step" in vars(optimizer)
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = tape.before_step(0, args, kwargs)
@@ -424,7 +425,7 @@ def _wrapped(optimizer: Any, tape: _Tape) -> Iterator[None]:
     try:
         yield
     finally:
-        if own:
+        if is_instance_attribute:
             optimizer.step = step
         else:
             del optimizer.step
@@ -435,7 +436,7 @@ def _groups(optimizer: Any) -> list[dict[str, Any]]:
 
 
 def _hyperparameters(optimizer: Any) -> dict[str, Any]:
-    """Those that all parameter groups have in common, as they are now."""
+    """The hyperparameters that are equal in all parameter groups, with their current values."""
 
     def of_group(group: dict[str, Any]) -> dict[str, Any]:
         numbers = {k: v.item() if _is_one(v) else v for k, v in group.items() if k != "params"}
@@ -448,12 +449,12 @@ def _hyperparameters(optimizer: Any) -> dict[str, Any]:
 
 
 def _is_one(value: Any) -> bool:
-    """Whether this is a tensor of one number, as learning rates may be."""
+    """Whether this is a tensor with one entry, as learning rates may be."""
     return inputs.is_tensor(value) and value.numel() == 1
 
 
 def _become(dataset: xr.Dataset, other: xr.Dataset) -> None:
-    """Fill an empty dataset, which somebody holds already, with what is in another one."""
+    """Fill a dataset in place: the caller holds it already."""
     dataset.update(other)
     dataset.attrs.update(other.attrs)
 
@@ -496,7 +497,7 @@ def _read(path: Path) -> Any:
 
 
 def _floating(state: Mapping[str, Any]) -> list[str]:
-    """The names of a state_dict's entries of floating point."""
+    """The names of a state_dict's floating-point entries."""
     return [
         name
         for name, value in state.items()
@@ -505,8 +506,8 @@ def _floating(state: Mapping[str, Any]) -> list[str]:
 
 
 def _array(tensor: Any) -> np.ndarray:
-    """A tensor as an array of our own; half precision, which netCDF has not, as float32."""
-    if inputs.is_tensor(tensor):  # as an embedding's gradient a sparse one
+    """A tensor copied to an array; half precision becomes float32, as netCDF has no such type."""
+    if inputs.is_tensor(tensor):  # dense: an embedding's gradient may be sparse
         tensor = inputs.of_tensor(tensor.to_dense())
     array = np.array(tensor)
     return array.astype(np.float32) if array.dtype == np.float16 else array
@@ -520,14 +521,14 @@ def _trajectory(
     optimizer: dict[str, Any],
     ends: tuple[np.ndarray, np.ndarray],
 ) -> xr.Dataset:
-    """A trajectory in the schema of `descend`, without an optimizer's state; `data` become its own."""
+    """A trajectory in the schema of `descend`, without an optimizer's state; `data` is modified in place."""
     start, final = ends
     bad = np.zeros(len(steps), bool)
     bad[-1] = not np.isfinite(final).all()
     if "params" in data:
         bad |= ~np.isfinite(data["params"]).all(axis=1)
     if "loss" in data:
-        bad |= np.isinf(data["loss"])  # one that is not known is NaN
+        bad |= np.isinf(data["loss"])  # NaN means unknown
     diverged_at = int(steps[np.argmax(bad)]) if bad.any() else -1
     variables: dict[str, Any] = {}
     for name, values in data.items():

@@ -1,10 +1,10 @@
-"""`torch.autograd.grad` in PyTorch code that is translated, by running the code again.
+"""`torch.autograd.grad` within translated PyTorch code, by running the code again.
 
-PyTorch differentiates what it has computed, JAX functions. Where code asks for the derivative of u by x, that
-function is the code itself: it is traced once more, something is added to x where x is made, and u moves.
-Tensors are known by the call of PyTorch's that made them, counted from the start, which is the same in each
-run. What the code was told when it asked before enters as an argument, and only where u depends on it, and it
-on x, is it derived again.
+PyTorch differentiates values that it has computed, JAX differentiates functions. Where code asks for the
+derivative of u by x, the function is the code itself up to that question: it is traced once more with a shift
+added to x where x is made, and u is differentiated by the shift. A tensor is identified by its place: the
+number of the PyTorch call that made it, which is the same in each run. The answers to earlier questions enter
+as arguments, and are differentiated in turn only where u depends on them and they depend on x.
 """
 
 from __future__ import annotations
@@ -22,49 +22,49 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from thalweg.errors import InputError
 
-_Place = tuple[int, int]  # the number of a call, and which of the tensors that it made
+_Place = tuple[int, int]  # the number of a call, and which of its results
 _Shift = dict[_Place, Any]  # what is added to tensors where they are made
-_AT_THE_START = -1  # the number of the call that the code itself is
-_BASE = -1  # what a call made of the tensor whose view it wrote into
+_AT_THE_START = -1  # the call number of the code's own arguments
+_BASE = -1  # among a call's results: the base of the view that it wrote into
 _thread = threading.local()
 
 
 def at_work() -> Run | None:
-    """The innermost run of this thread's."""
+    """The innermost run in this thread; None outside translated code."""
     return getattr(_thread, "run", None)
 
 
 class _Question(NamedTuple):
-    """Code asks for the derivatives of Σ weights · outputs, as PyTorch writes them."""
+    """One call of `torch.autograd.grad`: the derivatives of Σ weights · outputs, in PyTorch's convention."""
 
     outputs: list[Any]
     weights: list[Any]
 
 
 class _Asked(NamedTuple):
-    """A question of the first run's."""
+    """A question that came up in the first run, with its answer."""
 
     call: int
-    places: tuple[_Place, ...]  # of its inputs, each once
-    zeros: list[Any]  # shaped as they are
+    places: tuple[_Place, ...]  # of the inputs, without repetitions
+    zeros: list[Any]  # in the inputs' shapes
     question: _Question
-    batched: bool  # whether weights have one axis more
-    told: list[Any]  # the derivatives, and None where no way leads from an input to the outputs
+    batched: bool  # is_grads_batched: the weights have a leading batch axis
+    told: list[Any]  # the answer: the derivatives, None where the outputs do not depend on an input
 
 
 class Reached(BaseException):
-    """A run came to the question that it is for."""
+    """Ends a run at the question that it was started for."""
 
 
 class Code:
-    """A function of tensors at some arrays, which may ask for derivatives.
+    """A function of tensors, which may call `torch.autograd.grad`, with its arguments.
 
     Args:
         env: torchax's environment.
-        function: of tensors.
+        function: takes tensors.
         arguments: its arguments, with arrays in the place of tensors.
-        free: of the tensors of the arguments, those that require a derivative; all by default.
-        within: a context in which tensors stand for arrays.
+        free: takes the arguments and returns the tensors that require a gradient; by default all do.
+        within: makes a context in which tensors wrap arrays.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Code:
     ) -> None:
         self.env, self.function, self.arguments = env, function, arguments
         self.free, self.within = free, within
-        self.calls: list[Any] = []  # of PyTorch's functions, in the first run
+        self.calls: list[Any] = []  # the PyTorch functions that the first run called
         self.asked: list[_Asked] = []
         self._programs: dict[Any, _Program] = {}
-        self._known: dict[Any, tuple[_Shift, list[Any]]] = {}  # while a question is answered
+        self._known: dict[Any, tuple[_Shift, list[Any]]] = {}  # cache, while a question is answered
 
     def __call__(self) -> Any:
         """What the function returns, in arrays."""
@@ -94,7 +94,7 @@ class Code:
         question: _Question,
         batched: bool,
     ) -> list[Any]:
-        """What the first run is told."""
+        """Answer a question of the first run, and keep the answer for later runs."""
         each = dict(zip(places, map(jnp.zeros_like, inputs), strict=True))
         asked = _Asked(call, tuple(each), list(each.values()), question, batched, [])
         self.asked.append(asked)
@@ -107,9 +107,9 @@ class Code:
         return asked.told
 
     def _derivatives(self, number: int, shift: _Shift) -> list[Any]:
-        """The answer to a question, where something is added at some places."""
+        """The answer to a question when `shift` is added at its places."""
         asked = self.asked[number]
-        # what is made later is not seen
+        # tensors made after the question do not affect its answer
         shift = {place: by for place, by in shift.items() if place[0] < asked.call}
         if asked.told and not shift:
             return asked.told
@@ -119,27 +119,27 @@ class Code:
         weights = self._reached("weights", number, shift) if shift else asked.question.weights
 
         def outputs(*added: Any) -> list[Any]:
-            there = dict(shift)
+            total_shift = dict(shift)
             for place, by in zip(asked.places, added, strict=True):
-                there[place] = there[place] + by if place in there else by
-            return self._reached("outputs", number, there)
+                total_shift[place] = total_shift[place] + by if place in total_shift else by
+            return self._reached("outputs", number, total_shift)
 
         _, back = jax.vjp(outputs, *asked.zeros)
         back = jax.vmap(back) if asked.batched else back
-        found = conjugated(list(back(conjugated(weights))))
-        self._known[key] = shift, found  # the arrays stay, and so do their ids
-        return found
+        slopes = conjugated(list(back(conjugated(weights))))
+        self._known[key] = shift, slopes  # keeps the arrays alive, and so their ids in the key
+        return slopes
 
     def _reached(self, part: str, number: int, shift: _Shift) -> list[Any]:
-        """A part of a question, where something is added at some places."""
+        """A question's outputs or weights when `shift` is added at its places."""
         program = self._program(number, shift)
         told = []
         for i, needed in enumerate(program.needs(part)[1]):
-            known = self.asked[i].told
+            answer = self.asked[i].told
             if any(needed):
                 new = self._derivatives(i, shift)
-                known = [k if k is None else n for k, n in zip(known, new, strict=True)]
-            told.append(known)
+                answer = [k if k is None else n for k, n in zip(answer, new, strict=True)]
+            told.append(answer)
         return program(part, [shift[place] for place in program.places], told)
 
     def _program(self, number: int, shift: _Shift) -> _Program:
@@ -150,7 +150,7 @@ class Code:
 
 
 class _Program:
-    """A question as a function of what is added at some places, and of what was told before."""
+    """A question as a jaxpr: a function of the shifts at some places, and of earlier answers."""
 
     def __init__(self, code: Code, number: int, shift: _Shift) -> None:
         self.places = tuple(shift)
@@ -167,7 +167,7 @@ class _Program:
         self._structure = jax.tree_util.tree_structure(given)
         closed, shapes = jax.make_jaxpr(asked, return_shape=True)(*given)
         sizes = list(map(len, shapes))
-        # each part alone, and which of the arguments it needs
+        # per part of the question: its program, and which of the arguments that uses
         self._parts: dict[str, tuple[ClosedJaxpr, list[bool]]] = {}
         for k, part in enumerate(_Question._fields):
             wanted = [i == k for i, size in enumerate(sizes) for _ in range(size)]
@@ -175,7 +175,7 @@ class _Program:
             self._parts[part] = ClosedJaxpr(program, closed.consts), needed
 
     def needs(self, part: str) -> tuple[list[bool], list[list[bool]]]:
-        """Which of what is added, and of what was told, a part depends on."""
+        """Which shifts, and which earlier answers, a part of the question depends on."""
         _, needed = self._parts[part]
         added, told = jax.tree_util.tree_unflatten(self._structure, needed)
         return added, [[bool(n) for n in each] for each in told]
@@ -190,10 +190,9 @@ class Run:
     """One run of some code.
 
     Args:
-        code: what runs.
-        shift: what is added at some places.
+        shift: what is added to tensors, by the place where they are made.
         told: the answers to earlier questions; the run ends at the next one (`Reached`). None in the first
-            run, which is told all.
+            run, which gets all its questions answered.
     """
 
     def __init__(
@@ -225,7 +224,7 @@ class Run:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Where a function runs that JAX derives or maps."""
+        """A context for a function that JAX differentiates or maps."""
         self._depth += 1
         try:
             yield
@@ -233,8 +232,8 @@ class Run:
             self._depth -= 1
 
     def call(self, func: Any, args: Any, kwargs: Any, theirs: Callable[..., Any]) -> Any:
-        """A call of PyTorch's: what is asked of autograd, or what `theirs` does. `func` is a function of
-        tensors, or the name of one of functions."""
+        """Run one PyTorch call and place its results: autograd's functions here, all others by `theirs`.
+        `func` is a function of tensors, or the name of a function transform."""
         import torch
 
         self._call += 1
@@ -243,24 +242,25 @@ class Run:
         elif self.question is None and [func] != self.code.calls[self._call : self._call + 1]:
             raise _other_calls()
         number = self._call
-        closes = isinstance(func, str)  # over tensors that it is not given
+        closes = isinstance(func, str)  # such functions may close over tensors
         ours = self._of_autograd(func)
-        if ours is not None and _tensors((args, kwargs)):  # PyTorch's own know themselves
+        # PyTorch itself answers for its plain tensors
+        if ours is not None and _tensors((args, kwargs)):
             return ours(*args, **kwargs)
         marked = not closes and kwargs.pop("requires_grad", False)
-        found = theirs(*args, **kwargs)
+        result = theirs(*args, **kwargs)
         needs = torch.is_grad_enabled() and (
             closes or any(map(needs_gradient, _tensors((args, kwargs))))
         )
         name = getattr(func, "__name__", "")
         needs = needs and name != "detach" and not name.endswith("_like") and name[:4] != "new_"
-        if args and found is args[0] and is_tensor(found) and source(found) is not found:
-            self._place(source(found), _BASE, needs, number)
-        for k, tensor in enumerate(_tensors(found)):
+        if args and result is args[0] and is_tensor(result) and source(result) is not result:
+            self._place(source(result), _BASE, needs, number)
+        for k, tensor in enumerate(_tensors(result)):
             made = getattr(tensor, "_made", None)
             if made is None or not made.holds(self.code, tensor):
                 self._place(tensor, k, needs or marked, number)
-        return found
+        return result
 
     def _of_autograd(self, func: Any) -> Callable[..., Any] | None:
         import torch
@@ -282,7 +282,7 @@ class Run:
         }.get(func)
 
     def _mark(self, tensor: Any, requires_grad: bool = True) -> Any:
-        """`requires_grad_`: from here on a tensor is one to derive by, or one without a derivative."""
+        """`requires_grad_`: give the tensor a place to differentiate by, or stop its gradient."""
         if requires_grad != needs_gradient(tensor):
             if requires_grad and not tensor.is_floating_point() and not tensor.is_complex():
                 raise RuntimeError(
@@ -294,7 +294,7 @@ class Run:
         return tensor
 
     def _place(self, tensor: Any, k: int, needs: bool, number: int | None = None) -> None:
-        """Know a tensor by the call that made it, and add what there is to add."""
+        """Record the call that made a tensor, and add this run's shift there."""
         place = (self._call if number is None else number), k
         if place in self.shift:
             _become(tensor, tensor.jax() + self.shift[place])
@@ -334,7 +334,8 @@ class Run:
         elif number < len(self.told):
             told = self.told[number]
         else:
-            self.question = self.question or question  # code may catch all exceptions there are
+            # the user's code may catch `Reached` and go on asking
+            self.question = self.question or question
             raise Reached
         by_place = dict(zip(dict.fromkeys(places), told, strict=True))
         found = [by_place[place] for place in places]
@@ -363,26 +364,26 @@ class Run:
 
 
 class _Made(NamedTuple):
-    """Where a tensor was made, and of what array it then was."""
+    """Where a tensor was made, and the array that it then wrapped."""
 
     code: Code
     place: _Place
     array: Any
-    needs: bool  # whether it requires a derivative
+    needs: bool  # whether it requires a gradient
 
     def holds(self, code: Code, tensor: Any) -> bool:
-        """Whether it was made in this code, and nothing was written into it since."""
+        """Whether the tensor was made in this code and was not written in place since."""
         return self.code is code and self.array is source(tensor)._elem
 
 
 def needs_gradient(tensor: Any) -> bool:
-    """What PyTorch would say of a tensor that stands for an array."""
+    """`requires_grad` of a tensor that wraps an array."""
     made = [getattr(each, "_made", None) for each in (tensor, source(tensor))]
     return any(each is not None and each.needs for each in made)
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether a value is a tensor that stands for an array."""
+    """Whether a value is a torchax tensor or view, which wrap arrays."""
     from torchax.tensor import Tensor
     from torchax.view import View
 
@@ -390,7 +391,7 @@ def is_tensor(value: Any) -> bool:
 
 
 def conjugated(arrays: list[Any]) -> list[Any]:
-    """PyTorch's derivative by a complex number is the conjugate of JAX's."""
+    """JAX's derivatives in PyTorch's convention, which is the conjugate for complex numbers; and back."""
     return [jnp.conj(a) if jnp.iscomplexobj(a) else a for a in arrays]
 
 
@@ -407,21 +408,21 @@ def _tensors(tree: Any) -> list[Any]:
 
 
 def source(tensor: Any) -> Any:
-    """The tensor that a tensor is a view of, or itself."""
+    """The base tensor of a view; any other tensor itself."""
     while hasattr(tensor, "parent"):
         tensor = tensor.parent
     return tensor
 
 
 def written(tensor: Any, array: Any) -> None:
-    """Let a tensor be another array from now on, in the same place."""
+    """Replace the array that a tensor wraps, keeping its place."""
     _become(tensor, array)
     if made := getattr(tensor, "_made", None):
         tensor._made = made._replace(array=array)
 
 
 def _become(tensor: Any, array: Any) -> None:
-    """A view has no values of its own."""
+    """Let a tensor wrap another array; a view, which has none of its own, turns into a plain tensor."""
     from torchax.tensor import Tensor
 
     tensor.__class__ = Tensor

@@ -1,4 +1,4 @@
-"""PyTorch's operations that torchax computes slowly, otherwise than PyTorch, or not at all.
+"""Replacements for operations that torchax computes slowly, differently from PyTorch, or not at all.
 
 Each has PyTorch's value and derivative; the tests compare them.
 """
@@ -18,11 +18,11 @@ import numpy as np
 from thalweg.errors import InputError
 from thalweg.kinks import clamped, first
 
-_MATRIX = 2**20  # entries of one that interpolates
+_MATRIX = 2**20  # most entries of an interpolation matrix
 
 
 def operations() -> Mapping[Any, Callable[..., Any]]:
-    """Functions of arrays by the operation of PyTorch's that each stands for."""
+    """PyTorch's operations, each with the function of arrays that replaces it."""
     import torch
     from torchax.ops.ops_registry import all_aten_ops, all_torch_functions
 
@@ -81,7 +81,7 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
         aten.ldexp.Tensor: lambda x, power: x * 2.0 ** power.astype(x.dtype),
         aten.topk.default: partial(_topk, all_aten_ops[aten.topk].func),
         aten.special_log_ndtr.default: jax.scipy.special.log_ndtr,
-        # in the precision of their arguments
+        # torchax computes these in another precision than their arguments'
         aten.complex.default: lambda x, y: jax.lax.complex(*jnp.broadcast_arrays(x, y)),
         aten.logit.default: _logit,
         aten.mvlgamma.default: jax.scipy.special.multigammaln,
@@ -92,8 +92,8 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
 
 
 def compositions() -> Sequence[Any]:
-    """Functions that PyTorch makes of operations, which torchax takes as a whole, by names and with outputs
-    that are not PyTorch's."""
+    """Functions whose torchax versions differ from PyTorch's in argument names or outputs; without those,
+    PyTorch composes them of operations that torchax has."""
     import torch
 
     linalg = torch.linalg
@@ -114,7 +114,7 @@ def compositions() -> Sequence[Any]:
     )
 
 
-# Recurrent layers: torchax writes every step out, which takes minutes to compile -----------------
+# Recurrent layers: torchax unrolls the time steps, which takes minutes to compile ----------------
 
 
 def _recurrent(
@@ -133,40 +133,40 @@ def _recurrent(
 
     Args:
         input: (time, batch, features), or with `batch_first` (batch, time, features).
-        hx: the states at the start, (layers · directions, batch, features) each.
-        params: those of every layer and direction in turn: for inputs, for the state, two biases, and of
-            a projected state its matrix.
+        hx: the initial state or states, (layers · directions, batch, features) each.
+        params: for every layer and direction in turn: the input's matrix, the state's matrix, two biases,
+            and the projection's matrix, the last two as far as the layer has them.
 
     Returns:
-        What the last layer gives, shaped as the input, and the states at the end, shaped as `hx`.
+        The last layer's outputs, shaped as the input, and the final states, shaped as `hx`.
     """
     import torchax
 
-    packed = isinstance(params, (jax.Array, tuple))  # whose arguments are others
+    packed = isinstance(params, (jax.Array, tuple))  # that overload has other arguments
     if packed or (train and dropout):
         raise torchax.tensor.OperatorNotFound
     states = hx if isinstance(hx, (tuple, list)) else (hx,)
     x = jnp.swapaxes(input, 0, 1) if batch_first else input
     directions = 2 if bidirectional else 1
-    each = len(params) // (num_layers * directions)
-    ends = []
+    per_direction = len(params) // (num_layers * directions)
+    final_states = []
     for layer in range(num_layers):
-        found = []
+        outputs = []
         for direction in range(directions):
             k = layer * directions + direction
             out, end = _over_time(
                 cell,
                 x,
                 tuple(state[k] for state in states),
-                params[k * each : (k + 1) * each],
+                params[k * per_direction : (k + 1) * per_direction],
                 has_biases,
                 backwards=direction == 1,
             )
-            found.append(out)
-            ends.append(end)
-        x = jnp.concatenate(found, axis=-1)
+            outputs.append(out)
+            final_states.append(end)
+        x = jnp.concatenate(outputs, axis=-1)
     x = jnp.swapaxes(x, 0, 1) if batch_first else x
-    return x, *(jnp.stack(state) for state in zip(*ends, strict=True))
+    return x, *(jnp.stack(state) for state in zip(*final_states, strict=True))
 
 
 def _over_time(
@@ -186,7 +186,7 @@ def _over_time(
             new = (new[0] @ matrix.T, *new[1:])
         return new, new[0]
 
-    # the products with the inputs do not wait for one another
+    # the products with the inputs are taken for all steps at once, outside the scan
     end, out = jax.lax.scan(step, start, x @ of_input.T + biases[0], reverse=backwards)
     return out, end
 
@@ -207,13 +207,13 @@ def _rnn(activation: Callable[[Any], Any], now: Any, before: Any, h: Any) -> tup
     return (activation(now + before),)
 
 
-# Interpolation: of gathers the way back is a scatter, and here a product --------------------------
+# Interpolation: a gather's transpose is a scatter, which is slow; here it is a matrix product ------
 
 
 def _interpolate(
     input: Any, size: Any = None, scale_factor: Any = None, *args: Any, **kwargs: Any
 ) -> Any:
-    """One axis after the other, each by the matrix that PyTorch multiplies it with."""
+    """One axis after the other, each by the matrix of PyTorch's interpolation along it."""
     import torchax
 
     x, axes = input, input.ndim - 2
@@ -223,7 +223,7 @@ def _interpolate(
     )
     if not jnp.issubdtype(x.dtype, jnp.floating) or not _are_small(x.shape[2:], sizes, scales):
         raise torchax.tensor.OperatorNotFound
-    # in a thread of its own, PyTorch computes numbers and not tensors that stand for arrays
+    # torchax's modes are active in this thread alone: in another, PyTorch computes plain numbers
     with ThreadPoolExecutor(1) as apart:
         for axis, (size, scale) in enumerate(zip(sizes, scales, strict=True), 2):
             job = apart.submit(_matrix, axes, x.shape[axis], x.dtype, size, scale, *args, **kwargs)
@@ -232,7 +232,7 @@ def _interpolate(
 
 
 def _are_small(shape: Sequence[int], sizes: Sequence[Any], scales: Sequence[Any]) -> bool:
-    """Whether the matrices are, and what they are of is numbers."""
+    """Whether the interpolation matrices are small, and the sizes and scales are plain numbers."""
     for n, size, scale in zip(shape, sizes, scales, strict=False):
         if not all(isinstance(given, (int, float, type(None))) for given in (size, scale)):
             return False
@@ -244,7 +244,7 @@ def _are_small(shape: Sequence[int], sizes: Sequence[Any], scales: Sequence[Any]
 def _matrix(
     axes: int, n: int, dtype: Any, size: Any, scale: Any, *args: Any, **kwargs: Any
 ) -> np.ndarray:
-    """(n, m): what PyTorch interpolates the unit vectors to, along the last of `axes` axes."""
+    """(n, m): PyTorch's interpolation of the n unit vectors along the last of `axes` spatial axes."""
     import torch
 
     def last(value: Any, others: Any) -> Any:
@@ -257,8 +257,8 @@ def _matrix(
 
 
 def _combined(matrix: np.ndarray, x: Any, axis: int) -> Any:
-    """The product of an axis with a sparse matrix (n, m), by a gather, so that what is infinite stays where
-    it is; and its derivative, by the product."""
+    """The product of an axis with a sparse matrix (n, m), by a gather, so that 0 · ∞ makes no NaN; its
+    derivative is the matrix product."""
     count = max(1, int((matrix != 0).sum(axis=0).max(initial=0)))
     places = np.argsort(matrix == 0, axis=0, kind="stable")[:count]  # (count, m)
     weights = np.take_along_axis(matrix, places, axis=0)
@@ -267,10 +267,10 @@ def _combined(matrix: np.ndarray, x: Any, axis: int) -> Any:
 
     @jax.custom_jvp
     def combined(x: Any) -> Any:
-        found = jnp.take(x, places.ravel(), axis=axis)
-        found = found.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
+        gathered = jnp.take(x, places.ravel(), axis=axis)
+        gathered = gathered.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
         some = weights.reshape(shape)
-        return jnp.where(some == 0, 0, found * jnp.asarray(some, x.dtype)).sum(axis)
+        return jnp.where(some == 0, 0, gathered * jnp.asarray(some, x.dtype)).sum(axis)
 
     @combined.defjvp
     def _(primals: Any, tangents: Any) -> Any:
@@ -286,12 +286,12 @@ def _combined(matrix: np.ndarray, x: Any, axis: int) -> Any:
 
 
 def _solve(a: Any, b: Any, *, left: bool = True, check_errors: bool = False) -> tuple[Any, ...]:
-    """The solution, and no error."""
+    """The solution, with empty factors and the error code 0."""
     return _solution(a, b, left), *_factors(), jnp.zeros(a.shape[:-2], jnp.int32)
 
 
 def _factors() -> tuple[Any, Any]:
-    """Nothing, in the place of what PyTorch keeps for its derivatives."""
+    """Empty placeholders for the factors that PyTorch returns for its own backward pass."""
     return jnp.empty(0), jnp.empty(0)
 
 
@@ -300,19 +300,19 @@ def _solution(a: Any, b: Any, left: bool) -> Any:
         return jnp.swapaxes(
             _solution(jnp.swapaxes(a, -1, -2), jnp.swapaxes(b, -1, -2), True), -1, -2
         )
-    found = jnp.linalg.solve(a, b[..., None] if _are_vectors(a, b) else b)
-    return found[..., 0] if _are_vectors(a, b) else found
+    solution = jnp.linalg.solve(a, b[..., None] if _are_vectors(a, b) else b)
+    return solution[..., 0] if _are_vectors(a, b) else solution
 
 
 def _are_vectors(a: Any, b: Any) -> bool:
-    """Of the right-hand sides of a system; a square b is a matrix."""
+    """Whether the right-hand sides b of a system are vectors, not matrices."""
     return b.ndim == 1 or (b.ndim == a.ndim - 1 and b.shape == a.shape[:-1])
 
 
 def _least_squares(
     a: Any, b: Any, rcond: float | None = None, *, driver: str | None = None
 ) -> tuple[Any, ...]:
-    """The solution of least norm, and its squared residuals and the rank where PyTorch gives them."""
+    """The minimum-norm solution, and its squared residuals and the rank where PyTorch returns them."""
     m, n = a.shape[-2:]
     rcond = float(jnp.finfo(a.dtype).eps) * max(m, n) if rcond is None else rcond
     columns = b[..., None] if _are_vectors(a, b) else b
@@ -326,7 +326,7 @@ def _least_squares(
 
 
 def _mirrored(a: Any, upper: bool) -> Any:
-    """The Hermitian matrix of one triangle; the derivative goes to both halves, as PyTorch's does."""
+    """The Hermitian matrix that one triangle determines; both triangles get the gradient, as in PyTorch."""
     whole = (a + jnp.swapaxes(a, -1, -2).conj()) / 2
     half = jnp.triu(a, 1) if upper else jnp.tril(a, -1)
     diagonal = jnp.eye(a.shape[-1], dtype=a.dtype) * jnp.real(a)
@@ -358,7 +358,8 @@ def _eigh(a: Any, uplo: str = "L", compute_v: bool = True) -> tuple[Any, Any]:
 
 
 def _eig(a: Any) -> tuple[Any, Any]:
-    """Whose derivative is that of what does not depend on the phases of eigenvectors, as PyTorch's is."""
+    """Eigenvalues and eigenvectors; as in PyTorch, gradients hold for functions that are invariant to the
+    eigenvectors' phases."""
     values, vectors = jax.lax.linalg.eig(
         a, compute_left_eigenvectors=False, enable_eigvec_derivs=True
     )
@@ -380,7 +381,7 @@ def _covariance(
 
 
 def _householder_product(a: Any, tau: Any) -> Any:
-    """The first columns of a product of reflections, one after the other: XLA's own has no derivative."""
+    """The first columns of a product of reflections, applied one by one: XLA's has no derivative."""
     rows = jnp.arange(a.shape[-2])
     q = jnp.broadcast_to(jnp.eye(*a.shape[-2:], dtype=a.dtype), a.shape)
 
@@ -409,7 +410,7 @@ def _convolution(
     output_padding: Any,
     groups: int,
 ) -> Any:
-    """torchax's, and a transposed one group by group: it takes the channels of several in another order."""
+    """torchax's, but transposed ones group by group: it orders the channels of several differently."""
     rest = (stride, padding, dilation, transposed, output_padding)
     if not transposed or groups == 1:
         return theirs(x, weight, bias, *rest, groups)
@@ -422,7 +423,8 @@ def _convolution(
 def _pad(
     theirs: Callable[..., Any], input: Any, pad: Any, mode: str = "constant", value: Any = None
 ) -> Any:
-    """torchax's, on the padded axes alone: `jnp.pad` reads the ends of all, and so the last sample."""
+    """torchax's, mapped over the axes that are not padded: `jnp.pad` reads the ends of every axis, so that
+    a prediction would depend on the last sample."""
     if mode == "constant":
         return theirs(input, pad, mode, value)
     lead = input.ndim - len(pad) // 2
@@ -438,8 +440,8 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
 def _grouped_product(
     x: Any, matrices: Any, offs: Any = None, bias: Any = None, out_dtype: Any = None
 ) -> Any:
-    """Rows of x, group by group, times the matrix of each group: those of mixtures of experts. The groups
-    end at `offs`."""
+    """Each group of rows of x times the group's matrix (mixtures of experts); `offs` holds the groups'
+    ends."""
     import torchax
 
     if (x.ndim, matrices.ndim) != (2, 3) or bias is not None or out_dtype is not None:
@@ -462,10 +464,10 @@ def _places(
     find = partial(jnp.searchsorted, side=side or ("right" if right else "left"))
     if edges.ndim > 1:
         rows = edges.reshape(-1, edges.shape[-1]), x.reshape(-1, x.shape[-1])
-        found = jax.vmap(find)(*rows).reshape(x.shape)
+        indices = jax.vmap(find)(*rows).reshape(x.shape)
     else:
-        found = find(edges, x)
-    return found.astype(jnp.int32 if out_int32 else jnp.int64)
+        indices = find(edges, x)
+    return indices.astype(jnp.int32 if out_int32 else jnp.int64)
 
 
 def _digamma(x: Any) -> Any:
@@ -483,7 +485,7 @@ def _topk(theirs: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> tupl
 
 
 def _safe_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
-    """Of nothing but −∞ zeros, as attention is where a mask leaves nothing to attend to."""
+    """Softmax that is 0 where all entries are −∞, as where a mask leaves nothing to attend to."""
     nowhere = (x == -jnp.inf).all(dim, keepdims=True)
     return jnp.where(nowhere, 0, jax.nn.softmax(jnp.where(nowhere, 0, x), dim))
 
@@ -497,43 +499,44 @@ def _max_pool(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> tuple[Any, Any]:
-    """torchax's, and of windows with gaps, whose maximum has no derivative in JAX, what is at its places."""
+    """torchax's; with dilation, where JAX has no derivative of the maximum, a gather at its indices."""
     if set(np.ravel(dilation)) == {1}:
         return theirs(x, size, stride, padding, dilation, ceil_mode)
     _, places = theirs(jax.lax.stop_gradient(x), size, stride, padding, dilation, ceil_mode)
     rows = (-1, math.prod(x.shape[-len(size) :])), (-1, math.prod(places.shape[-len(size) :]))
-    found = jnp.take_along_axis(x.reshape(rows[0]), places.reshape(rows[1]), 1)
-    return found.reshape(places.shape), places
+    maxima = jnp.take_along_axis(x.reshape(rows[0]), places.reshape(rows[1]), 1)
+    return maxima.reshape(places.shape), places
 
 
 def _max_unpool(axes: int, x: Any, places: Any, size: Sequence[int], *how: Any) -> Any:
-    """Entries at their places in windows that max pooling took them from, among zeros."""
+    """Scatter entries to the indices that max pooling took them from; zeros elsewhere."""
     rows = (-1, math.prod(x.shape[-axes:]))
 
     def put(row: Any, at: Any) -> Any:
         still, zeros = jax.lax.stop_gradient(row), jnp.zeros(math.prod(size), x.dtype)
-        # an entry whose place another takes has a derivative, too
+        # as in PyTorch, an entry that another one overwrites still gets a gradient
         return zeros.at[at].set(still) + zeros.at[at].add(row - still)
 
     return jax.vmap(put)(x.reshape(rows), places.reshape(rows)).reshape(*x.shape[:-axes], *size)
 
 
 def _adaptive_max_pool(axes: int, x: Any, size: Sequence[int]) -> tuple[Any, Any]:
-    """The maxima of windows that cover the last axes, and their places; of equal ones the first."""
+    """The maxima of windows that cover the last axes, and their indices; the first of several maxima."""
     spatial = x.shape[-axes:]
     places = jnp.broadcast_to(jnp.arange(math.prod(spatial)).reshape(spatial), x.shape)
-    for axis in range(-1, -axes - 1, -1):  # so that the first row counts before the first column
+    # last axis first, so that ties go to the first index in row-major order
+    for axis in range(-1, -axes - 1, -1):
         n, m = x.shape[axis], size[axis]
-        found = []
+        pooled = []
         for i in range(m):
             window = slice(i * n // m, -(-(i + 1) * n // m))
-            here, there = (
+            window_x, window_places = (
                 jax.lax.slice_in_dim(each, window.start, window.stop, axis=each.ndim + axis)
                 for each in (x, places)
             )
-            value, index = first(jnp.argmax, here, axis, keepdim=True)
-            found.append((value, jnp.take_along_axis(there, index, axis)))
-        x, places = (jnp.concatenate(parts, axis) for parts in zip(*found, strict=True))
+            value, index = first(jnp.argmax, window_x, axis, keepdim=True)
+            pooled.append((value, jnp.take_along_axis(window_places, index, axis)))
+        x, places = (jnp.concatenate(parts, axis) for parts in zip(*pooled, strict=True))
     return x, places
 
 
@@ -543,7 +546,7 @@ def _split(x: Any, size: int, dim: int = 0) -> Sequence[Any]:
 
 
 def _split_with_sizes(x: Any, sizes: Sequence[int], dim: int = 0) -> Sequence[Any]:
-    # whose transpose puts together, where that of slices would add up arrays of zeros
+    # its transpose concatenates; that of slices would pad each with zeros and add them
     return jax.lax.split(x, sizes, dim)
 
 
@@ -602,7 +605,7 @@ def _binary_cross_entropy(
     reduce: Any = None,
     reduction: str = "mean",
 ) -> Any:
-    """PyTorch's bounds: a logarithm is −100 at least, and p (1 − p) in a derivative 1e-12."""
+    """With PyTorch's bounds: logarithms are at least −100, and p (1 − p) in the derivative at least 1e-12."""
     if input.shape != target.shape:
         raise ValueError(
             f"Using a target size ({target.shape}) that is different to the input size ({input.shape}) is "
@@ -636,7 +639,7 @@ def _ctc_loss(
     zero_infinity: bool = False,
 ) -> Any:
     """−log of the probability of each sample's labels, summed over their alignments with time (Graves et
-    al. 2006). Its derivative is PyTorch's: that of log_probs which are normalised.
+    al. 2006). As in PyTorch, the derivative assumes that log_probs are normalised.
 
     Args:
         log_probs: (time, samples, labels), or (time, labels) of one sample.
@@ -646,14 +649,14 @@ def _ctc_loss(
     log_probs = log_probs[:, None] if of_one else log_probs
     steps, labels = (jnp.ravel(jnp.asarray(n)) for n in (input_lengths, target_lengths))
     if targets.ndim == 1:
-        targets = jnp.append(targets, blank)  # there may be none
+        targets = jnp.append(targets, blank)  # there may be no targets to gather from
         places = (jnp.cumsum(labels) - labels)[:, None] + jnp.arange(len(targets) - 1)
         targets = targets[jnp.minimum(places, len(targets) - 1)]
     samples, longest = targets.shape
 
-    # between the labels, and around them, there may be blanks
+    # the alignment's states: blank, label, blank, …, label, blank
     states = jnp.full((samples, 2 * longest + 1), blank).at[:, 1::2].set(targets)
-    seen = jnp.take_along_axis(log_probs, states[None], 2)
+    state_log_probs = jnp.take_along_axis(log_probs, states[None], 2)
     may_skip = (states != blank) & (states != _later(states, 2, blank))
 
     def step(before: Any, now: Any) -> Any:
@@ -663,14 +666,14 @@ def _ctc_loss(
         after = _log_sum(jnp.stack(ways)) + log_prob
         return jnp.where((time < steps)[:, None], after, before), None
 
-    start = jnp.where(jnp.arange(states.shape[1]) < 2, seen[0], -jnp.inf)
-    end, _ = jax.lax.scan(step, start, (jnp.arange(1, len(seen)), seen[1:]))
+    start = jnp.where(jnp.arange(states.shape[1]) < 2, state_log_probs[0], -jnp.inf)
+    end, _ = jax.lax.scan(step, start, (jnp.arange(1, len(state_log_probs)), state_log_probs[1:]))
     last = jnp.stack([2 * labels, 2 * labels - 1])
     ways = jnp.take_along_axis(end.T, jnp.maximum(last, 0), 0)
     total = _log_sum(jnp.where(last < 0, -jnp.inf, ways))
-    without = jnp.where(labels == 0, 0, -jnp.inf)  # any time
+    without = jnp.where(labels == 0, 0, -jnp.inf)  # of an input of length 0
     loss = -jnp.where(steps == 0, without, total)
-    in_time = jnp.arange(len(seen))[:, None] < steps
+    in_time = jnp.arange(len(state_log_probs))[:, None] < steps
     mass = jnp.where(in_time[..., None], jnp.exp(log_probs), 0).sum((0, 2))
     loss = loss + mass - jax.lax.stop_gradient(mass)
     if zero_infinity:
@@ -682,12 +685,12 @@ def _ctc_loss(
 
 
 def _later(x: Any, by: int, filled: Any) -> Any:
-    """Moved along the last axis."""
+    """Shift along the last axis by `by`, filling with `filled`."""
     return jnp.pad(x, ((0, 0), (by, 0)), constant_values=filled)[:, : x.shape[1]]
 
 
 def _log_sum(logs: Any) -> Any:
-    """log Σ exp along the first axis, which has no derivative where all are −∞."""
+    """log Σ exp along the first axis, with derivative 0 where all are −∞."""
     largest = jax.lax.stop_gradient(logs.max(0))
     largest = jnp.where(jnp.isfinite(largest), largest, 0)
     total = jnp.exp(logs - largest).sum(0)
@@ -695,8 +698,8 @@ def _log_sum(logs: Any) -> Any:
 
 
 def _multilabel_margin_loss(x: Any, y: Any, reduction: int) -> tuple[Any, Any]:
-    """Of scores (n, classes) and labels as many, which end at the first −1: PyTorch's own composition takes
-    those beyond for class 0."""
+    """The loss of scores (n, classes) and labels (n, classes), which end at the first −1; PyTorch's own
+    decomposition takes the entries after that for class 0."""
     valid = jnp.cumsum(y == -1, -1) == 0
     named = valid[..., None] & (y[..., None] == jnp.arange(x.shape[-1]))
     is_label = named.any(-2)
@@ -715,7 +718,7 @@ def _gaussian_nll_loss(
     eps: float = 1e-6,
     reduction: str = "mean",
 ) -> Any:
-    """PyTorch's looks for variances below zero, which a program cannot."""
+    """PyTorch's, without its check for negative variances: a traced program cannot branch on values."""
     if isinstance(var, float):
         if var < 0:
             raise ValueError("var has negative entry/entries")
@@ -730,7 +733,7 @@ def _gaussian_nll_loss(
     reductions = {"mean": jnp.mean, "sum": jnp.sum, "none": jnp.asarray}
     if reduction not in reductions:
         raise ValueError(f"{reduction} is not valid")
-    # the bound holds values up, and not their derivative
+    # the lower bound applies to the value alone: as in PyTorch, the gradient passes through
     var = jnp.where(var < eps, eps + var - jax.lax.stop_gradient(var), var)
     loss = 0.5 * (jnp.log(var) + jnp.square(input - target) / var)
     return reductions[reduction](loss + 0.5 * math.log(2 * math.pi) if full else loss)

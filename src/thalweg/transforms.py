@@ -1,5 +1,5 @@
-"""PyTorch's functions of functions (`torch.func`, `torch.autograd.functional`), and the derivatives that code
-gives itself (`torch.autograd.Function`), as JAX's.
+"""PyTorch's function transforms (`torch.func`, `torch.autograd.functional`) as JAX's, and custom derivative
+rules (`torch.autograd.Function`) as `jax.custom_vjp`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from thalweg.reruns import at_work, conjugated, is_tensor, needs_gradient, writt
 
 
 def replacements(env: Any, translated: Callable[..., Any]) -> Iterator[tuple[Any, str, Any]]:
-    """What stands in for PyTorch's own while tensors stand for arrays: a module or class, a name in it, and
-    what is called in its place by code at work here.
+    """Replacements in PyTorch while translated code runs: (module or class, attribute, replacement).
 
     Args:
         env: torchax's environment.
-        translated: makes a function of arrays of one of tensors, which may be called at any time.
+        translated: turns a function of tensors into one of arrays, which may be called at any time.
     """
     import torch
     from torch._functorch import apis, eager_transforms
@@ -88,7 +87,7 @@ def replacements(env: Any, translated: Callable[..., Any]) -> Iterator[tuple[Any
         if run is None:
             theirs: Any = super(_SingleLevelFunction, kind)
             return theirs.apply(*args)
-        if kind is CheckpointFunction:  # who saves memory that XLA decides about
+        if kind is CheckpointFunction:  # checkpointing saves memory, which is XLA's to decide
             function, _, *rest = args
             return function(*rest)
         return run.call("apply", args, {}, functools.partial(_applied, env, translated, kind))
@@ -124,19 +123,21 @@ def replacements(env: Any, translated: Callable[..., Any]) -> Iterator[tuple[Any
 def _here(
     name: str, ours: Callable[..., Any], theirs: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    """Ours for code at work in this thread; others may train with PyTorch meanwhile."""
+    """Call ours in translated code, PyTorch's otherwise: other threads may be training with PyTorch."""
     run = at_work()
     return theirs(*args, **kwargs) if run is None else run.call(name, args, kwargs, ours)
 
 
 class _Flat:
-    """A function of tensors as one of arrays, right here: those of some of its arguments, in PyTorch's order
-    (JAX sorts dictionaries). It returns a list of arrays, and one of what comes beside it.
+    """A function of tensors within translated code as one of flat arrays, for JAX to transform.
+
+    It takes the tensors of the chosen arguments as arrays, in PyTorch's order (JAX sorts dictionaries), and
+    returns the outputs and the auxiliary outputs, each as a list of arrays.
 
     Args:
-        argnums: which arguments: one, several, or by default all.
-        has_aux: whether the function returns a pair.
-        derives: whether it is derived by them, and not mapped over.
+        argnums: which arguments are transformed over: one, several, or by default all.
+        has_aux: whether the function returns a pair (outputs, auxiliary outputs).
+        derives: whether it is differentiated, and not mapped over.
     """
 
     def __init__(
@@ -181,15 +182,15 @@ class _Flat:
 
     def inputs(self, arrays: Sequence[Any]) -> Any:
         """Arrays as tensors, structured as the arguments are."""
-        found = self._like_inputs(_kept(arrays))
-        return found[0] if isinstance(self.argnums, int) else found
+        tensors = self._like_inputs(_kept(arrays))
+        return tensors[0] if isinstance(self.argnums, int) else tensors
 
     def outputs(self, arrays: Sequence[Any]) -> Any:
-        """And as what the function returns."""
+        """Arrays as tensors, structured as the function's outputs are."""
         return self._structured(_kept(arrays), self.out)
 
     def others(self, arrays: Sequence[Any]) -> Any:
-        """And as what comes beside it."""
+        """Arrays as tensors, structured as the auxiliary outputs are."""
         return self._structured(arrays, self.aux)
 
     def _like_inputs(self, arrays: Sequence[Any]) -> Any:
@@ -204,25 +205,25 @@ class _Flat:
 
 
 def _kept(arrays: Any) -> Any:
-    """Arrays, which have no derivative where autograd is off."""
+    """The arrays, with gradients stopped where autograd is off."""
     import torch
 
     return arrays if torch.is_grad_enabled() else jax.lax.stop_gradient(arrays)
 
 
 def _applied(env: Any, translated: Callable[..., Any], kind: Any, *args: Any) -> Any:
-    """What a `torch.autograd.Function` returns, with the derivatives that its backward tells."""
+    """Apply a `torch.autograd.Function` of class `kind`, with its backward as the derivative rule."""
     import torch
     from torch.autograd.function import _is_setup_context_defined
     from torch.utils import _pytree
 
     own = kind.backward
     once = own.__globals__ is vars(torch.autograd.function) and hasattr(own, "__wrapped__")
-    own = own.__wrapped__ if once else own  # of once_differentiable
+    own = own.__wrapped__ if once else own  # undo the decorator once_differentiable
     places = [k for k, value in enumerate(args) if is_tensor(value)]
     inputs = env.t2j_iso([args[k] for k in places])
     needed = tuple(is_tensor(value) and needs_gradient(value) for value in args)
-    # what forward leaves, as far as it is no array; the same in each of its runs
+    # what forward leaves in its context apart from arrays; each trace of it leaves the same
     left: dict[str, Any] = {}
 
     def forward(*tensors: Any) -> tuple[Any, list[Any]]:
@@ -257,13 +258,15 @@ def _applied(env: Any, translated: Callable[..., Any], kind: Any, *args: Any) ->
         leaves = [kept[where][leaf] if where else leaf for where, leaf in left["leaves"]]
         context = _context()()
         vars(context).update(_pytree.tree_unflatten(leaves, left["structure"]))
-        found = own(context, *(slopes if isinstance(slopes, tuple) else (slopes,)))
-        found = found if isinstance(found, tuple) else (found,)
-        if len(found) < len(args) or not all(each is None or is_tensor(each) for each in found):
+        input_slopes = own(context, *(slopes if isinstance(slopes, tuple) else (slopes,)))
+        input_slopes = input_slopes if isinstance(input_slopes, tuple) else (input_slopes,)
+        if len(input_slopes) < len(args) or not all(
+            each is None or is_tensor(each) for each in input_slopes
+        ):
             raise RuntimeError(
                 f"backward must return a tensor or None for each of {len(args)} arguments"
             )
-        return [found[k] for k in places]
+        return [input_slopes[k] for k in places]
 
     def where() -> str:
         return f" of the torch.autograd.Function {kind.__name__}"
@@ -273,24 +276,26 @@ def _applied(env: Any, translated: Callable[..., Any], kind: Any, *args: Any) ->
 
     on_arrays, back_on_arrays = translated(forward, where, free), translated(backward, where)
 
-    def there(*arrays: Any) -> Any:
-        # what is differentiated again has the same derivative again
+    def forth(*arrays: Any) -> Any:
+        # through `applied`, so that a second derivative also uses the custom rule
         saved, out = on_arrays(*arrays)[1], applied(*arrays)
         return out, (saved, out)
 
     def back(left: tuple[list[Any], Any], slopes: Any) -> tuple[Any, ...]:
-        def array(value: Any) -> Any:  # of NumPy's is what does not depend on anything
+        def array(value: Any) -> Any:  # NumPy float0 arrays are JAX's cotangents of integer outputs
             if value.dtype == jax.dtypes.float0:
                 return jnp.zeros(value.shape)
             return conjugated([jnp.asarray(value)])[0]
 
         saved, out = jax.tree_util.tree_map(jnp.asarray, left)
-        found = back_on_arrays(saved, out, jax.tree_util.tree_map(array, slopes))
-        found = [_summed(where(), slope, x) for slope, x in zip(found, inputs, strict=True)]
-        return tuple(_once(where(), found) if once else found)
+        input_slopes = back_on_arrays(saved, out, jax.tree_util.tree_map(array, slopes))
+        input_slopes = [
+            _summed(where(), slope, x) for slope, x in zip(input_slopes, inputs, strict=True)
+        ]
+        return tuple(_once(where(), input_slopes) if once else input_slopes)
 
     applied = jax.custom_vjp(lambda *arrays: on_arrays(*arrays)[0])
-    applied.defvjp(there, back)
+    applied.defvjp(forth, back)
     out = applied(*inputs)
     if isinstance(out, tuple):
         pairs = zip(out, left["still"], strict=True)
@@ -302,7 +307,7 @@ _SAVED, _OUTPUT = "saved", "output"
 
 
 def _hooked(hooks: OrderedDict[int, Callable[..., Any]]) -> Any:
-    """The identity, whose derivative goes through hooks, in their order."""
+    """The identity, whose backward pass calls the hooks in order."""
     import torch
 
     class Hooks(torch.autograd.Function):
@@ -323,7 +328,7 @@ def _hooked(hooks: OrderedDict[int, Callable[..., Any]]) -> Any:
 
 @functools.cache
 def _context() -> type:
-    """What a Function's forward leaves for its backward."""
+    """The class of a Function's `ctx`."""
     from torch.autograd.function import FunctionCtx
 
     class Context(FunctionCtx):
@@ -337,7 +342,7 @@ def _context() -> type:
 
 
 def _summed(where: str, slope: Any, x: Any) -> Any:
-    """A derivative by x, which may have gone along axes that x lacks."""
+    """A derivative by x, summed over the axes along which x was broadcast."""
     if slope is None or not jnp.issubdtype(x.dtype, jnp.inexact):
         return None
     try:
@@ -351,7 +356,7 @@ def _summed(where: str, slope: Any, x: Any) -> Any:
 
 
 def _once(where: str, slopes: list[Any]) -> list[Any]:
-    """Derivatives that have none themselves, which PyTorch refuses too."""
+    """Derivatives that cannot be differentiated again: doing so is an error, as in PyTorch."""
 
     @jax.custom_jvp
     def once(slopes: list[Any]) -> list[Any]:

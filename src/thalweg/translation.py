@@ -1,6 +1,6 @@
-"""Functions of tensors as functions of arrays, by torchax: PyTorch's operations one by one in JAX.
+"""Functions of tensors as functions of arrays: torchax runs each of PyTorch's operations in JAX.
 
-What a function asks for and has no translation is one clear line that names it and where it is.
+Code that has no translation raises a one-line error that names the operation and the submodule.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import jax.numpy as jnp
 from thalweg import kinks, reruns, substitutes, transforms
 from thalweg.errors import InputError, first_line, optional
 
-# A module's code runs on the one copy, into which the stand-ins are put: from one thread after another.
+# Held while a module's code runs: the replacements below are process-wide, and a module has one copy.
 ONE_AT_A_TIME = threading.RLock()
-# JAX's errors where code asks for a number, or for as many entries as a condition holds for
+# JAX's errors where traced code needs a concrete value, or a shape that depends on values (x[mask])
 _DECIDING = (
     jax.errors.TracerArrayConversionError,
     jax.errors.ConcretizationTypeError,
     jax.errors.NonConcreteBooleanIndexError,
 )
-_UNNAMED = "privateuseone"  # what PyTorch calls a device of others' until they name it
+_UNNAMED = "privateuseone"  # PyTorch's name for a third-party device that was given none
 
 
 def translated(
@@ -39,9 +39,9 @@ def translated(
     """A function of tensors as one of arrays.
 
     Args:
-        where: what was at work when it failed, in words.
-        free: of the tensors that the function is called with, those that require a derivative; by default
-            all.
+        where: the place in the user's code, in words, for error messages.
+        free: takes the function's arguments and returns the tensors that require a gradient; by default
+            all do.
     """
     torchax = _torchax()
 
@@ -97,8 +97,8 @@ def translated(
 
 
 def output(tree: Any) -> Any:
-    """What code returns, as JAX and PyTorch both look into it, with a word in the place of what is no
-    number."""
+    """The output of PyTorch code as a pytree for both JAX and PyTorch; leaves that hold no numbers become
+    `_LeftOut`."""
     import torch
 
     _make_known(tree)
@@ -113,7 +113,7 @@ def output(tree: Any) -> Any:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class _LeftOut:
-    """What is no tensor in an output, as a language model's cache: a loss that takes it is told."""
+    """Stands for a part of an output that is no tensor (a language model's cache); its use is an error."""
 
     kind: str
     place: str
@@ -130,13 +130,13 @@ class _LeftOut:
 
 
 def _make_known(tree: Any) -> None:
-    """Let JAX look into what PyTorch looks into, as the outputs of Hugging Face's models (`ModelOutput`)."""
+    """Register with JAX the pytree classes of PyTorch's in `tree`, such as Hugging Face's `ModelOutput`."""
     from torch.utils import _pytree
 
-    known = _pytree.SUPPORTED_NODES
-    while kinds := {type(leaf) for leaf in jax.tree_util.tree_leaves(tree)} & known.keys():
+    node_kinds = _pytree.SUPPORTED_NODES
+    while kinds := {type(leaf) for leaf in jax.tree_util.tree_leaves(tree)} & node_kinds.keys():
         for kind in kinds:
-            _make_kind_known(kind, known[kind])
+            _make_kind_known(kind, node_kinds[kind])
 
 
 def _make_kind_known(kind: type, node: Any) -> None:
@@ -158,7 +158,7 @@ def _make_kind_known(kind: type, node: Any) -> None:
 
 @dataclass(frozen=True)
 class _Context:
-    """What PyTorch knows of a node beside its parts, which need not have a hash."""
+    """PyTorch's context of a pytree node, made hashable (its contexts need not be), as JAX requires."""
 
     context: Any = field(hash=False)
 
@@ -173,7 +173,7 @@ def _name(key: Any) -> Any:
 
 @contextmanager
 def _as_arrays() -> Iterator[None]:
-    """Where tensors stand for arrays."""
+    """A context in which torchax tensors, which wrap JAX arrays, run PyTorch's code."""
     import torch
 
     env, torchax = _environment(), _torchax()
@@ -182,11 +182,11 @@ def _as_arrays() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_undecided())
         for where, name, instead in (
-            # torchax's changes the tensor itself, and keeps its derivative
+            # torchax's versions change the tensor in place, or keep the derivative
             (tensor, "type_as", lambda x, other: x.to(other.dtype)),
             (tensor, "data", still),
             (view, "data", still),
-            # what does not come by as a call
+            # torchax defines these on its classes, so they would bypass __torch_function__
             (tensor, "detach", torch.Tensor.detach),
             (tensor, "flatten", torch.Tensor.flatten),
             (tensor, "__setitem__", torch.Tensor.__setitem__),
@@ -195,7 +195,7 @@ def _as_arrays() -> Iterator[None]:
             *transforms.replacements(env, translated),
         ):
             stack.enter_context(_replaced(where, name, instead))
-        # tensors of inference mode are none that torchax can stand for
+        # torchax cannot make its tensors in inference mode
         for context in (
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -208,7 +208,7 @@ def _as_arrays() -> Iterator[None]:
 
 @contextmanager
 def _undecided() -> Iterator[None]:
-    """Without PyTorch's own looks at values, which are for speed or for errors alone."""
+    """Turn off PyTorch's own branches on values, which serve only speed and error messages."""
     import torch
     from torch.nn.modules import transformer
 
@@ -227,10 +227,10 @@ def _undecided() -> Iterator[None]:
 
 
 def _pytorchs_error(function: Callable[..., Any], arguments: Any) -> Exception | None:
-    """What PyTorch says of arguments of these shapes: a user knows its words rather than JAX's."""
+    """PyTorch's error for arguments of these shapes, which users know better than JAX's; None if none."""
     import torch
 
-    if reruns.at_work() is not None:  # inside of other code, tensors stand for arrays
+    if reruns.at_work() is not None:  # within other translated code, under torchax's modes
         return None
 
     def like(leaf: Any) -> Any:
@@ -240,7 +240,7 @@ def _pytorchs_error(function: Callable[..., Any], arguments: Any) -> Exception |
         with _undecided(), torch.enable_grad(), torch.device("meta"):
             function(*jax.tree_util.tree_map(like, arguments))
     except Exception as error:  # whatever the user's code raises
-        unlike = ("meta", "does not require grad")  # what has no numbers, or no derivative
+        unlike = ("meta", "does not require grad")  # errors of this dry run, not of the user's code
         return None if any(words in str(error) for words in unlike) else error
     return None
 
@@ -252,20 +252,20 @@ def _operation(error: Exception) -> str:
 
 @functools.cache
 def _torchax() -> Any:
-    """torchax, without what importing it does to the rest of a program's PyTorch.
+    """torchax, imported without side effects on the rest of the program's PyTorch.
 
-    Importing turns PyTorch's fast path for attention off, and names an accelerator "jax", which PyTorch from
-    then on takes for the one that there is, and knows nothing of: training on a GPU fails, and so does
-    torch.compile (pytorch/xla #9730). Here that device keeps the name which PyTorch has for one unnamed.
-    A torchax that the user has loaded stays as it is.
+    Its import turns off PyTorch's fast path for attention and registers an accelerator named "jax", which
+    PyTorch then takes for the current one: training on a GPU fails, and so does torch.compile
+    (pytorch/xla #9730). Here the device keeps PyTorch's name for unnamed ones. A torchax that the user has
+    already imported stays as it is.
     """
     import torch
 
     with ONE_AT_A_TIME, ExitStack() as meanwhile:
-        theirs = "torchax" in sys.modules
+        already_loaded = "torchax" in sys.modules
         fast = torch.backends.mha.get_fastpath_enabled()
         meanwhile.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        if not theirs:
+        if not already_loaded:
             as_unnamed = functools.partial(torch._register_device_module, _UNNAMED)
             for where, name, instead in (
                 (torch.utils, "rename_privateuse1_backend", lambda name: None),
@@ -273,17 +273,17 @@ def _torchax() -> Any:
             ):
                 meanwhile.enter_context(_replaced(where, name, instead))
         torchax = optional("torchax", "PyTorch models need", "torch")
-        if not theirs:
+        if not already_loaded:
             _unname_device(torchax)
     return torchax
 
 
 @functools.cache
 def _environment() -> Any:
-    """Where tensors stand for arrays: one of our own, since a user of torchax has theirs."""
+    """A torchax environment of our own: the user's program may have its own."""
     tensor = _torchax().tensor
-    # It draws a key, which would stand in the program under way, and another in each thread; here nothing
-    # is to be drawn.
+    # It makes a random key when constructed, and one per thread; eagerly here, or the key would be a tracer
+    # of the current trace. Random numbers are refused, so the property needs none.
     with jax.ensure_compile_time_eval():
         environment = tensor.Environment()
     nothing = tensor.RuntimeProperty(mesh=None, prng=None, autocast_dtype=None)
@@ -301,7 +301,7 @@ def _environment() -> Any:
     for function in substitutes.compositions():
         environment._ops.pop(function, None)
     aten = optional("torch", "PyTorch models need", "torch").ops.aten
-    # what torchax draws into a copy, or otherwise
+    # torchax samples these with a fixed key or on a copy, without asking the environment for a key
     for drawing in (aten.exponential_, aten.cauchy_, aten.random_):
         for overload in drawing.overloads():
             environment.override_op_definition(getattr(drawing, overload), _refuse_to_draw)
@@ -311,8 +311,8 @@ def _environment() -> Any:
 
 
 def _follow(environment: Any) -> None:
-    """Let runs know the calls of PyTorch's functions, and what is computed where autograd is off, as in
-    `torch.no_grad()`, have no derivative."""
+    """Report every call of a PyTorch function to the current run, and stop gradients through what is
+    computed with autograd off (`torch.no_grad()`)."""
     import torch
     from torch.utils import _pytree
 
@@ -342,11 +342,11 @@ def _follow(environment: Any) -> None:
                     return called(*args, **kwargs)
                 into: Any = reruns.source(args[0]) if args and reruns.is_tensor(args[0]) else None
                 before = getattr(into, "_elem", None)
-                found = called(*args, **kwargs)
-                if into is None or found is not args[0]:
-                    return _pytree.tree_map_only(kinds, still, found)
+                result = called(*args, **kwargs)
+                if into is None or result is not args[0]:
+                    return _pytree.tree_map_only(kinds, still, result)
                 into._elem = _with_derivative_of(before, into._elem)  # written in place
-                return found
+                return result
 
             run: Any = reruns.at_work()
             return run.call(func, args, kwargs or {}, theirs)
@@ -355,8 +355,8 @@ def _follow(environment: Any) -> None:
 
 
 def _written_into(environment: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """The first argument, written into: torchax writes into a copy of a view, and for some functions only
-    into what it returns."""
+    """The first argument after an in-place call. It is written here, since torchax writes into a copy of a
+    view, and for some functions only returns the result."""
     target, rest = args[0], environment.v2t_iso((args[1:], kwargs))
     values = environment.v2t_iso(target)
     array = call((values, *rest[0]), rest[1]).jax().astype(values.jax().dtype)
@@ -368,7 +368,7 @@ def _written_into(environment: Any, call: Callable[..., Any], args: Any, kwargs:
 
 
 def _writes(func: Any) -> bool:
-    """Whether a function of PyTorch's writes into its first argument, and leaves its shape."""
+    """Whether a PyTorch function writes its first argument in place and keeps its shape."""
     name = getattr(func, "__name__", "")
     if name.startswith("__i"):
         return name in {
@@ -388,7 +388,7 @@ def _writes(func: Any) -> bool:
 
 
 def _that_returns(func: Any) -> Any:
-    """The function that returns what one writes: torchax has few of those that write."""
+    """The out-of-place version of an in-place function: torchax has few of the latter."""
     import torch
 
     name = func.__name__.removesuffix("_")
@@ -397,7 +397,7 @@ def _that_returns(func: Any) -> Any:
 
 
 def _with_derivative_of(before: Any, after: Any) -> Any:
-    """An array that was written while autograd did not look."""
+    """The new value of an array written with autograd off, with the derivative of the old one."""
     still = jax.lax.stop_gradient
     if before.shape != after.shape or not jnp.issubdtype(before.dtype, jnp.inexact):
         return still(after)
@@ -428,7 +428,7 @@ def _unless_rounding(enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 @contextmanager
 def _replaced(where: Any, name: str, instead: Any) -> Iterator[None]:
-    """With something else in the place of an attribute."""
+    """Temporarily replace an attribute."""
     own = vars(where).get(name, _INHERITED)
     setattr(where, name, instead)
     try:
@@ -444,7 +444,7 @@ _INHERITED = object()
 
 
 def _unname_device(torchax: Any) -> None:
-    """Where torchax says "jax", its tensors say `_UNNAMED`, a device that nobody finds who looks for one."""
+    """Let torchax's tensors report the device `_UNNAMED` instead of "jax", and report it as unavailable."""
     import torch
 
     torchax.device_module.is_available = lambda: False
@@ -455,7 +455,7 @@ def _unname_device(torchax: Any) -> None:
     same = environment._is_same_device
 
     def is_same_device(env: Any, tensor: Any, new: Any) -> bool:
-        # For PyTorch's C++ code these tensors are on the device "meta"
+        # PyTorch's C++ code sees these tensors on the device "meta"
         return (new == "meta" and isinstance(tensor, tensors)) or same(env, tensor, new)
 
     environment._is_same_device = is_same_device

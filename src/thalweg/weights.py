@@ -1,4 +1,5 @@
-"""What of a JAX library's model is trained. What is not goes past `params`, or a descent would train it."""
+"""Which leaves of a JAX library's model are trained. The others must not be in `params`, or a descent would
+train them too."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ _NNX = "as in graph, params, rest = nnx.split(model, nnx.Param, ...)"
 
 
 def all_trained(params: Any) -> Any:
-    """The parameters as they are; an error where a model holds more than what is trained: functions, rates,
-    running statistics, keys."""
+    """The parameters unchanged; an InputError if they hold what is not trained: functions, dropout rates,
+    running statistics, random keys."""
     if isinstance(params, Mapping) and {"params", "batch_stats"} <= set(params):
         raise InputError(
             "params hold running statistics ('batch_stats'), which are not trained: give "
@@ -50,14 +51,14 @@ def all_trained(params: Any) -> Any:
 
 
 def trained(point: Any) -> Any:
-    """What is trained of a point that is a whole model of Equinox's; any other as it is."""
+    """A point that is a whole Equinox model, with None for all but its trained arrays; others unchanged."""
     if not _instance_of("equinox", "Module")(point):
         return point
     return jax.tree_util.tree_map(lambda leaf: leaf if _is_floating(leaf) else None, point)
 
 
 def _instance_of(module: str, name: str) -> Any:
-    """Whether something is of a library's class; nothing is where the library has not been imported."""
+    """An isinstance check for a library's class, without importing the library: False if it is not loaded."""
     cls = getattr(sys.modules.get(module), name, ())
     return lambda node: isinstance(node, cls)
 
