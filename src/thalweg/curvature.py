@@ -1,7 +1,7 @@
 """Curvature as linear operators: Hessian, Gauss–Newton, Fisher, and the gradient's covariance.
 
-None of these p × p matrices is formed unless it is small or asked for. What is computed of them are
-products with vectors, and from those the ends of the spectrum, its density and the trace.
+None of these p × p matrices is formed unless it is small or asked for. Only products with vectors are
+computed, and from those the ends of the spectrum, its density and the trace.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 _SMALL = 256  # parameters up to which the matrix itself is formed and decomposed
-_ROWS = 64  # of the identity at a time, where the matrix is formed
+_ROWS = 64  # rows of the identity multiplied at a time, to form the matrix
 _METHODS = ("hutch++", "hutchinson")
 
 
@@ -48,8 +48,8 @@ class Curvature:
     problem: Problem
     kind: str
     point: Any  # (p,)
-    center: Any = None  # (p,), of a covariance: the mean gradient
-    scale: Any = None  # (p,), s of diag(s) A diag(s)
+    center: Any = None  # (p,), the mean gradient, for a covariance
+    scale: Any = None  # (p,), s in diag(s) A diag(s)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -96,7 +96,7 @@ class Curvature:
         return jnp.asarray(self._apply(products.images, columns.T)).T
 
     def _apply(self, function: Callable[..., Any], vectors: Any) -> Any:
-        """A times `vectors` (…, p), by a function of the matrix that is not scaled."""
+        """A times `vectors` (…, p); `function` multiplies by the matrix without `scale`."""
         vectors = vectors.astype(self.dtype)
         vectors = vectors if self.scale is None else self.scale * vectors
         out = function(self.kind, self.problem, self._samples, self.point, vectors, self.center)
@@ -135,7 +135,7 @@ class Curvature:
         rows = np.empty((p, p), self.dtype)
         count = min(_ROWS, p)
         for start in range(0, p, count):
-            first = min(start, p - count)  # the last ones start early: one shape, one program
+            first = min(start, p - count)  # the last block overlaps: one shape, one program
             rows[first : first + count] = np.asarray(
                 self._apply(products.images, np.eye(count, p, first))
             )
@@ -143,7 +143,7 @@ class Curvature:
 
     @cached_property
     def _decomposed(self) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues, ascending, and vectors (k, p), of a small matrix."""
+        """All eigenvalues, ascending, and eigenvectors, one per row; for small matrices."""
         matrix = self.dense()
         if not np.isfinite(matrix).all():
             p = self.problem.size
@@ -215,14 +215,14 @@ class Curvature:
             tolerance = float(np.sqrt(jnp.finfo(self.dtype).eps))
         with blocks.bar(0, "eigenvalues", "product", progress) as bar:
             product = _counted(lambda v: sign * self.matvec(v), bar)
-            found = lanczos.extreme(product, p, k, self.dtype, tolerance, seed)
-        self._check_finite(found.values)
-        if not found.converged:
+            pairs = lanczos.extreme(product, p, k, self.dtype, tolerance, seed)
+        self._check_finite(pairs.values)
+        if not pairs.converged:
             NotConverged.warn(
-                f"after {found.products} products an eigenvalue's residual is still "
-                f"{found.residuals.max():.2g}, above the tolerance {tolerance:.2g} of the largest."
+                f"after {pairs.products} products an eigenvalue's residual is still "
+                f"{pairs.residuals.max():.2g}, above the tolerance {tolerance:.2g} of the largest."
             )
-        return sign * found.values, found.vectors
+        return sign * pairs.values, pairs.vectors
 
     def _check_finite(self, values: np.ndarray) -> None:
         if not np.isfinite(values).all():
@@ -332,7 +332,7 @@ class Curvature:
                 f"points={points} are too few for a width of {width:.3g}: {needed} or more are needed."
             )
         grid = np.linspace(nodes.min() - 4 * width, nodes.max() + 4 * width, points)
-        with np.errstate(under="ignore"):  # far from a node a bell is nothing
+        with np.errstate(under="ignore"):  # far from its node a bell underflows to 0
             bells = np.exp(-0.5 * ((grid[:, None] - nodes.ravel()) / width) ** 2)
             density = bells @ weights.ravel() / (len(nodes) * width * np.sqrt(2 * np.pi))
         attrs = results.provenance(
@@ -370,9 +370,9 @@ class Curvature:
         with blocks.bar(probes * steps, "spectral density", "product", progress) as bar:
             product = _counted(self.matvec, bar)
             for probe in range(probes):
-                key, own = jax.random.split(key)
-                start = jax.random.rademacher(own, (p,), self.dtype)
-                projected = lanczos.projected(product, start, steps, own)
+                key, probe_key = jax.random.split(key)
+                start = jax.random.rademacher(probe_key, (p,), self.dtype)
+                projected = lanczos.projected(product, start, steps, probe_key)
                 if not np.isfinite(projected).all():
                     return np.full(nodes.shape, np.nan), weights
                 values, vectors = np.linalg.eigh(projected)
@@ -480,7 +480,7 @@ def gradient_norms(problem: Problem, params: Params) -> Float[np.ndarray, " n"]:
 
 
 def _counted(product: Callable[[Any], Any], bar: Any) -> Callable[[Any], Any]:
-    """A product that a progress bar counts."""
+    """A product that advances the progress bar by one when called."""
 
     def counted(vector: Any) -> Any:
         bar.update()
@@ -496,7 +496,7 @@ def _at(problem: Problem, params: Params, kind: str) -> Curvature:
             "descent record thalweg.sharpness, or take the operator at its iterates."
         )
     vector = jnp.asarray(vector_of(problem, params))
-    # sums over samples leave half precision, and linear algebra has none
+    # sums over samples overflow half precision, and LAPACK does not have it
     problem = in_precision(problem, jnp.float32)
     vector = vector.astype(problem.layout.dtype)
     if not bool(jnp.isfinite(vector).all()):

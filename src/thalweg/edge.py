@@ -22,8 +22,9 @@ from thalweg.observables import At, Observable, documented
 from thalweg.params import Layout, Params, promoted
 from thalweg.problem import Problem, in_precision
 
-# Lanczos vectors of the first measurement, and of one that starts from the last one's eigenvector; more of
-# them are taken until the residual, of whose square the value is off, is this small a part of it
+# Lanczos vectors for the first measurement, and for those that start from the previous eigenvector; repeated
+# until the residual is at most _TOLERANCE times the eigenvalue (whose error goes as the residual's square),
+# or _MOST vectors are spent
 _COLD, _WARM = 40, 10
 _TOLERANCE = 1e-3
 _MOST = 400
@@ -40,8 +41,8 @@ class Sharpness(Observable):
 
 
 def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any]:
-    """The largest eigenvalue of the (preconditioned) Hessian of all data at the iterate, and its vector."""
-    # sums over samples leave half precision
+    """The largest eigenvalue of the (preconditioned) Hessian at the iterate, on all data, and its vector."""
+    # sums over samples overflow half precision
     problem, params = in_precision(at.problem, jnp.float32), promoted(at.params, jnp.float32)
     layout = Layout.of(params)
     point = layout.flatten(params)
@@ -72,9 +73,9 @@ def _first(preconditioned: bool, at: At) -> Any:
 
 
 def _next(preconditioned: bool, at: At, vector: Any) -> tuple[Any, Any]:
-    # Of a step at which the Hessian was not finite there is no eigenvector to go on from.
+    # Where the Hessian was not finite at the previous step, its eigenvector is NaN: start anew.
     vector = jnp.where(jnp.isfinite(vector).all(), vector, 0)
-    # A little of every direction: what becomes the top may be orthogonal to what was.
+    # Some noise, as the new top eigenvector may be orthogonal to the previous one.
     size = vector.shape[0] ** -0.5
     noise = size * jax.random.normal(jax.random.fold_in(jax.random.key(1), at.step), vector.shape)
     return _top(_WARM, preconditioned, at, vector + 0.1 * noise.astype(vector.dtype))

@@ -1,9 +1,9 @@
 """Computation graphs: what a function computes, and its reverse pass, read from its jaxpr.
 
-The forward pass has a node for each input, constant and operation, with its value. The reverse pass
-has, beside them, a node for each step of the chain rule: going back over an operation u = op(…, v, …)
-multiplies ∂z/∂u by the local derivative ∂u/∂v, and what comes back over several operations is added
-(Griewank & Walther, *Evaluating Derivatives*, 2008, chapter 3). Every number on it is JAX's own.
+The forward pass has a node for each input, constant and operation, with its value. The reverse pass adds a
+node for each step of the chain rule: going back over an operation u = op(…, v, …) multiplies ∂z/∂u by the
+local derivative ∂u/∂v, and contributions over several operations are added (Griewank & Walther, *Evaluating
+Derivatives*, 2008, chapter 3). Every number in the graph is computed by JAX.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from thalweg.errors import InputError
 from thalweg.operations import number, words_of
 from thalweg.params import path_name
 
-MOST = 100  # operations: a graph of more is no picture
+MOST = 100  # operations; a larger graph cannot be read as a picture
 
 # Calls whose insides are drawn. A function with a derivative rule of its own (custom_jvp, custom_vjp)
 # is one operation, as it is for JAX: the rule, not its insides, makes the reverse pass.
@@ -33,13 +33,13 @@ _INLINED = frozenset(
     {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_lin"}
 )
 
-# Nothing comes back through these: their derivative is zero wherever they have one.
+# Their derivative is zero wherever it exists, so the reverse pass ends at them.
 _FLAT = frozenset({"stop_gradient", "sign", "floor", "ceil", "round"})
 
 
 @dataclass
 class Node:
-    """One node, while a graph is made."""
+    """One node, while a graph is built."""
 
     kind: str
     operation: str
@@ -47,11 +47,11 @@ class Node:
     value: Any
     text: str = ""  # the expression, with {0}, {1}, … for the operands
     operands: tuple[int, ...] = ()
-    back: tuple[str, ...] = ()  # the words of the chain rule, one an operand
+    back: tuple[str, ...] = ()  # the local derivative in words, one per operand
     call: Callable[..., Any] | None = None
     active: bool = False  # depends on an input, and can be differentiated
-    local: float = float("nan")
-    of: int = -1
+    local: float = float("nan")  # the local derivative, where operand and result are scalars
+    of: int = -1  # for an adjoint: the forward node that it belongs to
 
     @property
     def is_constant(self) -> bool:
@@ -118,7 +118,7 @@ class _Graph:
         return self.add(Node("input", "input", name, value, active=active))
 
     def constant(self, value: Any) -> int:
-        """The one node of this constant."""
+        """The node of this constant; equal constants share one."""
         array = np.asarray(value)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
@@ -132,7 +132,7 @@ class _Graph:
         return len(self.nodes) - 1
 
     def follow(self, jaxpr: Any, consts: Any, arguments: list[int]) -> Iterator[int]:
-        """Add the operations of a program; the nodes of its results."""
+        """Add the operations of a jaxpr, and yield the nodes of its results."""
         place: dict[Any, int] = dict(zip(jaxpr.invars, arguments, strict=True))
         place |= {v: self.constant(c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
 
@@ -145,7 +145,7 @@ class _Graph:
         yield from map(of, jaxpr.outvars)
 
     def apply(self, jaxpr: Any, equation: Any, operands: list[int]) -> list[int]:
-        """The nodes of an equation's results."""
+        """Add an equation's nodes, and return those of its results."""
         name = equation.primitive.name
         if name in _INLINED:
             inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
@@ -158,7 +158,7 @@ class _Graph:
         if all(node.is_constant for node in nodes):
             return [self.constant(value) for value in values]
         if name == "convert_element_type" and values[0].dtype == nodes[0].value.dtype:
-            return operands  # only whether other dtypes may override it changes
+            return operands  # it changes the weak type alone
         if self._count + len(values) > self.most:
             raise InputError(
                 f"this function has more than {self.most} operations, too many for a picture; draw a "
@@ -167,7 +167,7 @@ class _Graph:
         if any(jnp.iscomplexobj(value) for value in values):
             raise InputError("this function computes with complex numbers, which are not drawn.")
         words = words_of(equation)
-        made = []
+        indices = []
         for place, value in enumerate(values):
             self._count += 1
             differentiable = jnp.issubdtype(value.dtype, jnp.floating) and name not in _FLAT
@@ -182,17 +182,17 @@ class _Graph:
                 lambda *a, place=place: call(*a)[place],
                 bool(differentiable and any(n.active for n in nodes)),
             )
-            made.append(self.add(node))
-        return made
+            indices.append(self.add(node))
+        return indices
 
     def finish(self, outputs: list[int], names: list[str]) -> None:
-        """Mark and name the outputs, leave out what does not lead to them, number the rest."""
+        """Mark and name the outputs, remove nodes that do not lead to them, and number the rest."""
         for place, (i, name) in enumerate(zip(outputs, names, strict=True)):
             if self.nodes[i].kind != "operation":  # an input or constant, or an output already
-                own = self.nodes[i]
+                node = self.nodes[i]
                 copy = Node(
-                    "operation", "copy", name, own.value, "{0}", (i,), ("× 1",), lambda a: a,
-                    own.active,
+                    "operation", "copy", name, node.value, "{0}", (i,), ("× 1",), lambda a: a,
+                    node.active,
                 )  # fmt: skip
                 outputs[place] = i = self.add(copy)
             self.nodes[i].kind, self.nodes[i].name = "output", name
@@ -243,7 +243,7 @@ class _Reverse:
     def __init__(self, graph: _Graph, output: int) -> None:
         self.graph, self.output = graph, output
         self.last = len(graph.nodes)
-        self.parts: dict[int, list[int]] = {}  # what came back to each forward node
+        self.parts: dict[int, list[int]] = {}  # the contributions to each forward node's adjoint
 
     def run(self) -> None:
         nodes = self.graph.nodes
@@ -254,7 +254,7 @@ class _Reverse:
                 self.back_over(i, self.adjoint(i))
 
     def adjoint(self, i: int) -> int:
-        """The node of ∂z/∂v for the forward node v = i: all that came back to it, added."""
+        """The node of ∂z/∂v for the forward node v = i: the sum of its contributions."""
         parts, node = self.parts.get(i, []), self.graph.nodes[i]
         kind = "gradient" if node.kind == "input" else "adjoint"
         if len(parts) == 1:
@@ -268,12 +268,12 @@ class _Reverse:
             operation, total = "0", jnp.zeros_like(node.value)
         else:
             operation, total = "+", sum(values[1:], start=values[0])
-        made = self.graph.add(Node(kind, operation, self.symbol(i), total, of=i))
-        self.graph.edges += [(p, made, place, "adjoint") for place, p in enumerate(parts)]
-        return made
+        index = self.graph.add(Node(kind, operation, self.symbol(i), total, of=i))
+        self.graph.edges += [(p, index, place, "adjoint") for place, p in enumerate(parts)]
+        return index
 
     def back_over(self, i: int, adjoint: int) -> None:
-        """What the adjoint of an operation's result gives to each operand: its own pullback."""
+        """Add the contributions of node i's adjoint to the adjoints of its operands, by JAX's pullback."""
         graph, node = self.graph, self.graph.nodes[i]
         places = [p for p, o in enumerate(node.operands) if graph.nodes[o].active]
         if not places:
@@ -282,18 +282,18 @@ class _Reverse:
         values = [graph.nodes[o].value for o in node.operands]
 
         def of_active(*active: Any) -> Any:
-            given = dict(zip(places, active, strict=True))
-            return node.call(*(given.get(p, v) for p, v in enumerate(values)))  # type: ignore[misc]
+            active_values = dict(zip(places, active, strict=True))
+            return node.call(*(active_values.get(p, v) for p, v in enumerate(values)))  # type: ignore[misc]
 
         try:
             _, pullback = jax.vjp(of_active, *(values[p] for p in places))
-            given = pullback(graph.nodes[adjoint].value)
+            contributions = pullback(graph.nodes[adjoint].value)
             slopes = pullback(jnp.ones_like(node.value))
         except (TypeError, ValueError, NotImplementedError) as error:
             raise InputError(
                 f"{node.operation} cannot be differentiated in reverse: {error}"
             ) from error
-        for place, value, slope in zip(places, given, slopes, strict=True):
+        for place, value, slope in zip(places, contributions, slopes, strict=True):
             operand = node.operands[place]
             words, used = self.words(i, place)
             both_scalar = np.ndim(value) == np.ndim(node.value) == 0
@@ -305,10 +305,10 @@ class _Reverse:
                 local=float(slope) if both_scalar else float("nan"),
                 of=operand,
             )
-            made = graph.add(part)
-            graph.edges.append((adjoint, made, 0, "adjoint"))
-            graph.edges += [(source, made, n + 1, "residual") for n, source in enumerate(used)]
-            self.parts.setdefault(operand, []).append(made)
+            index = graph.add(part)
+            graph.edges.append((adjoint, index, 0, "adjoint"))
+            graph.edges += [(source, index, n + 1, "residual") for n, source in enumerate(used)]
+            self.parts.setdefault(operand, []).append(index)
 
     def words(self, i: int, place: int) -> tuple[str, list[int]]:
         """The local derivative in words, and the forward nodes whose values it needs."""
@@ -320,7 +320,7 @@ class _Reverse:
         used = [o for o in dict.fromkeys(used) if not self.graph.nodes[o].is_constant]
         here = self.graph.nodes[node.operands[place]].value
         if np.ndim(here) == 0 < np.ndim(node.value) and node.operation not in ("sum", "broadcast"):
-            back += ", summed"  # one number met every entry of an array
+            back += ", summed"  # a scalar was broadcast against an array
         return back.format(*names, u=node.name), used
 
     def symbol(self, i: int) -> str:
@@ -328,8 +328,8 @@ class _Reverse:
 
 
 def _as_function(jaxpr: Any, equation: Any) -> Callable[..., list[Any]]:
-    """An equation of a program as a function of the values of all its operands."""
-    # Fresh variables, because an operand may be a literal or stand twice.
+    """An equation of a jaxpr as a function of the values of its operands."""
+    # Fresh variables, because an operand may be a literal or appear twice.
     operands = [jex.Var(atom.aval) for atom in equation.invars]
     outputs = [jex.Var(v.aval) for v in equation.outvars]
     alone = jaxpr.replace(
@@ -343,15 +343,17 @@ def _as_function(jaxpr: Any, equation: Any) -> Callable[..., list[Any]]:
 
 
 def _input_names(f: Callable[..., Any], args: tuple[Any, ...]) -> list[str]:
-    """A name for each leaf: that of the argument, or of the entry in it."""
+    """A name for each leaf: the argument's name, or the leaf's path in it."""
     try:
-        known = list(inspect.signature(f).parameters.values())
+        parameters = list(inspect.signature(f).parameters.values())
     except (TypeError, ValueError):
-        known = []
-    own = [p.name for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        parameters = []
+    argument_names = [
+        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     names = []
     for place, arg in enumerate(args):
-        argument = own[place] if place < len(own) else f"x{place}"
+        argument = argument_names[place] if place < len(argument_names) else f"x{place}"
         for path, _ in jax.tree_util.tree_flatten_with_path(arg)[0]:
             entry = path_name(path) if path else argument
             names.append(f"{argument}.{entry}" if path and len(args) > 1 else entry)
@@ -370,6 +372,6 @@ def _name_of(f: Callable[..., Any]) -> str:
 
 
 def _prefix(inputs: list[str]) -> str:
-    """A letter for results that no input is numbered with."""
+    """A letter to number results with, which no input's name uses with a number."""
     taken = {name[:1] for name in inputs if name[1:].isdigit()}
     return next(letter for letter in "vuhqsabdefgijklmnoprtwxyz" if letter not in taken)

@@ -3,7 +3,7 @@
 Written as a symmetric Krylov–Schur iteration (Stewart, 2002; thick-restart Lanczos of Wu & Simon, 2000):
 the projected matrix holds the coefficients of the orthogonalisation themselves, so that a restart keeps
 the best Ritz vectors and goes on as if nothing had happened. Each new vector is orthogonalised twice
-against all before it (Daniel et al., 1976), without which converged eigenvalues come again as ghosts.
+against all before it (Daniel et al., 1976); otherwise converged eigenvalues reappear as ghosts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Product = Callable[[Any], Any]  # (p,) -> (p,), a symmetric matrix times a vector
 
 _MOST_RESTARTS = 60
-# At how many Krylov vectors it is first asked whether the pairs are found, and after how many more again
+# Convergence is first checked at this many Krylov vectors, and then after every so many more
 _FIRST_LOOK = 16
 _LOOKS = 8
 
@@ -40,12 +40,12 @@ class Pairs(NamedTuple):
 
 
 def _vectors_for(count: int, size: int) -> int:
-    """How many Krylov vectors of `size` numbers are kept between restarts, for `count` eigenpairs."""
+    """The largest Krylov dimension before a restart, for `count` eigenpairs of a matrix of this size."""
     return min(size, max(2 * count + 20, 40))
 
 
 def room_for(count: int, size: int) -> int:
-    """How many vectors of `size` numbers are held at once, to find `count` eigenpairs."""
+    """How many vectors of length `size` are in memory at once, to find `count` eigenpairs."""
     return _vectors_for(count, size) + count + 2
 
 
@@ -60,33 +60,33 @@ def extreme(
     """The `count` largest eigenvalues of an operator, and their vectors; the smallest are the negatives
     of those of its negative.
 
-    An eigenvalue counts as found where ‖A v − λ v‖ ≤ tolerance · max|λ|. From one starting vector one
-    copy of a multiple eigenvalue can be found: where several pairs are wanted, a second search, orthogonal
-    to what was found, looks for others, until there are none.
+    An eigenvalue has converged where ‖A v − λ v‖ ≤ tolerance · max|λ|. One starting vector finds only one
+    copy of a multiple eigenvalue: where several pairs are wanted, further searches, orthogonal to the pairs
+    found so far, look for more copies until there are none.
     """
     key = jax.random.key(seed)
-    found = _search(product, size, count, dtype, tolerance, key)
-    while count > 1 and len(found.values) < size and np.isfinite(found.values).all():
+    pairs = _search(product, size, count, dtype, tolerance, key)
+    while count > 1 and len(pairs.values) < size and np.isfinite(pairs.values).all():
         key = jax.random.fold_in(key, 1)
-        least = found.values[count - 1]
-        only_above = least + tolerance * max(abs(found.values[0]), abs(least))
-        seen = _search(product, size, 1, dtype, tolerance, key, found.vectors, only_above)
-        products = found.products + seen.products
-        if not len(seen.values):
-            found = found._replace(products=products)
+        least = pairs.values[count - 1]
+        only_above = least + tolerance * max(abs(pairs.values[0]), abs(least))
+        further = _search(product, size, 1, dtype, tolerance, key, pairs.vectors, only_above)
+        products = pairs.products + further.products
+        if not len(further.values):
+            pairs = pairs._replace(products=products)
             break
-        order = np.argsort(-np.append(found.values, seen.values), kind="stable")
-        found = Pairs(
-            np.append(found.values, seen.values)[order],
-            np.append(found.vectors, seen.vectors, axis=0)[order],
-            np.append(found.residuals, seen.residuals)[order],
+        order = np.argsort(-np.append(pairs.values, further.values), kind="stable")
+        pairs = Pairs(
+            np.append(pairs.values, further.values)[order],
+            np.append(pairs.vectors, further.vectors, axis=0)[order],
+            np.append(pairs.residuals, further.residuals)[order],
             products,
-            found.converged and seen.converged,
+            pairs.converged and further.converged,
         )
-    return found._replace(
-        values=found.values[:count],
-        vectors=found.vectors[:count],
-        residuals=found.residuals[:count],
+    return pairs._replace(
+        values=pairs.values[:count],
+        vectors=pairs.vectors[:count],
+        residuals=pairs.residuals[:count],
     )
 
 
@@ -101,7 +101,7 @@ def _search(
     only_above: float = -np.inf,
 ) -> Pairs:
     """The largest `count` pairs, from one Krylov space that is grown and restarted, orthogonal to the vectors
-    (l, p) that were found before; none where none lies `only_above`, which ends the search early."""
+    `found` (l, p) before. The search ends early, without pairs, once no eigenvalue can lie `only_above`."""
     locked = 0 if found is None else len(found)
     free = size - locked
     count = min(count, free)
@@ -119,7 +119,7 @@ def _search(
         basis, coefficients, left = absorb(
             basis, image, locked + held, scale, jax.random.fold_in(key, products)
         )
-        # cut on the host: JAX would compile a program for each length
+        # sliced on the host: JAX would compile a program for each length
         column = np.asarray(coefficients)[locked : locked + held]
         if not np.isfinite(column).all():
             return _nothing(count, size, products)
@@ -135,12 +135,12 @@ def _search(
         if values[0] + (0 if done else residuals[0]) <= only_above:
             return Pairs(np.empty(0), np.empty((0, size)), np.empty(0), products, True)
         if done or (held == most and restarts == _MOST_RESTARTS):
-            weights = np.zeros((count, most), dtype)  # of one shape, as what is cut above
+            weights = np.zeros((count, most), dtype)  # padded to one shape, for one compilation
             weights[:, :held] = vectors[:, :count].T
             kept = np.asarray(matmul(weights, basis[locked : locked + most]))
             return Pairs(values[:count], kept, residuals[:count], products, bool(done))
         if held == most:
-            # Keep the wanted Ritz vectors, some beyond them, and the vector that comes next.
+            # Keep the wanted Ritz vectors, some more, and the next Krylov vector.
             held, restarts = min(count + max(count // 2, 8), most - 2), restarts + 1
             basis = _restarted(basis, vectors[:, :held].T.astype(dtype), locked)
             projected = np.zeros((most, most))
@@ -148,7 +148,7 @@ def _search(
 
 
 def _nothing(count: int, size: int, products: int) -> Pairs:
-    """What is found of an operator that is not finite."""
+    """The result for an operator that is not finite: NaN."""
     return Pairs(
         np.full(count, np.nan),
         np.full((count, size), np.nan),
@@ -170,14 +170,14 @@ def _restarted(basis: Any, vectors: Any, locked: Any) -> Any:
 
 @partial(jax.jit, donate_argnums=0)
 def absorb(basis: Any, image: Any, row: Any, scale: Any, key: Any) -> tuple[Any, Any, Any]:
-    """Put what is new in `image` (p,) into `basis` (m, p), whose rows from `row` on are zeros.
+    """Orthogonalise `image` (p,) against `basis` (m, p), whose rows from `row` on are zeros, and put the
+    normalised rest into `row`.
 
-    Where nothing is new, up to rounding of what is of size `scale`, the basis spans an invariant
-    subspace, and a random direction orthogonal to it takes the place: so further copies of an
-    eigenvalue are found.
+    Where the rest is zero up to rounding of numbers of size `scale`, the basis spans an invariant subspace,
+    and a random direction orthogonal to it is put there: so further copies of an eigenvalue are found.
 
     Returns:
-        The basis, the coefficients (m,) of `image` in it before, and the length of what was new.
+        The new basis, the coefficients (m,) of `image` in the old one, and the length of the rest.
     """
     coefficients, new = _orthogonal(basis, image)
     length = jnp.linalg.norm(new)
@@ -186,7 +186,7 @@ def absorb(basis: Any, image: Any, row: Any, scale: Any, key: Any) -> tuple[Any,
     def random() -> Any:
         other = _orthogonal(basis, jax.random.normal(key, image.shape, image.dtype))[1]
         size = jnp.linalg.norm(other)
-        # a basis of all there is leaves rounding alone
+        # a basis of the whole space leaves only rounding
         return jnp.where(size > 1e-3, other / jnp.where(size == 0, 1, size), 0)
 
     exhausted = length <= floor
@@ -195,7 +195,8 @@ def absorb(basis: Any, image: Any, row: Any, scale: Any, key: Any) -> tuple[Any,
 
 
 def _orthogonal(basis: Any, vector: Any) -> tuple[Any, Any]:
-    """The coefficients of a vector in a basis with orthonormal (or zero) rows, and what is left."""
+    """The coefficients of a vector in a basis with orthonormal (or zero) rows, and the rest orthogonal to
+    it; by Gram–Schmidt, twice."""
     first = matmul(basis, vector)
     left = vector - matmul(first, basis)
     second = matmul(basis, left)
@@ -208,8 +209,8 @@ def projected(
     steps: int,
     key: Any,
 ) -> Float[np.ndarray, "m m"]:
-    """An operator in the Krylov space of `steps` vectors from `start` (p,), as `krylov` has it, for a
-    product that is called from the host; NaN where it is not finite."""
+    """An operator's projection (steps, steps) on the Krylov space from `start` (p,), as by `krylov`, but with
+    the product called from the host; NaN where it is not finite."""
     basis = jnp.zeros((steps + 1, start.shape[0]), start.dtype)
     basis = basis.at[0].set(start / jnp.linalg.norm(start))
     columns, scale = np.zeros((steps, steps)), 0.0
@@ -224,8 +225,8 @@ def projected(
 
 
 def krylov(product: Product, start: Any, steps: int, key: Any) -> tuple[Any, Any, Any]:
-    """A Krylov space's basis (steps, p), the operator in it (steps, steps), and the length of what leads out
-    of it; for use inside a trace.
+    """A Krylov space's basis (steps, p), the operator's projection on it (steps, steps), and the length of
+    the residual vector; for use inside a trace.
 
     `steps` is at most p, and `start` not zero.
     """
@@ -252,7 +253,7 @@ def leading(
     """The largest eigenvalue of an operator and its vector (p,), from Krylov spaces of `steps` vectors, the
     first from `start` (p,) and each from the best vector of the one before; for use inside a trace.
 
-    They go on until ‖A v − λ v‖ ≤ tolerance · |λ|, but not beyond `most` of them.
+    It stops once ‖A v − λ v‖ ≤ tolerance · |λ|, at the latest after `most` Krylov spaces.
     """
     steps = min(steps, start.shape[0])
 
@@ -261,7 +262,7 @@ def leading(
         basis, projected, left = krylov(product, vector, steps, jax.random.key(0))
         values, vectors = jnp.linalg.eigh(projected)
         off = left * abs(vectors[-1, -1])
-        # beside far larger eigenvalues of the other sign rounding does not let it come so close
+        # rounding sets a floor where eigenvalues of the other sign are far larger
         floor = jnp.finfo(start.dtype).eps ** 0.75 * abs(values[0])
         enough = jnp.maximum(tolerance * abs(values[-1]), floor)
         return matmul(vectors[:, -1], basis), values[-1], off, enough, count + 1
@@ -277,24 +278,25 @@ def leading(
 
 @jax.jit
 def orthonormal(rows: Any) -> Any:
-    """Orthonormal rows that span what `rows` (k, p) do; zeros in place of directions that these lack.
+    """Orthonormal rows (k, p) with the span of `rows` (k, p); the surplus rows are zero where the rank is
+    below k.
 
-    From the eigenvectors of the rows' products with each other, in double precision, and once more for
-    what rounding left. NumPy's QR decomposition would do, but for its threads, which go on spinning and
-    take half of the processor from the products that follow.
+    From the eigenvectors of the rows' Gram matrix, in double precision; repeated once to remove what
+    rounding left. NumPy's QR decomposition would do, but its threads keep spinning and take half of the
+    processor from the products that follow.
     """
     for _ in range(2):
-        wide = rows.astype(float)  # by preferred_element_type a GPU would widen the result alone
+        wide = rows.astype(float)  # with preferred_element_type a GPU would widen only the result
         products = wide @ wide.T
         values, vectors = jnp.linalg.eigh(products)
-        there = values > len(rows) * jnp.finfo(products.dtype).eps * values[-1]
-        lengths = jnp.where(there, values, 1) ** 0.5
+        significant = values > len(rows) * jnp.finfo(products.dtype).eps * values[-1]
+        lengths = jnp.where(significant, values, 1) ** 0.5
         units = matmul((vectors / lengths).T.astype(rows.dtype), rows)
-        rows = jnp.where(there[:, None], units, 0)
+        rows = jnp.where(significant[:, None], units, 0)
     return rows
 
 
 @jax.jit
 def outside(basis: Any, vectors: Any) -> Any:
-    """What is left of `vectors` (k, p) without their part in the span of orthonormal rows."""
+    """The part of `vectors` (k, p) orthogonal to the span of the basis' orthonormal rows."""
     return vectors - matmul(matmul(vectors, basis.T), basis)

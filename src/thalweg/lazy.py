@@ -1,11 +1,11 @@
 """Problems made from a problem: its linearisation, and its centred and scaled output.
 
-Both are problems again, so that descents, landscapes and curvature take them as they are. What they
-are built from (w₀ and α) are traced arrays: another point or another α compiles nothing anew.
+Both are problems again, so that descents, landscapes and curvature take them as they are. w₀ and α are
+traced arrays: another point or another α recompiles nothing.
 
-Kept are the data, the loss, the reduction and the penalty, which is a function of the parameters
-alone; w₀ is the starting point. Dropped are the expected risk, which is that of the original model,
-and `init`, whose draws are not w₀ (other starts are given by `starts=`).
+The data, the loss, the reduction and the penalty, which is a function of the parameters alone, are kept;
+w₀ is the starting point. The expected risk is dropped, as it is that of the original model, and so is
+`init`, whose draws are not w₀ (other starts are given by `starts=`).
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def scale_output(problem: Problem, params: Params, alpha: float = 100.0) -> Prob
 
 
 def _around(problem: Problem, params: Params, made: Callable[[Any, Params], Any]) -> Problem:
-    """The problem with the model `made` of its own and w₀, starting at w₀."""
+    """The problem with its model replaced by made(model, w₀), starting at w₀."""
     check_is_problem(problem)
     start = problem.at(params).params
-    if problem.is_without_data:  # the function of the parameters is inside
+    if problem.is_without_data:  # predict wraps the function of the parameters
         wrapped, (f,) = problem.predict.func, problem.predict.args
         predict = Partial(wrapped, made(f, start))
     else:

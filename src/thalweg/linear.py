@@ -64,7 +64,7 @@ class Linearized:
         """
         s, along = self.values.astype(float), self.along.astype(float)
         kept = s > 0
-        some = jnp.where(kept, s, 1)  # whose squares may be no numbers
+        some = jnp.where(kept, s, 1)  # written below without its square, which may underflow
         size = jnp.where(kept, 1 / (some + damping / some), 0) * along
         promised = jnp.sum((s * size) ** 2) + 2 * damping * jnp.sum(size**2)
         return -matmul(size.astype(self.directions.dtype), self.directions) / self.scale, promised
@@ -77,7 +77,7 @@ def linearized(
 
     Args:
         columns: measure steps in the lengths of J's columns (Marquardt), instead of as they are.
-        dtype: to compute in, after the derivatives; their own without it, float32 at least.
+        dtype: of the computation after the derivatives; by default theirs, at least float32.
 
     Raises:
         MemoryEstimateError: a Jacobian that would not fit in memory.
@@ -86,12 +86,12 @@ def linearized(
     r, jacobian = (
         a.astype(dtype or jnp.promote_types(a.dtype, jnp.float32)) for a in (r, jacobian)
     )
-    # LAPACK may not return from what is not finite
+    # LAPACK may hang on input that is not finite
     finite = jnp.isfinite(r).all() & jnp.isfinite(jacobian).all()
     r, jacobian = jnp.where(finite, r, 0), jnp.where(finite, jacobian, 0)
     m, p = jacobian.shape
     reduced = jnp.linalg.qr(jnp.column_stack([jacobian, r]), mode="r")
-    # ‖[J r] z‖ = ‖R z‖ for every z, so J and r may give way to R's columns
+    # ‖[J r] z‖ = ‖R z‖ for every z, so R's columns replace J and r
     triangle, c = reduced[:, :p], reduced[:, p]
     lengths = jnp.sqrt(jnp.sum(triangle.astype(float) ** 2, axis=0))
     scale = jnp.where(lengths > 0, lengths, 1) if columns else jnp.ones_like(lengths)
@@ -112,7 +112,7 @@ def value_and_jacobian(residuals: Residuals, w: Any) -> tuple[Any, Any]:
     """Residuals (m,) and their Jacobian (m, p), which must fit in memory."""
     m, p = jax.eval_shape(residuals, w).shape[0], w.shape[0]
     blocks.check_memory(
-        # J itself, beside its residuals for the decomposition, and what becomes of them there
+        # J itself, [J r] for the decomposition, and the decomposition's working copy
         3.0 * m * (p + 1) * w.dtype.itemsize,
         f"the Jacobian of {m} residuals with respect to {p} parameters",
         "take mini-batches (batch_size=), or an optimizer that needs gradients alone",
@@ -153,7 +153,7 @@ def least_squares(problem: Problem) -> Params:
     layout = problem.layout
     probe = layout.unflatten(np.random.default_rng(0).standard_normal(layout.size))
     solution, deviation = _solve(problem, probe)
-    # In float32, rounding in sums over a model's inputs is what remains of a linear one.
+    # A linear model deviates only by rounding, mostly in its sums over inputs.
     allowed = 1e3 * float(jnp.finfo(layout.dtype).eps)
     if not float(deviation) <= allowed:
         raise InputError(
@@ -166,7 +166,8 @@ def least_squares(problem: Problem) -> Params:
 
 @jax.jit
 def _solve(problem: Problem, probe: Params) -> tuple[Float[Array, " p"], Any]:
-    """The minimum-norm solution, and how far the residuals are from linear there and at ±`probe`."""
+    """The minimum-norm solution, and the residuals' largest relative deviation from linearity, there and at
+    multiples of `probe`."""
     layout = Layout.of(probe)
     point = layout.flatten(probe)
 
@@ -183,8 +184,8 @@ def _solve(problem: Problem, probe: Params) -> tuple[Float[Array, " p"], Any]:
         off = jnp.linalg.norm(residuals(w) - at_zero - moved)
         return jnp.where(off == 0, 0, off / jnp.where(size == 0, 1, size))
 
-    # Of nearly dependent columns the solution is large, and what it sums cancels: its rounding is that of the
-    # terms. The norm of J times a random vector of unit variance is about that of J (Frobenius).
+    # With nearly dependent columns the solution is large and the terms of J h cancel: rounding is relative to
+    # the terms' size, ‖J‖ ‖h‖. J times a random vector of unit variance has about the Frobenius norm of J.
     summed = jnp.linalg.norm(push(point)) * jnp.linalg.norm(solution)
     off = [deviation(w) for w in (point, -point, 100 * point)]
     return solution, jnp.max(jnp.stack([deviation(solution, summed), *off]))

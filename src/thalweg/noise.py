@@ -4,9 +4,9 @@ A batch of b samples drawn with replacement has a mean gradient whose squared di
 gradient is `gradient_noise` / b on average. At a single point `gradient_covariance` has the whole matrix,
 with its leading directions, and `gradient_norms` the norms.
 
-Each recorded step costs a gradient of every sample, so that a long descent wants `every=`. The model must
-give each sample a prediction of its own. One that divides by their number is refused; one that compares
-their values (x / x.max()) is not noticed inside the loop, but by `gradient_norms`.
+Each recorded step costs a gradient of every sample, so that a long descent wants `every=`. The model's
+prediction for a sample must not depend on the others. A model that divides by the number of samples is
+refused; one that compares their values (x / x.max()) is detected only by `gradient_norms`, not in the loop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from thalweg.observables import At
 from thalweg.params import promoted
 from thalweg.problem import Problem, in_precision
 
-_ROOM = 4 * 2**20  # bytes of gradients at a time; every member of an ensemble has as many
+_ROOM = 4 * 2**20  # bytes of gradients at a time, for each member of an ensemble
 
 
 def gradient_noise(at: At) -> Any:
@@ -43,8 +43,8 @@ def sample_gradient_norms(at: At) -> Any:
 
 
 def _alone(at: At) -> tuple[Problem, Any]:
-    """All the data's problem, of which each sample must have a gradient, and the iterate (p,); not in half
-    precision, which sums over samples leave."""
+    """The problem on all data, checked for independent samples, and the iterate (p,); in float32 at least,
+    as sums over samples overflow half precision."""
     products.check_samples_independent(at.problem)
     problem, params = in_precision(at.problem, jnp.float32), promoted(at.params, jnp.float32)
     return problem, problem.flatten(params)

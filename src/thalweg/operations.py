@@ -1,4 +1,4 @@
-"""JAX's operations in the field's words: a name, an expression, and the chain rule's way back."""
+"""JAX's primitives in the field's words: a name, an expression, and the local derivatives."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})
 class Words(NamedTuple):
     """An operation in the field's words.
 
-    `text` is its expression and `back` how the chain rule goes back to each operand, with {0}, {1}, …
-    for the operands and {u} for the result.
+    `text` is its expression and `back` what the backward pass does for each operand, with {0}, {1}, … for
+    the operands and {u} for the result.
     """
 
     name: str

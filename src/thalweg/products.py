@@ -1,4 +1,4 @@
-"""Products of curvature matrices with vectors: never the matrix, one or two passes a product.
+"""Products of curvature matrices with vectors, in one or two passes each, without forming the matrix.
 
 The empirical risk is a sum over samples and so are its matrices: they are computed in passes over the data
 and added up in double precision.
@@ -29,18 +29,20 @@ from thalweg.problem import Problem, pointwise, predicting
 from thalweg.programs import splits
 from thalweg.tuning import tuned
 
-# The matrices by name: of second derivatives of the risk, and second moments of samples' gradients
+# The matrices by name: second derivatives of the risk, and second moments of the samples' gradients
 _OF_THE_RISK = ("hessian", "gauss_newton")
 KINDS = (*_OF_THE_RISK, "second_moment", "covariance")
 
-# Measured on two cores: twice as fast as one by one, and more of them leave the cache.
+# Measured on two cores: twice as fast as one by one; more products at once no longer fit the cache.
 _TOGETHER = 8 * 2**20  # bytes of activations of products computed together on a CPU
 
 
 def at_once(problem: Problem) -> int:
     """How many products are best computed together."""
-    own = problem.size * problem.layout.dtype.itemsize
-    return max(1, room(_TOGETHER) // (sample_bytes(problem) * max(problem.n_samples, 1) + own))
+    vector_bytes = problem.size * problem.layout.dtype.itemsize
+    return max(
+        1, room(_TOGETHER) // (sample_bytes(problem) * max(problem.n_samples, 1) + vector_bytes)
+    )
 
 
 def count_of(problem: Problem, kind: str) -> Any:
@@ -72,8 +74,8 @@ def summed_product(
 ) -> Any:
     """The sum over samples of a curvature matrix at `point` (p,), times `vector` (p,).
 
-    With `center` (p,), the mean gradient, it is that of (g_k − center)(g_k − center)ᵀ: were the mean taken
-    off the sum instead, little would be left of its digits where gradients differ by little of themselves.
+    With `center` (p,), the mean gradient, it is the matrix of (g_k − center)(g_k − center)ᵀ. Subtracting the
+    mean's outer product from the sum instead would cancel most digits where the gradients are nearly equal.
     """
     losses = losses_of(problem, layout)
     if kind == "hessian":
@@ -88,7 +90,7 @@ def summed_product(
         values = values - backend.matmul(center, w - point).astype(values.dtype)
         return values if problem.mask is None else jnp.where(problem.mask, values, 0)
 
-    # Σ g_k (g_kᵀ v): the slopes of the pointwise risks along v, and back; no gradient is held
+    # Σ g_k (g_kᵀ v): a JVP of the pointwise risks along v, then a VJP; no single gradient is stored
     values, slopes = forward.jvp(centered, point, vector)
     return jax.vjp(centered, point)[1](slopes.astype(values.dtype))[0]
 
@@ -187,16 +189,16 @@ def images(
     together where a pass takes all samples."""
     total = len(vectors)
     count = min(total, at_once(problem)) if size >= problem.n_samples else 1
-    vectors = np.asarray(vectors)  # of which NumPy takes some in no time
+    vectors = np.asarray(vectors)  # slicing is cheaper in NumPy
     if count == 1:
         return jnp.stack([product(kind, problem, size, point, v, center) for v in vectors])
-    found = []
+    blocks = []
     for begin in range(0, total, count):
-        first = min(begin, total - count)  # the last ones start early: one shape, one program
+        first = min(begin, total - count)  # the last block overlaps: one shape, one program
         some = vectors[first : first + count]
         some = _together(problem, point, some, center, kind=kind, layout=problem.layout)
-        found.append(np.asarray(some)[begin - first :])
-    return np.concatenate(found)
+        blocks.append(np.asarray(some)[begin - first :])
+    return np.concatenate(blocks)
 
 
 def mean_gradient(problem: Problem, size: int, point: Any) -> Any:
@@ -226,11 +228,11 @@ def gradient_norms(problem: Problem, point: Any) -> np.ndarray:
 
 
 def check_samples_independent(problem: Problem) -> None:
-    """An error unless each sample has a gradient of its own."""
+    """An InputError if a prediction depends on other samples, so that samples have no own gradients."""
     n = problem.n_samples
     if not n:
         raise InputError("this problem has no data, so it has no gradients of single samples.")
-    # not one sample: JAX writes a batch of one differently
+    # at least two samples: JAX traces a batch of one differently
     if n > 1 and not splits(problem, min(2, n - 1)):
         raise InputError(
             "the model's predictions depend on several samples at once, so that no gradient belongs to "

@@ -1,4 +1,4 @@
-"""Up to which curvature a descent's optimizer is stable, read from the descent's result."""
+"""The largest curvature at which a descent's optimizer is stable, from the descent's result."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stability_threshold(path: xr.Dataset) -> xr.DataArray:
         if key in path.coords:  # swept, or one of a sweep
             return path[key]
         if f"schedule_{key}" in path:
-            # a table has an entry an update; the last iterate has that of the last update
+            # the table has one entry per update; the last iterate takes the last update's
             table = path[f"schedule_{key}"].values
             table = table if len(table) else np.full(1, np.nan)
             first = int(results.settings_of(path)["first_step"])
@@ -66,9 +66,9 @@ def stability_threshold(path: xr.Dataset) -> xr.DataArray:
         )
     with np.errstate(divide="ignore"):  # a learning rate of 0 is stable on everything
         limit = _limit(name, value, settings)
-    found = xr.DataArray(limit, name="threshold").reset_coords(drop=True)
-    order = [d for d in ("step", *results.member_dims(path)) if d in found.dims]
-    return found.transpose(*order)
+    threshold = xr.DataArray(limit, name="threshold").reset_coords(drop=True)
+    order = [d for d in ("step", *results.member_dims(path)) if d in threshold.dims]
+    return threshold.transpose(*order)
 
 
 def _limit(name: str, value: Callable[[str], Any], settings: dict[str, Any]) -> Any:
@@ -79,7 +79,7 @@ def _limit(name: str, value: Callable[[str], Any], settings: dict[str, Any]) -> 
         if value("nesterov"):
             limit = 2 * (1 + momentum) / (lr * (1 + 2 * momentum))
         else:
-            # torch leaves dampening aside where there is no momentum
+            # torch ignores dampening without momentum
             kept = 1 - value("dampening") * (momentum != 0)
             limit = 2 * (1 + momentum) / (lr * kept)
         return limit - value("weight_decay")

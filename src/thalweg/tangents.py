@@ -22,8 +22,8 @@ from thalweg.problem import Problem, check_is_problem
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-# Up to this size a Jacobian is formed; beyond it the kernel is computed from as many of its rows at a
-# time. Half as many passes through the model against p numbers for every prediction.
+# The kernel's Jacobian is formed up to this size, which takes half as many passes through the model; beyond
+# it, columns of the kernel are computed, as many at a time as rows of the Jacobian would fit.
 _JACOBIAN_BYTES = 2**26
 
 
@@ -100,11 +100,11 @@ kernel, so that a long descent wants `every=`.""",
 
 
 def _checked(problem: Problem, params: Params, x: Any) -> tuple[Any, int]:
-    """The parameters as one vector, and the number of predictions; an error where they do not fit."""
+    """The parameters as one vector, and the number of predictions; an InputError if they do not fit."""
     check_is_problem(problem)
     if x is not None and problem.x is None:
         raise InputError("this problem has no data, so there are no other inputs x= to take it on.")
-    vector = problem.flatten(params)  # which may be traced
+    vector = problem.flatten(params)  # may be a tracer
     like = problem.layout.like
     try:
         with inputs.written_in_jax("predict"):
@@ -123,7 +123,7 @@ def _shapes(tree: Any) -> str:
 
 
 def _on(problem: Problem, x: Any) -> Problem:
-    """The problem on other inputs; predictions need no targets."""
+    """The problem on other inputs, without targets, which predictions do not need."""
     if x is None:
         return problem
     x = inputs.own_data(x, "x", None)
@@ -132,7 +132,7 @@ def _on(problem: Problem, x: Any) -> Problem:
     return problem.replace(x=x, y=None, mask=None)
 
 
-# The functions behind, for use inside a trace ------------------------------------------------
+# The underlying functions, for use inside a trace --------------------------------------------
 
 
 def _predictions(problem: Problem, params: Params) -> Any:
@@ -151,7 +151,8 @@ def _of_vector(problem: Problem, layout: Layout) -> Callable[[Any], Any]:
 
 
 def _jacobian_now(problem: Problem, params: Params) -> Any:
-    layout = Layout.of(params)  # the problem's own is not to be had of one with init= alone
+    # not problem.layout: a problem with init= alone has none inside a trace
+    layout = Layout.of(params)
     vector = jnp.asarray(layout.flatten(params))
     rows = forward.value_and_jacobian(_of_vector(problem, layout), vector)[1]
     return rows.astype(vector.dtype)
