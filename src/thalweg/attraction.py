@@ -23,15 +23,15 @@ from thalweg.programs import is_exclusive
 
 NOT_YET, DIVERGED = -1, -2
 
-_NEVER = 2**30  # so many steps between two rows: nothing is recorded
-_CHUNK = 1024  # starts that a thread advances together: what the nearest cache holds
+_NEVER = 2**30  # steps between two recorded rows: nothing is recorded
+_CHUNK = 1024  # starts that a thread advances together: they fit the innermost cache
 _CHUNK_ACCELERATED = 2**18
-_VALUES = 2**22  # pointwise risks that a chunk may hold
+_VALUES = 2**22  # most pointwise risks of a chunk
 _MOST_PARAMETERS = 32  # Hessians are dense
-_FIRST_ROUND = 25  # steps until it is asked for the first time who has arrived
-_GROWTH = 1.25  # each round brings the steps done to so many times what they were
-_CANDIDATES = 512  # points from which new minima are looked for after each round
-_SETTLED = 0.01  # of a ball's radius: how near a minimum an optimizer with a memory must stay
+_FIRST_ROUND = 25  # steps until the first check for arrivals
+_GROWTH = 1.25  # each round multiplies the number of steps done by this
+_CANDIDATES = 512  # points from which new minima are searched after each round
+_SETTLED = 0.01  # of a ball's radius: how near a minimum an optimizer must stay that may leave the ball again
 
 
 def basins(
@@ -123,12 +123,12 @@ def _points(plane: Plane) -> np.ndarray:
 
 
 def _span(first: int, last: int) -> Span:
-    """From step `first` to step `last`, with one row of a record, which nobody reads."""
+    """From step `first` to step `last`, with a single recorded row, which is not used."""
     return Span.of(first, last, every=_NEVER, begun=first, ends=False)
 
 
 class _Crowd:
-    """All starts, and those of them that are still on their way."""
+    """All starts, and the state of those that have not arrived yet."""
 
     def __init__(
         self, problem: Problem, optimizer: Optimizer, starts: np.ndarray, scale: float
@@ -164,7 +164,7 @@ class _Crowd:
         self.layout = problem.layout
         self.basin = np.full(len(starts), NOT_YET, np.int32)
         self.arrived_at = np.full(len(starts), -1, np.int32)
-        # of those on their way: their numbers, parameters, state, and the minimum they were near
+        # of the starts still on their way: numbers, parameters, states, and the minimum each was last near
         self.index = np.arange(len(starts))
         self.params = jax.tree_util.tree_map(np.asarray, who.starts)
         self.state: Any = None
@@ -172,7 +172,7 @@ class _Crowd:
         self.rng = np.random.default_rng(0)
 
     def round(self, steps: int, pool: ThreadPoolExecutor, done: int, size: int) -> int:
-        """Advance all that are on their way by a round, and see who has arrived; the steps then done."""
+        """Advance all that are on their way by one round, check for arrivals; returns the steps done then."""
         if not len(self.index):
             return steps
         following = min(steps, max(done + _FIRST_ROUND, math.ceil(_GROWTH * done)))
@@ -218,7 +218,7 @@ class _Crowd:
         return {"room": 1, "dense": False, "known": known, "arrives": False}
 
     def look(self, step: int) -> None:
-        """Find further minima, and let go of those who have arrived at one."""
+        """Search for further minima, and drop the starts that have arrived at one or diverged."""
         if not len(self.index):
             return
         points = np.asarray(self.layout.flatten(self.params, lead=1), float)
@@ -234,11 +234,11 @@ class _Crowd:
         if len(outside):
             chosen = self.rng.choice(outside, _CANDIDATES)
             self.minima.search(points[chosen])
-        there = self.minima.holding(points, share)
-        arrived = (there >= 0) & (self.contracts | (there == self.near))
-        self.basin[self.index[arrived]] = there[arrived]
+        minimum = self.minima.holding(points, share)
+        arrived = (minimum >= 0) & (self.contracts | (minimum == self.near))
+        self.basin[self.index[arrived]] = minimum[arrived]
         self.arrived_at[self.index[arrived]] = step
-        self.near = there
+        self.near = minimum
         self._keep(~arrived)
 
     def _keep(self, kept: np.ndarray) -> None:
@@ -262,7 +262,7 @@ _VARIABLES = (
 
 
 def _variables(crowd: _Crowd, plane: Plane) -> dict[str, Any]:
-    """The result's variables, with the minima in the order of how many starts reach them."""
+    """The result's variables, with the minima ordered by how many starts reach them."""
     minima, basin = crowd.minima, crowd.basin
     reached = np.bincount(basin[basin >= 0], minlength=len(minima.losses))
     order = np.lexsort((minima.losses, -reached))

@@ -15,11 +15,11 @@ import click
 
 from thalweg import __version__
 
-_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
+_INTERRUPTED = 130  # the shell's exit status of a program that Ctrl-C ended
 
 
 def _one_line(command: Callable[..., None]) -> Callable[..., None]:
-    """Bad input and a full disk are one line and exit status 2, without a traceback."""
+    """Report bad input and a full disk in one line with exit status 2, without a traceback."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -43,8 +43,8 @@ def _one_line(command: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(__version__, prog_name="thalweg")
 def main() -> None:
     """See and measure how optimizers move through loss landscapes."""
-    # LAPACK's threads wait for each other on a busy machine (fifty times slower, as measured) and are
-    # worth little on matrices as small as these. It looks once, when NumPy is loaded.
+    # LAPACK's threads wait for each other on a busy machine (fifty times slower, as measured) and gain little
+    # on matrices as small as these. OpenBLAS reads this once, when NumPy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
@@ -116,7 +116,7 @@ def run(
 
 
 def _run_all(out: Path | None, seed: int | None, changes: tuple[str, ...]) -> None:
-    """Every study; exit status 1 where one failed."""
+    """Run every study; exit status 1 if one failed."""
     from thalweg import blocks, gallery, studies
     from thalweg.errors import unknown
 
@@ -263,13 +263,15 @@ def _needed(out: Path | None) -> Path:
         raise click.UsageError("Missing option '--out': the folder to write to.")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: there is a file of that name.")
-    # before anything is computed; what is written is made beside the folder first
+    # check before anything is computed; the report is first written to a scratch folder beside `out`
     for wanted in (out.absolute(), out.absolute().parent):
-        there = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
+        existing = next(folder for folder in (wanted, *wanted.parents) if folder.exists())
         try:
-            os.rmdir(tempfile.mkdtemp(dir=there, prefix=".thalweg-"))
+            os.rmdir(tempfile.mkdtemp(dir=existing, prefix=".thalweg-"))
         except OSError as error:
-            raise InputError(f"--out {out}: cannot write to {there}: {error.strerror}.") from None
+            raise InputError(
+                f"--out {out}: cannot write to {existing}: {error.strerror}."
+            ) from None
     return out
 
 
@@ -288,7 +290,7 @@ def _assignments(changes: tuple[str, ...], seed: int | None) -> dict[str, Any]:
 
 
 def _run_and_write(make: Callable[[], Any], out: Path) -> Any:
-    """Run a study, write it all to `out`, print what matters, and answer Ctrl-C."""
+    """Run a study, write its report to `out`, print its main numbers, and handle Ctrl-C."""
     from thalweg import blocks, report, studies
 
     _own_process()
@@ -306,7 +308,7 @@ def _run_and_write(make: Callable[[], Any], out: Path) -> Any:
 
 
 def _load() -> None:
-    """Import what takes long: a module of which Ctrl-C has cut the import short is half there."""
+    """Import the slow modules with Ctrl-C deferred: an interrupted import leaves a module half loaded."""
     from thalweg import blocks
 
     with blocks.interruptible() as interrupt:
@@ -317,8 +319,8 @@ def _load() -> None:
 
 
 def _own_process() -> None:
-    """What a program that owns its process may decide: studies run on the processor, compiled programs
-    are kept for the next run, and figures need no screen."""
+    """Settings that only a program that owns its process may make: studies run on the CPU, compiled programs
+    are cached for the next run, and figures need no display."""
     from thalweg import backend
 
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

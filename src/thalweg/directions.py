@@ -1,7 +1,7 @@
 """Planes through large models: random, principal and curved directions, and between minima.
 
-Directions are kept as they are used. What a plane cannot show stands in it: the directions' lengths and
-cosines, what was left out, how much of a path's variance lies in it.
+A plane stores its directions as they are used, and what its picture cannot show: their lengths and cosines,
+which parameters were left out, how much of a path's variance lies in the plane.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ FilterAxis = int | Callable[[str, tuple[int, ...]], int] | None
 
 _NORMALIZATIONS = ("filter", "layer", "none")
 _MOST_ROWS = 5000  # iterates (or parameters) whose Gram matrix is decomposed
-_AT_A_TIME = 2**16  # parameters (or iterates), as they are brought to double precision
-_STREAM = 0x7A19  # of the directions, among those of a seed
-_WALK_NUMBERS = 2**24  # of a random walk that is drawn; a longer one is taken in the limit
+_AT_A_TIME = 2**16  # parameters (or iterates) that are converted to double precision at a time
+_STREAM = 0x7A19  # seeds the directions' own random stream, together with the user's seed
+_WALK_NUMBERS = 2**24  # entries of a random walk that is simulated; beyond that, a limit is used
 
 
 def random_plane(
@@ -69,8 +69,8 @@ def random_plane(
     count = inputs.whole_number("directions", directions, 1)
     _check_memory(problem, count)
     origin = point_of(problem, params)
-    # Not the stream of default_rng(seed) alone: whoever draws data with the same small seed would find their
-    # own samples among the directions, along which a first layer's curvature is many times the usual
+    # Not the stream of default_rng(seed): data drawn with the same small seed would recur in the directions,
+    # and along its own samples a first layer's curvature is many times the usual.
     rng = np.random.default_rng([inputs.whole_number("seed", seed, 0), _STREAM])
     rows = rng.standard_normal((count, problem.size))
     left_out, at = [], 0
@@ -112,9 +112,9 @@ def random_plane(
 
 
 def _filter_axis(given: FilterAxis, name: str, shape: tuple[int, ...]) -> int:
-    """The axis that counts a weight's filters."""
+    """The axis of a weight along which its filters are counted."""
     if given is None:
-        # of Flax's NNX a variable's value is the leaf
+        # in Flax's NNX the leaf is the variable's `.value`
         last = name.removesuffix(".value").rsplit(".", 1)[-1]
         return -1 if last == "kernel" else 0
     axis = given(name, shape) if callable(given) else given
@@ -128,8 +128,8 @@ def _filter_axis(given: FilterAxis, name: str, shape: tuple[int, ...]) -> int:
 def _normalized(
     direction: np.ndarray, own: np.ndarray, shape: tuple[int, ...], normalize: str, axis: int | None
 ) -> np.ndarray:
-    """A tensor's part of a direction, flat, with the norms of the model's own filters along `axis`, or of all
-    of it."""
+    """A tensor's part of a direction, flat, rescaled to the norm of each of the model's own filters, counted
+    along `axis`; without an axis, to the norm of the whole tensor."""
     if normalize == "none" or not direction.size:
         return direction
     d, w = direction.reshape(shape), own.reshape(shape)
@@ -273,12 +273,12 @@ def _principal(rows: np.ndarray, mean: np.ndarray, count: int) -> tuple[np.ndarr
 
 
 def _parts(total: int) -> list[slice]:
-    """So many parameters (or iterates), some at a time."""
+    """Slices that split this many parameters (or iterates) into blocks."""
     return [slice(start, start + _AT_A_TIME) for start in range(0, total, _AT_A_TIME)]
 
 
 def _centered_product(rows: np.ndarray, point: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """(rows − point) · axis, in double precision, without a copy of all rows in it."""
+    """(rows − point) · axis, in double precision, without converting all rows at once."""
     return sum(
         ((rows[:, part] - point[part]) @ axis[part] for part in _parts(len(axis))),
         np.zeros(len(rows)),
@@ -286,20 +286,20 @@ def _centered_product(rows: np.ndarray, point: np.ndarray, axis: np.ndarray) -> 
 
 
 def _with_sign(axes: np.ndarray) -> np.ndarray:
-    """Directions whose largest entry is positive: eigenvectors have no sign of their own."""
+    """Flip directions so that the largest entry is positive: the sign of an eigenvector is arbitrary."""
     largest = np.take_along_axis(axes, np.argmax(np.abs(axes), axis=1)[:, None], axis=1)
     return axes * np.sign(largest)
 
 
 def _walk_variances(n: int, p: int, count: int) -> np.ndarray:
-    """The shares of variance of a random walk of n iterates in p parameters, one that is drawn; in the
-    limit of many parameters where that would be large."""
+    """The shares of variance of a random walk of n iterates in p parameters: of a simulated one or, where
+    that would be large, in the limit of many parameters."""
     if n * p <= _WALK_NUMBERS:
         walk = np.cumsum(np.random.default_rng(0).standard_normal((n, p)), axis=0)
         values = np.linalg.svd(walk - walk.mean(axis=0), compute_uv=False) ** 2
     else:
-        # The centred Gram matrix is then that of sums of independent steps; its eigenvalues are those
-        # of a discrete cosine transform (Antognini & Sohl-Dickstein, 2018, equation 14).
+        # In the limit a discrete cosine transform diagonalises the centred Gram matrix, with these
+        # eigenvalues (Antognini & Sohl-Dickstein, 2018, equation 14).
         values = np.zeros(n)
         values[: n - 1] = 1 / (2 - 2 * np.cos(np.pi * np.arange(1, n) / n))
     return (values / values.sum())[:count]
@@ -341,31 +341,31 @@ def hessian_plane(
             f"eigenvectors must be different whole numbers between −{p} and {p - 1}; {eigenvectors!r} given."
         )
     operator = curvature.hessian(problem, params)
-    found: dict[int, tuple[float, np.ndarray]] = {}
+    pairs: dict[int, tuple[float, np.ndarray]] = {}
     from_top, from_bottom = [i for i in chosen if i >= 0], [i for i in chosen if i < 0]
     if from_top:
         values, vectors = operator.top(max(from_top) + 1, tolerance=tolerance, seed=seed)
-        found |= {i: (values[i], vectors[i]) for i in from_top}
+        pairs |= {i: (values[i], vectors[i]) for i in from_top}
     if from_bottom:
         values, vectors = operator.bottom(-min(from_bottom), tolerance=tolerance, seed=seed)
-        found |= {i: (values[-i - 1], vectors[-i - 1]) for i in from_bottom}
+        pairs |= {i: (values[-i - 1], vectors[-i - 1]) for i in from_bottom}
     return _plane(
         problem,
         {
-            f"top{i + 1}" if i >= 0 else f"bottom{-i}": f"{_which(i)} (λ = {found[i][0]:.3g})"
+            f"top{i + 1}" if i >= 0 else f"bottom{-i}": f"{_which(i)} (λ = {pairs[i][0]:.3g})"
             for i in chosen
         },
         np.asarray(operator.point, float),
-        _with_sign(np.stack([found[i][1] for i in chosen]).astype(float)),
+        _with_sign(np.stack([pairs[i][1] for i in chosen]).astype(float)),
         points,
         span,
         way="eigenvectors of the Hessian",
-        eigenvalue=("direction", np.array([found[i][0] for i in chosen], float)),
+        eigenvalue=("direction", np.array([pairs[i][0] for i in chosen], float)),
     )
 
 
 def _which(i: int) -> str:
-    """What a picture calls an eigenvector."""
+    """An eigenvector's name in pictures."""
     end, number = ("largest", i + 1) if i >= 0 else ("smallest", -i)
     return f"eigenvector {number} from the {end}" if number > 1 else f"{end} eigenvalue's vector"
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-_LISTED = 20  # known names that an error lists; a network has thousands of parameters
+_LISTED = 20  # most known names that an error lists; a network may have thousands of parameters
 
 
 class InputError(ValueError):
@@ -20,7 +20,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        # What the user gave is repeated in the message, and its repr may have several lines.
+        # The message may contain a repr of the user's value, which may have several lines.
         super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
 
@@ -59,7 +59,7 @@ def optional(module: str, what: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != library:
-            raise  # the library is there, and something that it needs is not
+            raise  # the library is installed, but one of its own dependencies is not
         name = library.replace("_", "-")
         raise MissingExtra(f"{what} {name}: pip install 'thalweg[{extra}]'") from None
 

@@ -1,4 +1,4 @@
-"""Every study in one go: a folder each, and one page that leads to them all."""
+"""Every study in one go: a folder each, and an index page."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _write_index(folder: Path, outcomes: list[Outcome]) -> None:
 
 
 def _picture(folder: Path, outcome: Outcome) -> str | None:
-    """A figure that stands for the study, relative to the index: the first in its report."""
+    """The path, relative to the index, of the study's first figure, which represents it there."""
     if outcome.status == "failed":
         return None
     pictures = sorted(folder.glob("figures/*.png"), key=lambda p: p.stat().st_mtime)

@@ -1,4 +1,5 @@
-"""Minima of a problem with few parameters: found by Newton's method, verified, and fenced in."""
+"""Minima of a problem with few parameters: found by Newton's method, verified, and each surrounded by a ball
+in which the Hessian is positive definite."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from thalweg.params import Layout
 from thalweg.problem import Problem, value_and_gradient
 
 _ITERATIONS = 100
-_DIRECTIONS = 48  # in which a ball about a minimum is looked at
-_RADII = 0.75 ** np.arange(48)
-_SAME = 1e-6  # of the search's scale: nearer points are one minimum
+_DIRECTIONS = 48  # in which the Hessian is sampled around a minimum
+_RADII = 0.75 ** np.arange(48)  # at which it is sampled, relative to the search's scale
+_SAME = 1e-6  # of the search's scale: points closer than this are the same minimum
 
 
 class Minima:
@@ -47,11 +48,11 @@ class Minima:
         layout = self.problem.layout
         reached = _polished(self.problem, candidates, np.float64(self.scale), layout=layout)
         points, losses, gradients, eigenvalues = map(np.asarray, reached)
-        # What is left of the gradient moves the point by less than what tells two minima apart.
+        # The remaining gradient corresponds to a Newton step far below the distance that separates minima.
         low = eigenvalues[:, 0]
         with np.errstate(all="ignore"):
-            there = (low > 0) & (gradients <= 0.01 * _SAME * self.scale * low)
-        for i in np.flatnonzero(there):
+            is_minimum = (low > 0) & (gradients <= 0.01 * _SAME * self.scale * low)
+        for i in np.flatnonzero(is_minimum):
             distances = np.linalg.norm(self.points - points[i], axis=1)
             if (distances > _SAME * self.scale).all():
                 self.points = np.append(self.points, points[i : i + 1], axis=0)
@@ -63,13 +64,13 @@ class Minima:
             self.radii = np.append(self.radii, self._fenced(fresh))
 
     def _fenced(self, points: np.ndarray) -> np.ndarray:
-        """(n,) the largest of a ladder of radii up to which all looked at is well curved."""
+        """(n,) per minimum, the largest radius up to which all sampled points are well curved, or 0."""
         layout = self.problem.layout
         rungs = self.scale * _RADII
         good = _well_curved(
             self.problem, _padded(points, 64), rungs, self.directions, self.bound, layout=layout
         )
-        # from the smallest rung up, while all is well
+        # count radii from the smallest on, up to the first that fails
         holds = np.cumprod(np.asarray(good)[: len(points), ::-1], axis=1).sum(axis=1)
         return np.where(holds > 0, rungs[::-1][np.maximum(holds, 1) - 1], 0.0)
 
@@ -88,9 +89,9 @@ class Minima:
         return found
 
 
-_CHUNK = 8192  # points that are compared with minima at a time
+_CHUNK = 8192  # points that are compared with the minima at a time
 _CHUNK_ACCELERATED = 2**18
-_SEVERAL = 8  # minima that they are compared with at a time
+_SEVERAL = 8  # minima per iteration of that loop
 
 
 def _padded(points: np.ndarray, to: int) -> np.ndarray:
@@ -100,8 +101,9 @@ def _padded(points: np.ndarray, to: int) -> np.ndarray:
 
 @jax.jit
 def _holder(points: Any, known: Any, radii: Any, count: Any) -> Any:
-    """Of `count` known minima, which are padded, the nearest in whose ball each point lies. Some after the
-    others: a search along them does not vectorise, and takes seven times as long."""
+    """For each point the nearest of the first `count` of the `known` minima (the rest are padding) in whose
+    ball it lies, or −1. A loop over minima: an argmin over them does not vectorise, and takes seven times as
+    long."""
 
     def nearer(turn: Any, so_far: Any) -> Any:
         nearest, holder = so_far
@@ -127,8 +129,8 @@ def _of_vector(problem: Problem, layout: Layout) -> tuple[Any, Any]:
 
 @partial(jax.jit, static_argnames="layout")
 def _polished(problem: Problem, candidates: Any, scale: Any, *, layout: Layout) -> Any:
-    """Newton's method with the eigenvalues' absolute values, which leaves saddles downhill (Dauphin et
-    al., 2014); steps are cut to a fiftieth of the scale, and to quarters until they descend."""
+    """Newton's method with the eigenvalues' absolute values, which leaves saddles downhill (Dauphin et al.,
+    2014); steps are limited to a fiftieth of the scale, and divided by four until the loss decreases."""
     both, hessian = _of_vector(problem, layout)
 
     def one(vector: Any) -> Any:
@@ -140,7 +142,7 @@ def _polished(problem: Problem, candidates: Any, scale: Any, *, layout: Layout) 
             step = step * jnp.minimum(1, scale / 50 / jnp.linalg.norm(step))
             tries = vector + step * 0.5 ** jnp.arange(0, 12, 2)[:, None]
             losses = jax.vmap(lambda v: both(v)[0])(tries)
-            # near the bottom rounding hides the descent, and the full step is right
+            # near a minimum rounding hides the decrease, so that much is tolerated
             well = losses <= loss + 8 * jnp.finfo(loss.dtype).eps * jnp.abs(loss)
             return jnp.where(well.any() & jnp.isfinite(step).all(), tries[jnp.argmax(well)], vector)
 
@@ -155,7 +157,7 @@ def _polished(problem: Problem, candidates: Any, scale: Any, *, layout: Layout) 
 def _well_curved(
     problem: Problem, points: Any, radii: Any, directions: Any, bound: Any, *, layout: Layout
 ) -> Any:
-    """(n, radii) whether all eigenvalues lie between 0 and the bound in every direction looked at."""
+    """(n, radii) whether all eigenvalues lie between 0 and the bound, in every direction sampled."""
     _, hessian = _of_vector(problem, layout)
 
     def at(point: Any, radius: Any, direction: Any) -> Any:

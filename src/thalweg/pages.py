@@ -7,7 +7,7 @@ from typing import Any
 
 
 def rendered(template: str, **values: Any) -> str:
-    """The page that a template of the package makes of some values; a value that it lacks is an error."""
+    """A template of the package, filled with these values; a value that the template misses is an error."""
     import jinja2
 
     text = resources.files("thalweg").joinpath(template).read_text(encoding="utf-8")

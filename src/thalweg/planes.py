@@ -72,16 +72,16 @@ class Plane:
 
         `variables` and `attrs` are the result's own, as `xarray.Dataset` takes them.
         """
-        told = {k: v for k, v in self.about.items() if isinstance(v, tuple)}
-        attributes = {f"plane_{k}": v for k, v in self.about.items() if k not in told}
-        own = {
+        about_variables = {k: v for k, v in self.about.items() if isinstance(v, tuple)}
+        attributes = {f"plane_{k}": v for k, v in self.about.items() if k not in about_variables}
+        plane_variables = {
             "origin": ("param", self.origin),
             "directions": (("direction", "param"), self.directions),
             "length": ("direction", self._lengths),
             "cosine": (("direction", "other"), self._cosines),
         }
         return xr.Dataset(
-            own | told | dict(variables or {}),
+            plane_variables | about_variables | dict(variables or {}),
             coords=self._coords,
             attrs=attributes | dict(attrs or {}),
         )
@@ -92,14 +92,14 @@ class Plane:
 
     @cached_property
     def _cosines(self) -> np.ndarray:
-        """Of the angles between the directions, which nothing made orthogonal; NaN of one of length 0."""
+        """Cosines of the angles between the directions, which need not be orthogonal; NaN for length 0."""
         with np.errstate(invalid="ignore", divide="ignore"):
             units = self.directions / self._lengths[:, None]
         return units @ units.T
 
     @cached_property
     def _coords(self) -> xr.Coordinates:
-        # Kept, because their indexes take as long to make as a small landscape.
+        # Cached, because building the indexes takes as long as a small landscape.
         coords = {
             "direction": np.array(self.axes),
             "other": np.array(self.axes),
@@ -133,13 +133,13 @@ class Plane:
         if problem is not None:
             check_is_problem(problem)
             check_is_plane_of(problem, self)
-        seen = results.project(self.dataset(), path)
+        projected = results.project(self.dataset(), path)
         if problem is None:
-            return seen
-        dims = seen["residual"].dims
+            return projected
+        dims = projected["residual"].dims
         points = results.points_of(self.dataset(), path).transpose(*dims, "param")
         rows = points.values.reshape(-1, problem.size)
-        places = np.stack([seen[axis].values.ravel() for axis in self.axes], axis=-1)
+        places = np.stack([projected[axis].values.ravel() for axis in self.axes], axis=-1)
         risks = np.full((len(rows), 2), np.nan)
 
         def launch(start: int, count: int) -> list[Any]:
@@ -156,8 +156,8 @@ class Plane:
             len(rows), launch, collect, most=256, label="risks", unit="point", progress=progress
         )
         for name, values in zip(("risk", "risk_in_plane"), risks.T, strict=True):
-            seen[name] = (dims, values.reshape(seen["residual"].shape))
-        return seen
+            projected[name] = (dims, values.reshape(projected["residual"].shape))
+        return projected
 
 
 @partial(jax.jit, static_argnames="layout")
@@ -166,8 +166,8 @@ def _risk_at(problem: Problem, point: Any, *, layout: Layout) -> Any:
 
 
 def check_is_plane_of(problem: Problem, value: Any, taken: Iterable[str] = ()) -> None:
-    """An InputError where something else than a plane of the problem's parameters was given, or an axis has
-    the name of one of a result's variables, which are `taken`."""
+    """An InputError unless the value is a plane of the problem's parameters, none of whose axes has a name
+    that is `taken` by a variable of the result."""
     if not isinstance(value, Plane):
         raise InputError(f"a plane was expected, {type(value).__name__} given.")
     if value.names != problem.names:

@@ -22,9 +22,9 @@ from thalweg.pages import rendered
 __all__ = ["write"]
 
 _PLOTLY = {"responsive": True, "displaylogo": False}
-_HEAD = 2**16  # of a report: it says early which figures it has
-# plotly's slider, let go of while its step is being drawn, remains held and no longer follows the play
-# button: the new drawing's slider takes over that it was held.
+_HEAD = 2**16  # bytes of a report that are read for the list of its figures, which is near the top
+# A slider of plotly's that is released while its step is being drawn stays in the dragging state, which the
+# redrawn slider inherits, and no longer follows the play button; this script resets it.
 _LETS_GO = """
 const plot = document.getElementById("{plot_id}");
 let held = false;
@@ -34,7 +34,7 @@ plot.on("plotly_afterplot", () => {
     for (const slider of held ? [] : plot._fullLayout.sliders || []) slider._dragging = false;
 });
 """
-_HEIGHT = "520px"  # of an interactive figure that does not give its own
+_HEIGHT = "520px"  # of an interactive figure that sets none itself
 
 
 def write(tree: xr.DataTree, folder: str | os.PathLike[str]) -> Path:
@@ -62,7 +62,7 @@ def write(tree: xr.DataTree, folder: str | os.PathLike[str]) -> Path:
         stale = earlier - {path.name for path in (scratch / "figures").iterdir()}
         for made in sorted(p for p in scratch.rglob("*") if p.is_file()):
             os.replace(made, folder / made.relative_to(scratch))
-        for name in stale:  # they would stand beside another run's report
+        for name in stale:
             (folder / "figures" / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -76,7 +76,8 @@ def _figures_of(page: Path) -> set[str]:
     with page.open(encoding="utf-8", errors="replace") as file:
         head = file.read(_HEAD)
     said = re.search(r'<meta name="thalweg-figures" content="([^"]*)">', head)
-    names = html.unescape(said[1]).split("/") if said else []  # so that none leads elsewhere
+    # no slash in a name: none can point elsewhere
+    names = html.unescape(said[1]).split("/") if said else []
     return set(names) - {"", ".", ".."}
 
 
@@ -113,7 +114,7 @@ def _page(tree: xr.DataTree, figures: Path) -> str:
 
 
 def _shown(drawing: studies.Drawing, name: str, folder: Path) -> tuple[str, Any]:
-    """How a page shows a drawing, and what of it; the figure's own file is written to `folder`."""
+    """(kind, content) of a drawing in the page; the figure's own file is written to `folder`."""
     figure = drawing.figure
     if figure is None:
         return "missing", drawing.missing
@@ -128,7 +129,7 @@ def _shown(drawing: studies.Drawing, name: str, folder: Path) -> tuple[str, Any]
             "config": _PLOTLY,
             "post_script": _LETS_GO,
         }
-        # "directory": plotly's program is written beside the page, unless it is there
+        # "directory" writes plotly's JavaScript beside the page, once
         figure.write_html(folder / f"{name}.html", include_plotlyjs="directory", **options)
         options |= {"include_plotlyjs": False, "default_height": _HEIGHT}
         return "interactive", figure.to_html(full_html=False, **options)
@@ -136,7 +137,7 @@ def _shown(drawing: studies.Drawing, name: str, folder: Path) -> tuple[str, Any]
         film = folder / f"{name}.mp4"
         figure.save(film)
         return "video", _url(film.read_bytes(), "video/mp4")
-    except MissingExtra:  # the encoder; a GIF needs none
+    except MissingExtra:  # no video encoder; a GIF needs none
         gif = folder / f"{name}.gif"
         figure.save(gif)
         return "gif", {

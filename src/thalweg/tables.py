@@ -28,7 +28,7 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
         raise InputError(f"there is no file {path}.")
     try:
         with warnings.catch_warnings():
-            # Rows longer than the header: pandas would shift or cut them, with a warning at most.
+            # Rows longer than the header: pandas would shift or cut them, at most with this warning.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(
                 path, index_col=False, skipinitialspace=True, skip_blank_lines=False
@@ -63,8 +63,7 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
 
 
 def _header(path: Path) -> list[str]:
-    """The names in a file's first line: pandas numbers those that come again. A byte-order mark is none of
-    them."""
+    """The names in a file's first line as they are, without a byte-order mark: pandas renames duplicates."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         return next(csv.reader(file, skipinitialspace=True), [])
 
@@ -74,7 +73,8 @@ def _numbers(table: pd.DataFrame, name: str, path: Path) -> np.ndarray:
 
     column = pd.Series(table[name])
 
-    line = np.asarray(column.index) + 2  # of the file: the header is line 1, and the index from 0
+    # in the file: the header is line 1, and the index starts at 0
+    line = np.asarray(column.index) + 2
     missing = np.asarray(column.isna())
     if missing.any():
         raise InputError(
