@@ -1,7 +1,7 @@
 """Trajectories in motion: on their landscape, on each step's own landscape, and beside the fit.
 
 A frame shows what the static picture of the same step shows: the same functions draw it, from the
-same numbers. What stands still is drawn once.
+same numbers. Artists that do not change are drawn once.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = ["Animation", "fit", "path", "pointwise", "save"]
 _SUFFIXES = (".mp4", ".gif", ".html")
 _SPACINGS = ("even", "geometric")
 _ITERATE = "iterate"
-_LINE = 60  # letters of a title
-_CONTROLS = 44  # pixels, of the player under the picture
+_LINE = 60  # characters of a title that fit on one line
+_CONTROLS = 44  # pixels, the height of the player's controls
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Animation:
             self.figure.set_dpi(self.dpi)
             canvas = FigureCanvasAgg(self.figure)
             for artist in moving:
-                artist.set_animated(True)  # leaves them out of what stands still
+                artist.set_animated(True)  # excluded from the static background below
             canvas.draw()
             still = canvas.copy_from_bbox(self.figure.bbox)
             for i in range(len(self.steps)):
@@ -165,7 +165,7 @@ def path(
     draw_path = _growing(ax, surface, path, label)
     _say_left_out(ax, rows)
     says = [_says(path, int(row)) for row in rows]
-    # in two lines in all frames, where one of them has no room
+    # if one frame's title needs two lines, all get two, so that nothing jumps
     by = ":\n" if max(map(len, says)) + len(name) > _LINE else ": "
 
     def draw(frame: int) -> list[Artist]:
@@ -210,9 +210,9 @@ def pointwise(
     rows = _rows(path, frames, spacing)
     _check_speed(fps, dpi)
     where = results.project(surface, path)
-    there = np.logical_and.reduce([np.isfinite(where[a]) for a in results.plane_axes(surface)])
-    if there[rows].any():
-        rows = rows[there[rows]]  # a diverged iterate has neither a place nor a sample
+    finite = np.logical_and.reduce([np.isfinite(where[a]) for a in results.plane_axes(surface)])
+    if finite[rows].any():
+        rows = rows[finite[rows]]  # a diverged iterate has neither a place nor a sample
     now = [path.isel(step=[row]) for row in rows]
     samples = [panels.sample_of(step) if sample is None else sample for step in now]
     center = panels.middle_risk(surface) if center is None else center
@@ -229,7 +229,7 @@ def pointwise(
         panels.name_arrow(ax, name)
         style.legend(ax)
     _say_left_out(ax, rows)
-    said = style.notes(ax)
+    initial_notes = style.notes(ax)
 
     def draw(frame: int) -> list[Artist]:
         while changing:
@@ -240,14 +240,14 @@ def pointwise(
         ends = None if arrow is None else panels.arrow_ends(surface, now[frame], arrow)
         if ends is not None:
             changing.append(panels.draw_arrow(ax, ends))
-        for line in said:
+        for line in initial_notes:
             style.note(ax, line)
         row = int(rows[frame])
         ax.set_title(_says(path, row, f"sample {samples[frame]}").capitalize())
         return [*changing, *ax.spines.values(), *draw_path(row), *ax.texts, ax.title]
 
     title = "Pointwise risk of each step's sample, and the trajectory"
-    # Room for what only some frames have to say below the axes.
+    # A spare line below the axes, for notes that only some frames have.
     return _finished(ax, draw, path, rows, title, fps, dpi, spare="\n")
 
 
@@ -297,11 +297,11 @@ def fit(
         raise InputError(
             "the curves need a step: a table with 'yhat_grid' on (step, grid), as a descent records it."
         )
-    known = path.sel(step=np.intersect1d(path["step"], table["step"]))
-    if not known.sizes["step"]:
+    common = path.sel(step=np.intersect1d(path["step"], table["step"]))
+    if not common.sizes["step"]:
         raise InputError("the table's curves and the path have no step in common.")
-    chosen = _rows(known, frames, spacing)
-    steps = known["step"].values[chosen]
+    chosen = _rows(common, frames, spacing)
+    steps = common["step"].values[chosen]
     rows = np.searchsorted(path["step"].values, steps)
     _check_speed(fps, dpi)
     figure, axes = panels.grid(1, 2, title="step")
@@ -319,19 +319,19 @@ def fit(
     def draw(frame: int) -> list[Artist]:
         for curve, heights in zip(curves, values[frame].T, strict=True):
             curve.set_ydata(heights)
-        says = style.joined(title, _says(path, int(rows[frame])), by=": ")
-        above = figure.suptitle(says if title else says.capitalize())
-        seen = [left.get_legend(), *curves]
-        return [*seen, *draw_path(int(rows[frame])), above]
+        words = style.joined(title, _says(path, int(rows[frame])), by=": ")
+        above = figure.suptitle(words if title else words.capitalize())
+        left_artists = [left.get_legend(), *curves]
+        return [*left_artists, *draw_path(int(rows[frame])), above]
 
     return _finished(left, draw, path, rows, title or "The fit and the path", fps, dpi)
 
 
-# What all of them do -------------------------------------------------------------------------
+# Shared by all animations --------------------------------------------------------------------
 
 
 def _rows(path: xr.Dataset, frames: int | Sequence[int], spacing: str) -> np.ndarray:
-    """The recorded steps to show, by their places in the record."""
+    """The recorded steps to show, as indices into the record."""
     members.check_trajectory(path)
     style.one_of("spacing", spacing, _SPACINGS)
     recorded = path["step"].values
@@ -346,7 +346,7 @@ def _rows(path: xr.Dataset, frames: int | Sequence[int], spacing: str) -> np.nda
         return np.searchsorted(recorded, np.unique(steps))
     if frames < 1:
         raise InputError(f"an animation needs at least 1 frame; frames={frames} given.")
-    # Where all members have diverged, nothing moves any more.
+    # Once all members have diverged, nothing moves any more.
     lost = path["diverged_at"].values
     end = np.searchsorted(recorded, lost.max()) if (lost >= 0).all() else recorded.size
     count = min(int(end) + 1, recorded.size)
@@ -372,10 +372,10 @@ def _growing(
     label: str | None,
     look: style.Style | None = None,
 ) -> Callable[[int], list[Artist]]:
-    """Draw a path; returns what shows it up to a recorded step."""
+    """Draw a path; returns a function that shows it up to a recorded step, and returns its artists."""
     trails = paths.draw(surface, path, ax, label, end=_ITERATE, look=look)
     if _ITERATE not in ax.get_legend_handles_labels()[1]:
-        # All of them end elsewhere than with a star, but have one while they last.
+        # All members diverge or leave the window, so `draw` added no star; earlier frames do have one.
         ax.plot(
             [], [], ls="", marker="*", mfc=style.shade(0), mec=style.shade(0), ms=7, label=_ITERATE
         )
@@ -392,7 +392,7 @@ def _growing(
 
 
 def _says(path: xr.Dataset, row: int, *more: str) -> str:
-    """ "step 12, loss 0.53": a frame in words."""
+    """ "step 12, loss 0.53": a frame's title."""
     step = f"step {int(path['step'].values[row]):,}"
     lost = path["diverged_at"].values
     gone = int(((lost >= 0) & (lost <= path["step"].values[row])).sum())
@@ -411,7 +411,7 @@ def _says(path: xr.Dataset, row: int, *more: str) -> str:
 
 
 def _say_left_out(ax: Axes, rows: np.ndarray) -> None:
-    """Which steps are shown, unless all of them are."""
+    """Note which steps are shown, unless all of them are."""
     count = int(rows[-1]) + 1
     if len(rows) == count:
         return
@@ -425,7 +425,7 @@ def _say_left_out(ax: Axes, rows: np.ndarray) -> None:
 
 
 def _room(y: np.ndarray, curves: np.ndarray) -> tuple[float, float]:
-    """Limits that hold the data, and the curves as far as they stay near them."""
+    """Axis limits that contain the data, and the curves up to one data range beyond them."""
     y = y[np.isfinite(y)]
     low, high = (float(y.min()), float(y.max())) if y.size else (0.0, 0.0)
     near = (high - low) or 1.0
@@ -445,7 +445,7 @@ def _finished(
     dpi: float,
     spare: str = "",
 ) -> Animation:
-    """The animation, at its last frame and laid out once: nothing jumps from frame to frame."""
+    """The animation, showing its last frame, with the layout fixed so that nothing jumps between frames."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     draw(len(rows) - 1)

@@ -14,11 +14,12 @@ from thalweg import results
 from thalweg.errors import InputError
 from thalweg.plots import paths, style
 
-# Okabe and Ito's colours without black, then the same mixed with white: twelve that tell apart, and
-# numbers on the map where they do not.
+# Okabe and Ito's colours without black, then the same mixed with white: twelve distinct colours; where they
+# are hard to tell apart, numbers on the map help.
 _HUES = [to_rgb(c) for c in style.COLORS[:-1]]
 _PALETTE = [*_HUES, *(tuple(0.45 * v + 0.55 for v in hue) for hue in _HUES)]
-_OTHERS = [to_rgb(grey) for grey in ("0.42", "0.30", "0.54")]  # by turns: boundaries stay visible
+# alternating, so that boundaries stay visible
+_OTHERS = [to_rgb(grey) for grey in ("0.42", "0.30", "0.54")]
 _NOT_YET = to_rgb("0.87")
 _DIVERGED = to_rgb("0.0")
 
@@ -66,14 +67,14 @@ def basins(
     else:
         colors, handles = _by_minimum(result, number, most)
     x, y = result[across].values, result[up].values
-    # One pixel a start, where they are evenly spaced; a mesh of a million cells takes a minute.
+    # An image with one pixel per start, as the grid is even; a mesh of a million cells takes a minute.
     half = [(c[-1] - c[0]) / max(len(c) - 1, 1) / 2 or 0.5 for c in (x, y)]
     extent = (x[0] - half[0], x[-1] + half[0], y[0] - half[1], y[-1] + half[1])
     ax.imshow(colors, origin="lower", extent=extent, aspect="auto", interpolation="nearest")
     paths.frame(ax, result, (extent[0], extent[1]), (extent[2], extent[3]))
     if by == "minimum":
         _numbers(ax, result, most)
-        ax.legend(  # beside the map, which it would hide
+        ax.legend(  # beside the map, not to hide it
             handles=handles,
             loc="upper left",
             bbox_to_anchor=(1.01, 1.0),
@@ -97,7 +98,7 @@ def _percent(count: int, total: int) -> str:
 def _by_minimum(
     result: xr.Dataset, number: np.ndarray, most: int
 ) -> tuple[np.ndarray, list[Patch]]:
-    """An image (up, across, 3), and the legend's entries with their shares."""
+    """An image (up, across, 3), and legend entries with the minima's shares of the starts."""
     reached = result["reached"].values
     shown = min(most, int((reached > 0).sum()))
     table = np.array([*_PALETTE[:shown], *_OTHERS, _DIVERGED, _NOT_YET])  # −2, −1 index its end
@@ -136,9 +137,11 @@ def _by_loss(
     loss_range: tuple[float, float] | None,
 ) -> tuple[np.ndarray, list[Patch]]:
     losses = result["minimum_loss"].values
-    seen = losses[result["reached"].values > 0]
-    low, high = loss_range or ((seen.min(), seen.max()) if seen.size else (0.0, 1.0))
-    if loss_range is None and high - low <= _rounding(result):  # no colours for what is the same
+    reached_losses = losses[result["reached"].values > 0]
+    low, high = loss_range or (
+        (reached_losses.min(), reached_losses.max()) if reached_losses.size else (0.0, 1.0)
+    )
+    if loss_range is None and high - low <= _rounding(result):  # equal losses share a colour
         high = low
     norm = Normalize(low, high if high > low else low + 1, clip=True)
     cmap = matplotlib.colormaps[style.SEQUENTIAL]
@@ -150,8 +153,8 @@ def _by_loss(
 
 
 def _rounding(result: xr.Dataset) -> float:
-    """What minima's losses may differ by and be the same: rounding of the losses across the map, as the
-    largest curvature of a minimum has them."""
+    """The difference below which two minima's losses count as equal: rounding, relative to the loss at the
+    far end of the map by the largest curvature of a minimum."""
     spans = [np.ptp(result[axis].values) for axis in results.plane_axes(result)]
     lengths = np.linalg.norm(result["directions"].transpose("direction", "param").values, axis=1)
     curvature = result["largest_eigenvalue"].values.max(initial=0)
@@ -159,7 +162,7 @@ def _rounding(result: xr.Dataset) -> float:
 
 
 def _numbers(ax: Axes, result: xr.Dataset, most: int) -> None:
-    """The numbers of the minima that have a colour, where they lie in the window."""
+    """Write the numbers of the minima that have a colour of their own, if they lie in the window."""
     reached = result["reached"].values > 0
     where = results.project(result, result["minima"].values)
     x, y = (where[axis].values for axis in results.plane_axes(result))
@@ -179,7 +182,7 @@ def _numbers(ax: Axes, result: xr.Dataset, most: int) -> None:
 
 
 def _say_outside(ax: Axes, result: xr.Dataset, number: np.ndarray) -> None:
-    """How many starts reach minima that the map does not show."""
+    """Note how many starts reach minima outside the window."""
     if not len(result["minima"]):
         return
     where = results.project(result, result["minima"].values)

@@ -87,7 +87,7 @@ class Bands:
 
     @cached_property
     def cmap(self) -> Colormap:
-        """One colour a band."""
+        """The colour map, with one colour per band."""
         under, over = self.extend in ("min", "both"), self.extend in ("max", "both")
         inner = self.colors[int(under) : len(self.colors) - int(over)]
         return ListedColormap(inner).with_extremes(
@@ -96,7 +96,7 @@ class Bands:
 
     @cached_property
     def norm(self) -> BoundaryNorm:
-        """Values to bands."""
+        """The norm that maps values to bands."""
         return BoundaryNorm(self.edges, len(self.edges) - 1)
 
     @property
@@ -104,10 +104,10 @@ class Bands:
         """(n + 1, 4): a colour for each level, for contour lines."""
         place = np.linspace(0, 1, len(self.edges))
         if self.center is None:
-            # The lightest end of the map would be lost on white.
+            # The lightest end of the map would not be visible on white.
             return matplotlib.colormaps[style.SEQUENTIAL](0.9 * place)
         below = int((self.edges < self.center).sum())
-        # Nor would the middle of this one, so it is left out.
+        # Nor would the middle of the diverging map, so it is left out.
         place = np.append(np.linspace(0, 0.3, below), np.linspace(0.7, 1, len(place) - below))
         return matplotlib.colormaps[style.DIVERGING](place)
 
@@ -128,7 +128,7 @@ class Bands:
         With `lines` it shows these contour lines.
         """
         first = ax[0] if isinstance(ax, list) else ax
-        # matplotlib measures the gap in widths of all the axes together.
+        # matplotlib's pad is a fraction of the width of all the axes together.
         pad = 0.05 / len(ax) if isinstance(ax, list) else 0.05
         ticks, texts = self.ticks_and_texts()
         bar = style.figure_of(first).colorbar(
@@ -145,7 +145,7 @@ class Bands:
         return bar
 
     def ticks_and_texts(self) -> tuple[np.ndarray, list[str]]:
-        """The levels that a colour bar names, and how it writes them."""
+        """The levels at which a colour bar has ticks, and the tick labels."""
         ticks = self._ticks()
         return ticks, _texts(ticks)
 
@@ -163,7 +163,7 @@ class Bands:
 
 
 def _texts(values: np.ndarray) -> list[str]:
-    """The values in as few digits as tell them apart, three at least."""
+    """The values with as few digits as make them distinct, at least three."""
     texts: list[str] = []
     for digits in range(3, 18):
         texts = [f"{v:.{digits}g}" for v in values]
@@ -179,7 +179,7 @@ def finite(values: Any) -> np.ndarray:
 
 
 def passed(values: np.ndarray, low: float, high: float) -> str:
-    """On which sides values pass these limits: "neither", "min", "max" or "both", as colour bars say it."""
+    """On which sides values exceed these limits: "neither", "min", "max" or "both", matplotlib's `extend`."""
     under, over = bool((values < low).any()), bool((values > high).any())
     return {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[under, over]
 
@@ -232,11 +232,11 @@ def _spread(inside: np.ndarray, kind: str, n: int, center: float | None) -> Band
     elif kind == "quantile":
         edges = np.unique(np.quantile(inside, np.linspace(0, 1, n + 1)))
         if len(edges) < 3:
-            # Nearly all risks are equal, and one band would hide the others.
+            # Nearly all risks are equal, and a single band would hide the differences of the others.
             words = "levels are quantiles of the distinct values"
             edges = np.unique(np.quantile(np.unique(inside), np.linspace(0, 1, n + 1)))
     elif kind == "log":
-        # The ends exactly: powers are rounded, and the lowest point must not fall out.
+        # Set the ends exactly: geomspace rounds them, and the lowest point must not be excluded.
         edges = np.geomspace(inside.min(), inside.max(), n + 1)
         edges[[0, -1]] = inside.min(), inside.max()
         edges = np.unique(edges)
@@ -244,7 +244,7 @@ def _spread(inside: np.ndarray, kind: str, n: int, center: float | None) -> Band
         edges = np.unique(np.linspace(inside.min(), inside.max(), n + 1))
     ticks = None
     if kind == "linear":
-        # Between even levels any round number has its exact place on the colour bar.
+        # Levels are evenly spaced, so the ticks may be round numbers between them.
         ticks = MaxNLocator(_MOST_TICKS - 1).tick_values(edges[0], edges[-1])
         ticks = tuple(ticks[(ticks >= edges[0]) & (ticks <= edges[-1])])
     return Bands(edges, words=words, ticks=ticks)

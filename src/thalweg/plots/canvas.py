@@ -1,4 +1,4 @@
-"""A plotly figure in the making: traces, notes below them, and a slider over steps."""
+"""A builder for plotly figures: traces, notes below them, and a slider over steps."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from thalweg.errors import optional
 
 HEIGHT = 620
-_CONTROLS = 80  # pixels, of slider and buttons
+_CONTROLS = 80  # pixels, the height of slider and buttons
 _BETWEEN_FRAMES = 80  # milliseconds
 CAMERA = {"eye": {"x": -1.05, "y": -1.35, "z": 1.15}, "center": {"x": 0, "y": 0, "z": -0.2}}
 _SCATTER = {2: "Scatter", 3: "Scatter3d"}
-_KNOWN = ("cross", "square", "diamond-open", "square-open")  # symbols that 3-D has too
+# for known points; 3-D scatter has them too
+_KNOWN = ("cross", "square", "diamond-open", "square-open")
 _FONT = "system-ui, -apple-system, Segoe UI, sans-serif"
 _INK, _PALE = "#1b2430", "#4a5666"
 
@@ -36,7 +37,7 @@ def axis(title: str) -> dict[str, Any]:
 
 
 class Canvas:
-    """Collects what a figure is made of.
+    """Collects the traces and notes of a figure.
 
     Raises:
         MissingExtra: plotly is not installed.
@@ -50,20 +51,20 @@ class Canvas:
         self.notes: list[str] = []
 
     def add(self, kind: str, **options: Any) -> None:
-        """Draw a trace, `kind` being plotly's name of it."""
+        """Add a trace, `kind` being plotly's class name."""
         self._traces.append(getattr(self._go, kind)(**options))
 
     def place(self, coordinates: Sequence[Any], **options: Any) -> None:
-        """Draw a scatter trace, in the plane or in 3-D by the number of coordinates."""
+        """Add a scatter trace, in 2-D or 3-D by the number of coordinates."""
         self.add(_SCATTER[len(coordinates)], **_named(coordinates), **options)
 
     def moving(self, at: Callable[[int], Sequence[Any]], row: int, **options: Any) -> None:
-        """Draw a scatter trace that the slider moves: `at(row)` are its coordinates."""
+        """Add a scatter trace that the slider moves; `at(row)` gives its coordinates."""
         self._moving.append((len(self._traces), at))
         self.place(at(row), **options)
 
     def mark(self, name: str, places: Sequence[Sequence[Any]], told: Mapping[str, Any]) -> None:
-        """Mark a known point, on each panel at one of `places`; its hover says what is `told`."""
+        """Mark a known point, in each panel at one of `places`; its hover text lists `told`."""
         symbol = _KNOWN[self._known % len(_KNOWN)]
         self._known += 1
         lines = [

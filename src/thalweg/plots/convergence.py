@@ -13,7 +13,7 @@ from thalweg.errors import InputError
 from thalweg.plots import curves, members, style
 
 _PANEL = (4.8, 3.6)  # inches
-_ROW = 0.2  # inches of legend
+_ROW = 0.2  # inches per row of the legend
 
 
 def convergence(
@@ -74,7 +74,7 @@ def convergence(
     for ax, record in zip(panels, records, strict=True):
         for name, others in (behind or {}).items():
             _behind(ax, record, name, others, last)
-    # what the longest entry leaves room for
+    # the entries of `behind` are long: one column less
     style.shared_legend(figure, panels, columns=2 * len(records) - bool(behind))
     if title:
         figure.suptitle(title)

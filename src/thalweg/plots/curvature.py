@@ -45,7 +45,7 @@ def density(
         label=style.plain(label) if label else "density",
         gid=f"{style.SERIES}-{taken}",
     )
-    style.drop_notes(ax)  # of the density before, which these include
+    style.drop_notes(ax)  # an earlier density's, which those below replace
     if y == "log":
         style.scale(ax, y="log")
         drawn = [np.max(line.get_ydata()) for line in ax.lines]
@@ -91,14 +91,14 @@ def sharpness(
     before = {} if ax is None else _series(ax)
     ax = curves.record(path, name, ax=ax, x=x, y=y, title=title or "Sharpness", label=label)
     settings = settings_of(path)
-    optimizer = settings.get("optimizer", {}).get("name")  # of a flow there is none
+    optimizer = settings.get("optimizer", {}).get("name")  # a flow has none
     if preconditioned is None:
         preconditioned = name.startswith("preconditioned")
     if preconditioned is (optimizer == "SGD") or optimizer not in KNOWN:
         return ax
     try:
         limits = stability_threshold(path)
-    except InputError:  # of a loop whose rates are not known
+    except InputError:  # a recorded loop's learning rates may be unknown
         style.note(ax, "its limit of stability is not known")
         return ax
     if settings.get("batch_size") is not None:
@@ -133,16 +133,16 @@ def sharpness(
 
 def _series(ax: Axes) -> dict[str, Any]:
     """The colour of each series on the axes, in the order in which they were drawn."""
-    found: dict[str, Any] = {}
+    colors: dict[str, Any] = {}
     for line in ax.lines:
         if str(line.get_gid()).startswith(style.SERIES):
-            found.setdefault(str(line.get_gid()), line.get_color())
-    return found
+            colors.setdefault(str(line.get_gid()), line.get_color())
+    return colors
 
 
 def _limits_colors(path: xr.Dataset, swept: list[str], colors: list[Any], alone: bool) -> list[Any]:
-    """A colour for each limit: that of its curve; black where it is the only one, or where curves are
-    too many to have colours of their own."""
+    """A colour for each limit: that of its curve; black where it is the only one, or where there are too many
+    curves for each to have a colour."""
     count = math.prod(path.sizes[d] for d in swept)
     dims = [d for d in member_dims(path) if d != "run"]  # a series holds all runs
     if (count == 1 and alone) or len(colors) != math.prod(path.sizes[d] for d in dims):

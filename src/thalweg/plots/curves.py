@@ -25,9 +25,9 @@ LABELS = {
 }
 _SCALES = ("linear", "log")
 _MARKS = 8  # markers along a curve, about
-_NO_MARGIN = 1e280  # above numbers so large a margin would leave the floats
-# A diverging run is followed up to this multiple of what the others reach: beside 1e300 nothing else would
-# be seen.
+_NO_MARGIN = 1e280  # beyond this the axis has no margin, which could overflow
+# Limits follow a diverging run up to this multiple of what the others reach: next to 1e300 nothing else would
+# be visible.
 _HEADROOM = {"log": 1e3, "linear": 2.0}
 
 
@@ -141,13 +141,13 @@ def movement(
     """
     members.check_trajectory(path)
     if name is None:
-        known = [n for n in ("relative_movement", "movement") if n in path]
-        if not known:
+        available = [n for n in ("relative_movement", "movement") if n in path]
+        if not available:
             raise InputError(
                 "this trajectory has no record of the movement: descend with "
                 "record=['relative_movement'], or say with name= which record it is."
             )
-        name = known[0]
+        name = available[0]
     ax = record(
         path,
         name,
@@ -167,24 +167,24 @@ def movement(
 
 
 def label_of(name: str) -> str:
-    """How an axis calls a record."""
+    """The axis label of a record."""
     return LABELS.get(name, style.plain(name).replace("_", " "))
 
 
 def _without_margin(ax: Axes, y: str) -> None:
-    """No margin above numbers near the largest that there is, which matplotlib would go beyond."""
+    """Drop the margin of a log axis near the largest float, where matplotlib would overflow."""
     if y == "log" and ax.dataLim.y1 > _NO_MARGIN:
         ax.margins(y=0)
 
 
 def clock(path: xr.Dataset) -> str:
-    """What a trajectory is drawn against: "time" where it has that coordinate, else "step"."""
+    """The coordinate that a trajectory is drawn against: "time" where it has that one, else "step"."""
     has_time = "time" in path.coords and path["time"].dims == ("step",)
     return "time" if has_time else "step"
 
 
 def _read(path: xr.Dataset, name: str) -> np.ndarray:
-    """The record (step, …members) with NaN for what is not finite."""
+    """The record (step, …members), with NaN where it is not finite."""
     dims = {"step", *results.member_dims(path)}
     if name not in path.data_vars:
         scalars = [str(n) for n, v in path.data_vars.items() if set(v.dims) == dims]
@@ -206,7 +206,7 @@ def final(path: xr.Dataset, name: str) -> np.ndarray:
 
 
 class _Curves:
-    """The curves of one call on one pair of axes."""
+    """The curves that one call of `record` draws."""
 
     def __init__(
         self,
@@ -220,7 +220,7 @@ class _Curves:
         dash: int | None,
     ) -> None:
         self.ax, self.steps, self.lost = ax, steps, lost
-        self.words = words  # the name of a lone curve that has no other
+        self.words = words  # the legend entry of a single curve without a label
         self.raw = values
         self.x, self.y = x, y
         self.values = self._positive(values)
@@ -229,7 +229,7 @@ class _Curves:
         self.drawn: list[np.ndarray] = []  # the values of diverging runs
 
     def series(self, group: Series, prefix: str, band: tuple[float, float] | None) -> None:
-        """All runs of one combination of swept values."""
+        """Draw all runs of one combination of swept values."""
         look, gid = self._next()
         name = style.joined(prefix, group.label, by=": ")
         kept = [m for m in group.members if not self.lost[m]]
@@ -255,7 +255,7 @@ class _Curves:
             )
 
     def crowd(self, groups: list[Series], prefix: str, band: tuple[float, float] | None) -> None:
-        """More combinations than a legend names: all alike, as thin lines without a band."""
+        """Draw more combinations than a legend can name: thin lines in one style, without bands."""
         look, gid = self._next()
         text = style.count_of(len(groups), "setting")
         runs = len(groups[0].members)
@@ -280,7 +280,7 @@ class _Curves:
             )
 
     def show_diverged(self) -> None:
-        """Let diverging runs set the limits as far as others do, and a little farther."""
+        """Extend the limits to the diverging runs, but only a little beyond the other runs."""
         if not self.drawn:
             return
         kept = self.values[:, ~self.lost] if self.lost.ndim else self.values[:, None][:, :0]
@@ -289,15 +289,15 @@ class _Curves:
         if not highest:
             return
         cap = max(highest) + (_HEADROOM[self.y] - 1) * abs(max(highest))
-        if self.y == "log" and not kept.size:  # none for which there must be room
+        if self.y == "log" and not kept.size:  # there are no other runs to keep visible
             cap = np.inf
         above = 0
         for values in self.drawn:
-            there = np.isfinite(values)
-            steps, values = self.steps[there], values[there]
+            finite = np.isfinite(values)
+            steps, values = self.steps[finite], values[finite]
             shown = values <= cap
             above += not shown.all()
-            # all steps, also those at which it is too high
+            # the x limits include the steps at which the run is above the cap
             self.ax.update_datalim(np.column_stack([steps, values[:1].repeat(len(steps))]))
             self.ax.update_datalim(np.column_stack([steps, values])[shown])
         _without_margin(self.ax, self.y)
@@ -307,7 +307,7 @@ class _Curves:
             style.note(self.ax, f"{them} the window")
 
     def _positive(self, values: np.ndarray) -> np.ndarray:
-        """NaN for what a log axis cannot show."""
+        """The values, with NaN where a log axis cannot show them."""
         return np.where(values > 0, values, np.nan) if self.y == "log" else values
 
     def _next(self) -> tuple[style.Style, str]:
@@ -316,7 +316,7 @@ class _Curves:
         return look, gid
 
     def _of(self, chosen: list[tuple[int, ...]]) -> np.ndarray:
-        """(step, len(chosen)), without the log axis' mask: quantiles of what it leaves would be biased."""
+        """Values (step, len(chosen)) of members, unmasked: quantiles of positive values alone are biased."""
         return np.stack([self.raw[(slice(None), *m)] for m in chosen], axis=1)
 
     def _median(
@@ -355,7 +355,7 @@ class _Curves:
     ) -> None:
         """A line that does not set the limits, with a cross at its last finite value."""
         values = self.values[(slice(None), *member)]
-        there = np.flatnonzero(np.isfinite(values))
+        finite_rows = np.flatnonzero(np.isfinite(values))
         options = {"lw": 1.6, **options}
         options["label"] = options.get("label") or "_diverged"
         line = Line2D(
@@ -365,14 +365,14 @@ class _Curves:
             gid=gid,
             marker="X",
             ms=6,
-            markevery=there[-1:].tolist(),
+            markevery=finite_rows[-1:].tolist(),
             **options,
         )
         self.ax.add_artist(line)  # add_line would let it set the limits
         self.drawn.append(values)
 
     def _marks(self) -> list[int]:
-        """Where markers stand: evenly spread to the eye."""
+        """The steps that get a marker, evenly spaced on the axis."""
         n = len(self.steps)
         if self.x == "log":
             return sorted({int(i) for i in np.geomspace(1, max(n, 1), _MARKS) - 1} if n else [])
@@ -380,7 +380,7 @@ class _Curves:
 
 
 def _quantile(runs: np.ndarray, q: float) -> np.ndarray:
-    """Over runs, and NaN at a step where one of them has no value."""
+    """The quantile over runs (step, run); NaN at a step where one of them has no value."""
     return np.quantile(runs, q, axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Frames → files: GIF through Pillow, MP4 through ffmpeg, and a page that plays by itself."""
+"""Write frames to files: GIF by Pillow, MP4 by ffmpeg, and an HTML page with a player."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from PIL import Image
 from thalweg.errors import InputError, optional
 from thalweg.pages import rendered
 
-_COLORS = 255  # of the 256 that a palette holds; the last one is for what is transparent
+_COLORS = 255  # of a palette's 256; the last one stands for transparent
 _SEEN = 5  # frames that the palette is chosen from
-_REST = 1.5  # seconds on the last frame before a film begins anew
-# What browsers and players expect of a video of this kind; without it they guess its colours.
+_REST = 1.5  # seconds on the last frame before a film starts over
+# The colour space that browsers and players expect of such a video; without the tags they guess.
 _BT709 = ("-vf", "scale=out_color_matrix=bt709:out_range=tv", *itertools.chain.from_iterable(
     (f"-{what}", "bt709") for what in ("colorspace", "color_primaries", "color_trc")
 ))  # fmt: skip
@@ -53,7 +53,7 @@ def write_mp4(frames: Iterable[np.ndarray], path: Path, fps: float) -> None:
         InputError: there is no ffmpeg, or it failed.
     """
     program = _ffmpeg()
-    # Through a file: a pipe's reader that gives up would have to be waited for, killed and cleared up.
+    # Through a file, not a pipe: if ffmpeg gave up early, the pipe would need handling and clean-up.
     with tempfile.TemporaryFile() as raw:
         height = width = 0
         for frame in map(_even, frames):
@@ -73,7 +73,7 @@ def write_mp4(frames: Iterable[np.ndarray], path: Path, fps: float) -> None:
 
 
 def _ffmpeg() -> str:
-    """The program that imageio-ffmpeg brings along, or the system's."""
+    """The path of the ffmpeg program that imageio-ffmpeg contains, or of the system's."""
     imageio_ffmpeg = optional("imageio_ffmpeg", "an mp4 (unlike a gif or html) needs", "video")
     try:
         return imageio_ffmpeg.get_ffmpeg_exe()
@@ -82,7 +82,7 @@ def _ffmpeg() -> str:
 
 
 def _even(frame: np.ndarray) -> np.ndarray:
-    """With even sides, which the format's halved colours need."""
+    """Pad a frame to even sides, as chroma subsampling (yuv420p) requires."""
     odd = [(0, side % 2) for side in frame.shape[:2]]
     return np.pad(frame, [*odd, (0, 0)], constant_values=255)
 
@@ -120,10 +120,10 @@ def page(frames: Iterable[np.ndarray], labels: Sequence[str], fps: float, title:
 
 
 def _in_palette(frames: Sequence[np.ndarray]) -> tuple[list[np.ndarray], bytes]:
-    """The frames as indices (height, width) into one palette, of their most frequent colours.
+    """The frames as indices (height, width) into one palette of their most frequent colours.
 
-    Surfaces of one colour keep theirs exactly, and in all frames; the shades at the edges of lines and
-    letters take the nearest. (Pillow's own search is coarser, and turns white to grey.)
+    Areas of one colour keep it exactly, in all frames; the antialiased edges of lines and letters take the
+    nearest colour. (Pillow's own quantisation is coarser, and turns white to grey.)
     """
     some = np.unique(np.linspace(0, len(frames) - 1, _SEEN).round().astype(int))
     codes, counts = np.unique([_codes(frames[i]) for i in some], return_counts=True)
@@ -140,7 +140,7 @@ def _in_palette(frames: Sequence[np.ndarray]) -> tuple[list[np.ndarray], bytes]:
 
 
 def _codes(frame: np.ndarray) -> np.ndarray:
-    """A number for each colour, (height, width)."""
+    """Each pixel's colour as one number, (height, width)."""
     return frame.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
 
 
@@ -150,7 +150,7 @@ def _rgb(codes: np.ndarray) -> np.ndarray:
 
 def _image(page: np.ndarray, palette: bytes) -> Image.Image:
     image = Image.frombytes("P", page.shape[::-1], page.tobytes())
-    # All 256 entries: of a shorter palette, PNG keeps no transparency beyond its end.
+    # Pad to 256 entries: PNG drops the transparency of an index beyond the palette's end.
     image.putpalette(palette.ljust(3 * 256, b"\0"))
     return image
 

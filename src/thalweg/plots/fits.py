@@ -86,7 +86,7 @@ def fit(
         whole = np.isfinite(column).all()
         alone = len(indices) <= MOST
         look = style.style(taken + (i if alone else 0))
-        # markers tell several curves apart in grey, each at places of its own
+        # markers distinguish several curves in greyscale; each curve has its own offset
         several = alone and taken + len(indices) > 1
         marks = range((taken + i) % 5 * apart // 5, len(grid), apart) if several else ()
         name = style.coordinates_text(data, dims, index) or style.plain(label)
@@ -207,18 +207,25 @@ def batches(
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     ground = style.shade(1)
     every = {"ls": "", "marker": "o", "ms": 4, "mfc": ground, "mec": style.shade(0.6), "mew": 0.8}
-    own = {"ls": "", "marker": "o", "ms": 5, "color": style.COLORS[0], "mec": ground, "mew": 0.5}
+    in_batch = {
+        "ls": "",
+        "marker": "o",
+        "ms": 5,
+        "color": style.COLORS[0],
+        "mec": ground,
+        "mew": 0.5,
+    }
     for n, ax in enumerate(axes.flat):
         if n >= len(index):
             ax.set_visible(False)
             continue
         inside = index[n][index[n] >= 0]
         ax.plot(x, y, label="data", zorder=2, **every)
-        ax.plot(x[inside], y[inside], label="in the batch", zorder=3, **own)
+        ax.plot(x[inside], y[inside], label="in the batch", zorder=3, **in_batch)
         _say_missing(ax, x[inside], y[inside])
         ax.set(xlabel=style.label_of(data["x"], "x"), ylabel=style.label_of(data["y"], "y"))
         style.titled(ax, titles[n] if titles else None, f"Batch {n + 1}")
-        # ax.label_outer would leave those above an empty place without an axis
+        # not ax.label_outer: a panel above an empty cell would have no tick labels
         ax.tick_params(labelbottom=True)
         ax.yaxis.label.set_visible(n % columns == 0)
     style.shared_legend(figure, [axes[0, 0]], columns=2)
@@ -277,7 +284,7 @@ def _variable(data: Any, name: str) -> xr.DataArray:
 
 
 def _columns(data: Any, *names: str, dim: str = "sample") -> list[np.ndarray]:
-    """Variables of one dimension, in double precision and NaN where not finite."""
+    """One-dimensional variables along `dim`, in double precision, with NaN where not finite."""
     columns = []
     for name in names:
         variable = _variable(data, name)

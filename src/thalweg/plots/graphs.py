@@ -22,21 +22,20 @@ from matplotlib.textpath import TextPath
 from thalweg.errors import InputError
 from thalweg.plots import layered, style
 
-# All lengths are points, at the size at which text has this one.
+# All lengths are in points, for text of size _FONT; the picture is scaled to its axes as a whole.
 _FONT = 10.0
-_LINE = 13.0  # from one line of text to the next
+_LINE = 13.0  # line height
 _PAD = (8.0, 5.0)
 _ROW_GAP = 30.0
 _STUB = 8.0
 _BLOCK_GAP = 44.0
 _RIM = 8.0
-_TITLE = 1.25  # a title's size, against _FONT
+_TITLE = 1.25  # a title's size, relative to _FONT
 _LEGEND_FONT = 8.5
-_LEGEND_SPACE = 44.0  # a handle, and the room about an entry
+_LEGEND_SPACE = 44.0  # width of a legend entry's handle and padding
 _LANE = 5.0  # between two dashed edges side by side
 
-# kind -> (colour, or lightness of a grey, edge width, dash, what the legend calls it); in grey they
-# differ too
+# kind -> (colour or grey level, edge width, dash, legend entry); the kinds differ in greyscale too
 _KINDS: dict[str, tuple[str | float, float, Any, str]] = {
     "input": (style.COLORS[0], 1.8, "-", "input"),
     "constant": (0.45, 1.0, (0, (3, 2)), "constant"),
@@ -102,14 +101,14 @@ def graph(dataset: xr.Dataset, *, ax: Axes | None = None, title: str | None = No
 
 @dataclass
 class _Box:
-    """A node's text and where it stands."""
+    """A node's text, size and position."""
 
     kind: str
     lines: list[str]
     row: int
     width: float
     height: float
-    x: float = 0.0  # of the middle
+    x: float = 0.0  # of its centre
     y: float = 0.0
 
     @classmethod
@@ -121,7 +120,7 @@ class _Box:
 
 @dataclass
 class _Picture:
-    """The places of boxes and edges."""
+    """The layout: positions of boxes, and routes of edges."""
 
     boxes: list[_Box]
     edges: list[tuple[int, int, str]]
@@ -135,7 +134,7 @@ class _Picture:
     def of(cls, dataset: xr.Dataset) -> _Picture:
         source, target = dataset["source"].values, dataset["target"].values
         roles = dataset["role"].values
-        # A value that an operation takes twice is one line.
+        # A value that an operation takes twice is drawn as one edge.
         edges = list(
             dict.fromkeys(zip(source.tolist(), target.tolist(), map(str, roles), strict=True))
         )
@@ -165,7 +164,7 @@ class _Picture:
             y += height + _ROW_GAP
 
     def place_blocks(self) -> None:
-        """Each pass by itself, side by side, with room for the dashed edges between them."""
+        """Place the two passes side by side, with room for the dashed edges between them."""
         self.routes = [[] for _ in self.edges]
         back = [box.kind in ("adjoint", "gradient") for box in self.boxes]
         crossing = sum(role == "residual" for *_, role in self.edges)
@@ -181,7 +180,7 @@ class _Picture:
         self.width = left
 
     def place(self, members: list[int], role: str, left: float) -> float:
-        """Boxes and edges of one pass, from `left` on; how wide it is."""
+        """Place the boxes and edges of one pass, starting at x = `left`; returns its width."""
         here = {i: n for n, i in enumerate(members)}
         rows = [self.boxes[i].row for i in members]
         widths = [self.boxes[i].width for i in members]
@@ -190,7 +189,7 @@ class _Picture:
         for e, (source, target, its_role) in enumerate(self.edges):
             if its_role != role:
                 continue
-            # downwards, whichever way the arrow points; a long edge bends in every row it crosses
+            # links go down, whichever way the arrow points; a long edge has a bend in every row it crosses
             upper, lower = sorted((source, target), key=lambda i: self.boxes[i].row)
             chain = [here[upper]]
             for row in range(self.boxes[upper].row + 1, self.boxes[lower].row):
@@ -237,7 +236,7 @@ class _Picture:
             _draw_box(ax, box, scale, i)
 
     def curve(self, e: int, source: int, target: int, role: str) -> Path:
-        """From box to box through the gaps between rows, upright where it passes a row."""
+        """The path of an edge: it bends in the gaps between rows, and is vertical where it crosses a row."""
         upper, lower = sorted((source, target), key=lambda i: self.boxes[i].row)
         start, end = self.boxes[upper], self.boxes[lower]
         x0, x1 = self.port(upper, e, role), self.port(lower, e, role)
@@ -254,7 +253,7 @@ class _Picture:
             points.extend([(x_before, middle), (x, middle), (x, y)])
             codes.extend([Path.CURVE4] * 3)
 
-        # A little straight at each row, where arrowheads are.
+        # A short vertical stub at each row, for the arrowheads.
         straight(x0, self.bottoms[start.row] + _STUB)
         for x, row in self.routes[e]:
             bend(x, self.tops[row] - _STUB)
@@ -266,7 +265,7 @@ class _Picture:
         return Path(points, codes)
 
     def port(self, i: int, e: int, role: str) -> float:
-        """Where along a box an edge meets it: those on one side are spread over it, in order."""
+        """The x at which an edge meets a box: the edges on one side are spread over it, without crossings."""
         below = self.other(i, e).row > self.boxes[i].row
         rivals = [
             other
@@ -292,7 +291,7 @@ class _Picture:
         return self.boxes[target if source == i else source]
 
     def residual(self, source: int, target: int, lane: int) -> Path:
-        """From a value to the adjoint that needs it, beside boxes and through the gaps alone."""
+        """The path from a value to the adjoint that needs it, beside boxes and through gaps between rows."""
         start, end = self.boxes[source], self.boxes[target]
         channel = self.channel + _LANE * lane
         shift = _ROW_GAP / 2 + _LANE * (lane % 3 - 1)
@@ -310,7 +309,7 @@ class _Picture:
         return Path(points)
 
     def is_last(self, box: _Box, side: int) -> bool:
-        """Whether no other box of its pass stands on this side in its row."""
+        """Whether no other box of its pass is on this side of it in its row."""
         back = box.kind in ("adjoint", "gradient")
         return not any(
             other.row == box.row
@@ -321,18 +320,18 @@ class _Picture:
 
 
 def _rows(dataset: xr.Dataset, edges: list[tuple[int, int, str]]) -> list[int]:
-    """The row of each node: below what it is computed from, an adjoint beside what it belongs to."""
+    """The row of each node: below its operands; an adjoint is in the row of its forward node."""
     kinds, of = dataset["kind"].values, dataset["of"].values
     forward = [i for i, k in enumerate(kinds) if k not in ("adjoint", "gradient")]
     row = dict.fromkeys(range(len(kinds)), 0)
     values = [(s, t) for s, t, role in edges if role == "value"]
     for source, target in sorted(values, key=lambda edge: edge[1]):  # in the order of computation
         row[target] = max(row[target], row[source] + 1)
-    for i in forward:  # inputs and constants stand right above where they are first used
+    for i in forward:  # inputs and constants go directly above their first use
         if kinds[i] in ("input", "constant"):
             used = [row[t] for s, t in values if s == i]
             row[i] = min(used) - 1 if used else 0
-    # What comes back to a value over several operations has a row between, where it is still apart.
+    # Contributions to an adjoint, before they are added, get a row of their own between two forward rows.
     adjoint = {(s, t) for s, t, role in edges if role == "adjoint"}
     apart = {s for s, t in adjoint if of[s] == of[t]}
     row = {i: 2 * row[int(of[i]) if of[i] >= 0 else i] + (i in apart) for i in row}
@@ -344,7 +343,7 @@ def _rows(dataset: xr.Dataset, edges: list[tuple[int, int, str]]) -> list[int]:
 
 
 def _lines(dataset: xr.Dataset, i: int) -> list[str]:
-    """What a box says, the first line in bold."""
+    """The lines of text in a box, the first one in bold."""
     kind, operation, name, expression = (
         str(dataset[key].values[i]) for key in ("kind", "operation", "name", "expression")
     )
@@ -357,8 +356,8 @@ def _lines(dataset: xr.Dataset, i: int) -> list[str]:
         local = float(dataset["local"].values[i])
         plain = operation in ("× 1", "× (−1)") or not np.isfinite(local)
         factor = f"({_number(local)})" if local < 0 else _number(local)
-        made = [f"{name} = {value[0]}", *value[1:]]
-        return [operation if plain else f"{operation} = × {factor}", *made]
+        result = [f"{name} = {value[0]}", *value[1:]]
+        return [operation if plain else f"{operation} = × {factor}", *result]
     return [operation, f"{name} = {expression}", *_with_sign(value)]
 
 
@@ -367,7 +366,7 @@ def _with_sign(value: list[str]) -> list[str]:
 
 
 def _value(dataset: xr.Dataset, i: int) -> list[str]:
-    """A number, or how many there are and their range."""
+    """A value as text: a number, or an array's shape and range."""
     shape = str(dataset["shape"].values[i])
     if not shape:
         return [_number(dataset["value"].values[i])]
@@ -396,7 +395,7 @@ def _text_width(text: str, bold: bool = False) -> float:
 
 
 def _points_per_unit(ax: Axes) -> float:
-    """How many points a unit of the picture is once everything is laid out."""
+    """How many points a unit of the picture is, after layout."""
     figure = ax.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
@@ -443,7 +442,7 @@ def _draw_box(ax: Axes, box: _Box, scale: float, i: int) -> None:
 
 
 def _legend_entries(dataset: xr.Dataset) -> list[Any]:
-    """What boxes and lines mean, of those that are there."""
+    """Legend entries for the kinds of boxes and edges that occur."""
     kinds, roles = set(dataset["kind"].values.tolist()), set(dataset["role"].values.tolist())
     boxes = [
         Patch(fc=_face(color), ec=_line(color), lw=width, ls=dash, label=label)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_ROOM = 1e-6  # of the window's width: rounding puts points on its edge just outside
-_FAR = 1e9  # windows: a line between points that far away has no certain place in one
-_MOST_VERTICES = 8_000  # of all lines laid on the ground
+_ROOM = 1e-6  # tolerance, in window widths: rounding puts points on the edge just outside
+_FAR = 1e9  # in window widths: lines between points farther away are not drawn, as rounding is too large
+_MOST_VERTICES = 8_000  # of all lines on the ground
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +35,9 @@ class Ground:
         return np.asarray(inside)
 
     def at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The height at points: bilinear between the four grid points about each.
+        """The height at points, by bilinear interpolation of the four grid points around each.
 
-        NaN outside the window, and where a grid point that counts has no height.
+        NaN outside the window, and where a grid point of nonzero weight has no height.
         """
         x, y = np.asarray(x, float), np.asarray(y, float)
         height = np.log10(self.height) if self.log else self.height
@@ -49,7 +49,7 @@ class Ground:
             (0, 1, (1 - a) * b),
             (1, 1, a * b),
         ):
-            # a corner of no weight may lack its height
+            # a corner of weight 0 may have no height
             total += np.where(weight > 0, weight * height[i + di, j + dj], 0)
         total = 10**total if self.log else total
         return np.where(self.inside(x, y), total, np.nan)
@@ -68,9 +68,9 @@ class Ground:
         """
         pieces = [_GAP]
         most = max(1, _MOST_VERTICES // max(x.size, 1))
-        for points in np.moveaxis(np.stack([x, y]), -1, 0):  # (2, n) a member
+        for points in np.moveaxis(np.stack([x, y]), -1, 0):  # (2, n) per member
             for k in range(points.shape[1] - 1):
-                # from the nearer end: from one far away, rounding would be as wide as the window
+                # parametrised from the nearer end: from a far one, rounding may exceed the window
                 ends = points[:, k : k + 2]
                 turned = self._away(ends[:, 1]) < self._away(ends[:, 0])
                 a, b = ends.T[::-1] if turned else ends.T
@@ -92,13 +92,14 @@ class Ground:
         return across, up, self.at(across, up)
 
     def _away(self, point: np.ndarray) -> float:
-        """How many windows a point is away from the window's corner; NaN where there is none."""
+        """The distance of a point from the window's corner, in window widths; NaN for a NaN point."""
         spans = [(along[0], np.ptp(along) or 1) for along in (self.x, self.y)]
         with np.errstate(all="ignore"):
             return max(abs(v - low) / span for v, (low, span) in zip(point, spans, strict=True))
 
     def _seen(self, a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-        """Between which t in [0, 1] the point a + t (b − a) lies in the window (Liang and Barsky)."""
+        """The interval of t in [0, 1] in which a + t (b − a) lies in the window (Liang and Barsky); with its
+        ends reversed where there is none."""
         t0, t1 = 0.0, 1.0
         with np.errstate(all="ignore"):
             for start, end, along in zip(a, b, (self.x, self.y), strict=True):
@@ -120,7 +121,7 @@ _GAP = np.full((2, 1), np.nan)
 
 
 def _cell(along: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The index of each value's cell, and how far into it the value lies, 0 to 1."""
+    """The index of the cell that holds each value, and the value's fraction of it, 0 to 1."""
     index = np.clip(np.searchsorted(along, values, side="right") - 1, 0, len(along) - 2)
     with np.errstate(all="ignore"):
         share = (values - along[index]) / (along[index + 1] - along[index])

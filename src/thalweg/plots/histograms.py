@@ -45,9 +45,9 @@ def histogram(
         InputError: a record that is not there, an unknown scale, impossible bins.
     """
     style.one_of("x", x, ("linear", "log"))
-    given = values if _is_mapping(values) else {label or "": values}
+    mapping = values if _is_mapping(values) else {label or "": values}
     groups: dict[str, _Ends] = {}
-    for prefix, one in given.items():
+    for prefix, one in mapping.items():
         groups.update(_groups(style.plain(prefix), one, name))
     low = 0
     if x == "log":
@@ -61,7 +61,7 @@ def histogram(
         look = style.style(taken + i)
         text = style.joined(text, ends.words, by=": ")
         options: dict[str, Any] = {"bins": edges, "gid": f"{style.SERIES}-{taken + i}"}
-        # Filled for the eye and outlined with the series' dash, which tells them apart in grey.
+        # Filled, and outlined with the series' dash, which distinguishes them in greyscale.
         ax.hist(ends.values, color=look.color, alpha=0.3, label=f"_{text}", **options)
         ax.hist(
             ends.values,
@@ -80,7 +80,7 @@ def histogram(
     if not pooled.size:
         style.note(ax, "no value can be shown")
     style.scale(ax, x=x)
-    final = any(isinstance(one, xr.Dataset) for one in given.values())
+    final = any(isinstance(one, xr.Dataset) for one in mapping.values())
     words = style.joined("final" if final else None, curves.label_of(name), by=" ")
     ax.set(xlabel=words, ylabel="members" if final else "values")
     style.titled(ax, title, words)
@@ -94,14 +94,14 @@ def _is_mapping(values: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Ends:
-    """The finite values of one histogram, and how many others there are."""
+    """The finite values of one histogram, and its legend entry."""
 
     values: np.ndarray
     words: str
 
 
 def _groups(prefix: str, values: Any, name: str) -> dict[str, _Ends]:
-    """Values by the legend's words."""
+    """Values by legend entry."""
     if not isinstance(values, xr.Dataset):
         array = np.asarray(values, float).ravel()
         return {prefix: _ends(array, np.zeros(array.shape, bool), "value")}
@@ -128,8 +128,8 @@ def _ends(values: np.ndarray, gone: np.ndarray, what: str) -> _Ends:
 
 
 def even_edges(values: np.ndarray, bins: Any) -> np.ndarray:
-    """numpy's edges for this many bins (or a rule's name, or edges); wide ones about values that are one
-    number to rounding, between which bins of their own would have no room."""
+    """numpy's edges for this many bins (or a rule's name, or edges); where all values are equal to rounding,
+    a wider range around them, since bins within rounding would have no width."""
     if values.size and np.ndim(bins) == 0:
         low, high = values.min(), values.max()
         size = max(abs(low), abs(high))

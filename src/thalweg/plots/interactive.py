@@ -25,7 +25,7 @@ from thalweg.plots.tracks import Track
 __all__ = ["path3d", "surface"]
 
 _CAMERA = {"eye": {"x": -1.1, "y": -1.45, "z": 0.95}, "center": {"x": 0, "y": 0, "z": -0.1}}
-_TIMES = np.linspace(0, 1, 11)  # where the colour scale of time is given
+_TIMES = np.linspace(0, 1, 11)  # positions at which the colour scale of the step is given
 
 
 def surface(
@@ -126,7 +126,7 @@ def path3d(
     first, last = int(track.step[0]), int(track.step[-1])
     map_ = matplotlib.colormaps[style.SEQUENTIAL]
     time = {
-        # the lightest end of the map would be lost on white
+        # the lightest end of the map would not be visible on white
         "colorscale": [(float(t), to_hex(map_(0.9 * t))) for t in _TIMES],
         "cmin": first,
         "cmax": max(last, first + 1),
@@ -142,7 +142,7 @@ def path3d(
             line={"width": 5, **color},
             marker={"size": 2.5, **color, "colorbar": bar, "showscale": i == 0},
             name=plain(series.name),
-            showlegend=False,  # a line of many colours has none for a legend
+            showlegend=False,  # a line of many colours has no colour for its legend entry
             **track.hover(series),
         )
     track.mark_ends(canvas, [xyz], named=1 < len(track.lost) == len(track.series))
@@ -160,20 +160,20 @@ def path3d(
 
 
 def _three(known: Sequence[Any], names: Sequence[str] | None) -> Sequence[str]:
-    given = known[:3] if names is None else list(names)
-    for name in given:
+    chosen = known[:3] if names is None else list(names)
+    for name in chosen:
         if name not in known:
             raise unknown("parameter", name, known)
-    if len(given) != 3 or len(set(given)) != 3:
-        raise InputError(f"path3d needs three different parameters; {', '.join(given)} given.")
-    return given
+    if len(chosen) != 3 or len(set(chosen)) != 3:
+        raise InputError(f"path3d needs three different parameters; {', '.join(chosen)} given.")
+    return chosen
 
 
 def _in_sight(canvas: Canvas, place: np.ndarray, lost: np.ndarray) -> np.ndarray:
     """(n, members, 3) with NaN for iterates of diverged members that lie far from all others.
 
-    What is kept lies within ten times the size of the others' paths and all starts or, where all
-    diverge, a thousand times that of the starts.
+    Iterates are kept within ten times the extent of the other members' paths and of all starts or, where all
+    members diverge, within a thousand times the size of the starts.
     """
     place = np.where(np.isfinite(place).all(axis=-1, keepdims=True), place, np.nan)
     near = np.concatenate([place[0], place[:, ~lost].reshape(-1, 3)])

@@ -1,4 +1,4 @@
-"""Where the boxes of a layered drawing stand across, found by Graphviz or by igraph."""
+"""Horizontal positions of the boxes of a layered drawing, computed by Graphviz or igraph."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from thalweg.errors import optional
 
 _GAP = 16.0  # between two boxes of a row
-_SECONDS = 10.0  # more than `dot` takes for any graph that one can read
-_POINTS = 72.0  # an inch, Graphviz's unit
+_SECONDS = 10.0  # timeout: more than `dot` takes for any graph that one can read
+_POINTS = 72.0  # per inch, Graphviz's unit
 
 
 def across(
     rows: Sequence[int], widths: Sequence[float], edges: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """The middles (n,) of n boxes, so that few edges cross and no two boxes of a row touch.
+    """The centres (n,) of n boxes, placed so that few edges cross and no two boxes of a row touch.
 
     Args:
         rows: of each box, from the top.
@@ -39,11 +39,11 @@ def across(
 def _by_dot(
     rows: Sequence[int], widths: Sequence[float], edges: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """Graphviz's places (Gansner et al., 1993); a ValueError where its answer is none."""
+    """Graphviz's layout (Gansner et al., 1993); a ValueError if its output cannot be read."""
     program = shutil.which("dot")
     if program is None:
         raise FileNotFoundError("dot")
-    # Boxes go by number, so that no name needs escaping.
+    # Boxes are named by number, so that no name needs escaping.
     text = [f'digraph {{ nodesep={_GAP / _POINTS:.4f}; node [shape=box fixedsize=true label=""];']
     text += [f"n{i} [width={max(width, 1) / _POINTS:.4f}];" for i, width in enumerate(widths)]
     for row in sorted(set(rows)):
@@ -59,7 +59,7 @@ def _by_dot(
         timeout=_SECONDS,
         check=True,
     )
-    # "node n3 1.25 0.5 …": name, middle across and up in inches
+    # "node n3 1.25 0.5 …": name, x and y of the centre in inches
     words = [line.split() for line in done.stdout.splitlines()]
     place = {w[1]: float(w[2]) * _POINTS for w in words if len(w) > 3 and w[0] == "node"}
     if set(place) != {f"n{i}" for i in range(len(rows))}:
@@ -70,7 +70,7 @@ def _by_dot(
 def _by_igraph(
     rows: Sequence[int], widths: Sequence[float], edges: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """igraph's order in each row (Sugiyama et al., 1981), drawn together to the boxes' own widths."""
+    """igraph's order in each row (Sugiyama et al., 1981), with positions that fit the boxes' widths."""
     igraph = optional("igraph", "drawing a graph without Graphviz's dot needs", extra="graph")
     drawn = igraph.Graph(len(rows), list(edges), directed=True).layout_sugiyama(layers=list(rows))
     layout = drawn[0] if isinstance(drawn, tuple) else drawn
@@ -83,8 +83,8 @@ def _drawn_together(
 ) -> np.ndarray:
     """Boxes in the order of `start`, each as near to the mean of its neighbours as its row allows.
 
-    Rows are swept down and up. In a row the nearest places that keep order and distance are those of
-    an isotonic regression. Between two bends an edge weighs more, so that long edges are straight
+    Rows are swept down and up. Within a row, the nearest positions that keep order and distance are an
+    isotonic regression. Edges between two bends have a larger weight, so that long edges are straight
     (Gansner et al., 1993, section 4).
     """
     near: list[list[int]] = [[] for _ in rows]
@@ -110,12 +110,12 @@ def _drawn_together(
 
 
 def _offsets(widths: np.ndarray) -> np.ndarray:
-    """The middles of boxes that stand as close as they may."""
+    """The centres of boxes packed as closely as allowed."""
     return np.concatenate([[0.0], np.cumsum((widths[1:] + widths[:-1]) / 2 + _GAP)])
 
 
 def _increasing(values: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """The nearest sequence, in weighted squares, that does not fall: neighbours that do are pooled."""
+    """The weighted least-squares fit by a nondecreasing sequence: neighbours out of order are pooled."""
     pools: list[tuple[float, float, int]] = []  # mean, weight, count
     for value, weight in zip(values, weights, strict=True):
         pools.append((float(value), weight, 1))

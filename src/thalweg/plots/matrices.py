@@ -153,7 +153,7 @@ def spectrum(
         at, room = density[density.dims[0]].values, ax.get_ylim()[1]
         ax.plot(at, density.values, color=other.color, ls=other.dash, lw=1.8, label=name, gid=gid)
         highest = np.nanmax(density.values, initial=0)
-        if shown.size and highest > 3 * room:  # as where it has a pole
+        if shown.size and highest > 3 * room:  # a density may have a pole
             ax.set_ylim(0, 1.5 * room)
             style.note(ax, f"{name} goes on beyond the axis, up to {style.number(highest)}")
     for i, edge in enumerate(edges):
@@ -198,7 +198,7 @@ def _norm(
 
 
 def _tick(coordinate: xr.DataArray) -> Any:
-    """The coordinate's value at a tick's index."""
+    """A tick formatter: the coordinate's value at the tick's index."""
     values = coordinate.values
 
     def text(at: float, _: Any) -> str:

@@ -1,4 +1,4 @@
-"""A trajectory's members as a legend names them."""
+"""A trajectory's members, grouped and named for legends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from thalweg import results
 from thalweg.errors import InputError
 from thalweg.plots.style import count_of, joined, plain, value_text
 
-MOST = 10  # series that a legend names one by one
+MOST = 10  # series that a legend can name one by one
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ def check_trajectory(path: object) -> xr.Dataset:
 
 
 def diverged(path: xr.Dataset) -> np.ndarray:
-    """Which members left the finite numbers, on the member dimensions."""
+    """Which members diverged, on the member dimensions."""
     return np.asarray(path["status"].values == "diverged")
 
 
 def each(path: xr.Dataset) -> list[Series]:
-    """A series a member where a legend can name them all; else one a sweep's value, or one."""
+    """One series per member if a legend can name them all, else one per combination of swept values if it
+    can name those, else a single series."""
     shape = path["status"].shape
     total = int(np.prod(shape))
     if total <= MOST:
@@ -64,13 +65,13 @@ def each(path: xr.Dataset) -> list[Series]:
 
 
 def by_sweep(path: xr.Dataset) -> list[Series]:
-    """One series a combination of swept values, holding all its runs."""
+    """One series per combination of swept values, which holds all its runs."""
     groups = without_runs(results.member_dims(path), path["status"].shape)
     return [Series(_name(path, group[0], runs=False), group) for group in groups]
 
 
 def without_runs(dims: Sequence[str], shape: Sequence[int]) -> list[tuple[tuple[int, ...], ...]]:
-    """Indices on dimensions, those together that differ in the run alone."""
+    """All indices on these dimensions, grouped so that those in a group differ only in the run."""
     groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for index in np.ndindex(*shape):
         key = tuple(i for i, dim in zip(index, dims, strict=True) if dim != "run")
@@ -91,6 +92,6 @@ def _name(path: xr.Dataset, index: tuple[int, ...], runs: bool) -> str:
 
 
 def in_a_row(columns: np.ndarray) -> np.ndarray:
-    """Columns (steps, members) one after the other, a gap after each."""
+    """Columns (steps, members) concatenated into one row, with a NaN after each: a gap in a line."""
     columns = np.asarray(columns, float)
     return np.pad(columns, ((0, 1), (0, 0)), constant_values=np.nan).ravel(order="F")

@@ -128,12 +128,12 @@ def step_panels(
 
 
 def look() -> style.Style:
-    """How the one trajectory of a panel is drawn."""
+    """The style of a panel's trajectory."""
     return style.Style(style.shade(0), "-", "o")
 
 
 def one_member(path: xr.Dataset, who: str, arrow: float | None) -> xr.Dataset:
-    """The trajectory of the only member, which has gradients where an arrow is to be drawn."""
+    """The only member's trajectory; an InputError for several members, or an arrow without gradients."""
     members.check_trajectory(path)
     if path["status"].size != 1:
         raise InputError(
@@ -166,15 +166,15 @@ def draw_pointwise(
 ) -> None:
     """The pointwise risk in the shared colours, the end bands reaching out to its own range."""
     values = surfaces.risk_values(surface, "pointwise", sample)
-    own = None
+    own_bands = None
     if shared is not None:
-        own = shared.stretched(values)
-        _say_stretched(ax, shared, own)
-    surfaces.draw_contours(ax, surface, values, own, log=surfaces.is_log(levels))
+        own_bands = shared.stretched(values)
+        _say_stretched(ax, shared, own_bands)
+    surfaces.draw_contours(ax, surface, values, own_bands, log=surfaces.is_log(levels))
 
 
 def shared_colorbar(axes: Axes | list[Axes], shared: Bands | None) -> None:
-    """The one colour bar of panels with shared bands."""
+    """One colour bar for all panels with shared bands."""
     if shared is not None:
         words = style.joined(shared.words, "of empirical and expected risk", by=",\n")
         shared.colorbar(axes, f"risk ({words})")
@@ -242,7 +242,7 @@ def _iterate(ax: Axes, surface: xr.Dataset, now: xr.Dataset) -> None:
 
 
 def _arrow(ax: Axes, surface: xr.Dataset, now: xr.Dataset, scale: float) -> None:
-    """An arrow along −scale × gradient, or a word that there is none."""
+    """Draw an arrow along −scale × gradient; a zero gradient is noted in the legend instead."""
     ends = arrow_ends(surface, now, scale)
     if ends is not None:
         draw_arrow(ax, ends)
@@ -252,18 +252,18 @@ def _arrow(ax: Axes, surface: xr.Dataset, now: xr.Dataset, scale: float) -> None
 
 
 def name_arrow(ax: Axes, name: str) -> None:
-    """An entry for the arrow in the legend that the axes will have."""
+    """Add the arrow's entry to the legend, which is drawn later."""
     ax.plot([], [], ls="", marker=r"$\rightarrow$", color=style.shade(0), ms=12, label=name)
 
 
 def arrow_name(surface: xr.Dataset, scale: float) -> str:
-    """What a legend calls the arrow; it is a part of the gradient where there are more parameters."""
+    """The arrow's legend entry; with more than two parameters it is the gradient's projection."""
     name = f"−{scale:g} × stochastic gradient"
     return f"{name}, its part in the plane" if surface.sizes["param"] > 2 else name
 
 
 def arrow_ends(surface: xr.Dataset, now: xr.Dataset, scale: float) -> np.ndarray | None:
-    """(2, 2) where the arrow along −scale × gradient begins and ends, across and up, on the plane.
+    """The start and end of the arrow along −scale × gradient on the plane, (2, 2): (end, axis).
 
     None where the gradient is zero or not finite.
     """

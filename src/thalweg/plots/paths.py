@@ -17,7 +17,7 @@ from thalweg.errors import InputError
 from thalweg.plots import members, style
 from thalweg.plots.members import Series
 
-_MARK_EVERY = 0.12  # of the window's width or height, along a path
+_MARK_EVERY = 0.12  # distance between markers along a path, relative to the window
 
 
 def trace(
@@ -53,15 +53,15 @@ def trace(
 
 @dataclass(frozen=True, eq=False)
 class Trail:
-    """A series as drawn, which can be cut off after any of its recorded steps.
+    """The artists of a series, which can be shown up to any of its recorded steps.
 
     Args:
         x, y: (recorded steps, members) coordinates, NaN where they are not finite.
         lost: (members) which of them diverge.
-        lines: one a member, in this order.
-        marks: the iterates that bear a marker, of each member.
-        rim: the white under all of them.
-        start, end, cross: where members start, where they are, and where they were lost.
+        lines: one per member, in this order.
+        marks: per member, the iterates that have a marker.
+        rim: the white outline beneath all lines.
+        start, end, cross: markers at the members' starts, current iterates, and last finite iterates.
     """
 
     x: np.ndarray
@@ -76,11 +76,11 @@ class Trail:
 
     @property
     def artists(self) -> tuple[Line2D, ...]:
-        """All of it, from the bottom to the top."""
+        """All artists, from bottom to top."""
         return self.rim, *self.lines, self.start, self.end, self.cross
 
     def until(self, row: int) -> None:
-        """Show the iterates up to and with this recorded step."""
+        """Show the iterates up to and including this recorded step."""
         x, y = self.x[: row + 1], self.y[: row + 1]
         first, last = _ends(x, y)
         gone = self.lost & _is_gone(x, y)
@@ -102,7 +102,7 @@ def draw(
     end: str = "end",
     look: style.Style | None = None,
 ) -> list[Trail]:
-    """`trace`, with another word for the last iterate and one given style; returns what it drew."""
+    """`trace`, with a legend entry `end` for the last iterate and an optional style for all members."""
     _framed(ax, surface)
     x, y = coordinates(ax, surface, path, label)
     lost = members.diverged(path)
@@ -112,10 +112,10 @@ def draw(
     taken = style.styles_taken(ax)
     trails = []
     for i, group in enumerate(groups):
-        own = look or style.style(taken + i)
+        series_style = look or style.style(taken + i)
         name = style.joined(label and style.plain(label), group.label, by=": ") or "path"
         gid = f"{style.SERIES}-{taken + i}"
-        # Those that diverged lie above the others.
+        # Diverged members are drawn last, on top of the others.
         order = sorted(group.members, key=lambda m: bool(lost[m]))
         gone = np.array([bool(lost[m]) for m in order])
         across, up = (np.stack([c[(slice(None), *m)] for m in order], axis=1) for c in (x, y))
@@ -123,15 +123,15 @@ def draw(
             [] if many or alone else _marks(ax, *column)
             for column in zip(across.T, up.T, strict=True)
         ]
-        rim = _rim(ax, across, up, style.rim(own.color), wide=1.7 if many else 3.2)
+        rim = _rim(ax, across, up, style.rim(series_style.color), wide=1.7 if many else 3.2)
         lines = [
             ax.plot(
                 *column,
-                color=own.color,
-                ls=_dash(own, many, left),
+                color=series_style.color,
+                ls=_dash(series_style, many, left),
                 lw=0.8 if many else 1.6,
                 alpha=_alpha(len(order)),
-                marker=None if many or alone else own.marker,
+                marker=None if many or alone else series_style.marker,
                 markevery=marked,
                 ms=4.5,
                 zorder=3,
@@ -141,8 +141,10 @@ def draw(
             for *column, marked, left in zip(across.T, up.T, marks, gone, strict=True)
         ]
         kept = len(order) - int(gone.sum())
-        _legend_entries(ax, group, name, own, kept, len(order) - kept, gid, marked=not alone)
-        ends = _draw_ends(ax, own.color, small=many)
+        _legend_entries(
+            ax, group, name, series_style, kept, len(order) - kept, gid, marked=not alone
+        )
+        ends = _draw_ends(ax, series_style.color, small=many)
         trails.append(Trail(across, up, gone, tuple(lines), tuple(marks), rim, *ends))
         trails[-1].until(len(across) - 1)
     _legend_of_ends(ax, path, *_ends(x, y), lost & _is_gone(x, y), end)
@@ -207,12 +209,12 @@ def coordinates(
     x, y = (np.where(np.isfinite(where[a]), where[a], np.nan) for a in (across, up))
     outside = np.isfinite(x) & np.isfinite(y) & ~_inside(ax, x, y)
     leaving, total = int(outside.any(axis=0).sum()), int(np.prod(x.shape[1:]))
-    own = label and style.plain(label)
+    name = label and style.plain(label)
     if leaving:
-        style.note(ax, style.joined(own, leaving_text(leaving, total), by=": "))
+        style.note(ax, style.joined(name, leaving_text(leaving, total), by=": "))
     if off:
         text = f"iterates lie up to {style.number(off)} off the plane"
-        style.note(ax, style.joined(own, text, by=": "))
+        style.note(ax, style.joined(name, text, by=": "))
     return x, y
 
 
@@ -225,11 +227,12 @@ def leaving_text(leaving: int, total: int) -> str:
 
 
 def frame(ax: Axes, surface: xr.Dataset, x: tuple[float, float], y: tuple[float, float]) -> None:
-    """The landscape's window, which later artists do not change, and its axis labels."""
+    """Set the limits to the landscape's window, turn autoscaling off, and label the axes."""
     across, up = _two_axes(surface)
     ax.set_autoscale_on(False)
     if isinstance(ax.xaxis.get_major_locator(), MaxNLocator):
-        ax.locator_params(axis="x", nbins=5)  # between more of them a minus sign looks like a dash
+        # with more ticks, a minus sign looks like a dash between two labels
+        ax.locator_params(axis="x", nbins=5)
     ax.set(
         xlim=x,
         ylim=y,
@@ -239,7 +242,7 @@ def frame(ax: Axes, surface: xr.Dataset, x: tuple[float, float], y: tuple[float,
 
 
 def _framed(ax: Axes, surface: xr.Dataset) -> None:
-    """Axes on which no landscape was drawn get its window."""
+    """Give axes on which no landscape was drawn yet its window."""
     if ax.get_autoscale_on():
         x, y = (surface[axis].values for axis in _two_axes(surface))
         frame(ax, surface, (x.min(), x.max()), (y.min(), y.max()))
@@ -263,7 +266,7 @@ def off_plane(surface: xr.Dataset, points: Any, where: xr.Dataset) -> float:
 
 
 def _inside(ax: Axes, x: Any, y: Any) -> np.ndarray:
-    """Whether points lie in the window, give or take rounding."""
+    """Whether points lie in the window, up to rounding."""
     inside = np.True_
     for values, (low, high) in ((x, sorted(ax.get_xlim())), (y, sorted(ax.get_ylim()))):
         room = 1e-6 * (high - low)
@@ -272,37 +275,37 @@ def _inside(ax: Axes, x: Any, y: Any) -> np.ndarray:
 
 
 def _rim(ax: Axes, x: np.ndarray, y: np.ndarray, color: str, wide: float) -> Line2D:
-    """White under a series' lines, which keeps them apart from whatever colour lies there.
+    """A white outline beneath a series' lines, so that they stand out from the colours of the map.
 
-    One artist beneath all of them: were each line to bring its own, it would hide the others.
+    One artist for all lines: if each had its own outline, it would hide other lines.
     """
     row = members.in_a_row(x), members.in_a_row(y)
     return ax.plot(*row, color=color, lw=wide, zorder=2.5, label="_rim", gid=style.RIM)[0]
 
 
 def _is_gone(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Whose last coordinates are not finite."""
+    """Which members' last coordinates are not finite."""
     return ~(np.isfinite(x[-1]) & np.isfinite(y[-1]))
 
 
 def _dash(look: style.Style, many: bool, lost: bool) -> Any:
-    """Many lines side by side are solid: their dashes would run into each other."""
+    """The dash of a line; many lines side by side are solid, as their dashes would merge."""
     return style.DIVERGED_DASH if many and lost else "-" if many else look.dash
 
 
 def _alpha(count: int) -> float:
-    """Lighter the more there are, but never invisible."""
+    """The opacity of each of `count` lines: lighter the more there are, but always visible."""
     return 1.0 if count == 1 else max(0.35, min(0.9, 60 / count))
 
 
 def _marks(ax: Axes, x: np.ndarray, y: np.ndarray) -> list[int]:
-    """Iterates that bear a marker: evenly far apart to the eye, however the steps shrink."""
+    """The iterates that get a marker, evenly spaced along the path, even where steps become small."""
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
     place = np.column_stack([(x - x0) / (x1 - x0), (y - y0) / (y1 - y0)])
-    there = np.flatnonzero(np.isfinite(place).all(axis=1))
-    moved = np.diff(np.clip(place[there], -1, 2), axis=0)
-    along = np.cumsum(np.hypot(*moved.T)) // _MARK_EVERY
-    return there[1:][np.diff(along, prepend=0) > 0].tolist()
+    finite = np.flatnonzero(np.isfinite(place).all(axis=1))
+    steps = np.diff(np.clip(place[finite], -1, 2), axis=0)
+    along = np.cumsum(np.hypot(*steps.T)) // _MARK_EVERY
+    return finite[1:][np.diff(along, prepend=0) > 0].tolist()
 
 
 def _legend_entries(
@@ -321,7 +324,7 @@ def _legend_entries(
         text = f"{name} (diverged)" if gone else name
         entries = [(text, look.dash, look.marker if marked else None)]
     else:
-        # The number of all stands in the series' own name; where none is left, in the other's.
+        # The name holds the total count; without kept members only the entry of the diverged ones has it.
         entries = [(name, _dash(look, True, False), None)] if kept else []
         if gone:
             text = style.joined(name, f"{gone:,} diverged", by=": ")
@@ -333,19 +336,19 @@ def _legend_entries(
 
 
 def _ends(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last finite iterate of each member, (across and up, …members); else NaN."""
-    there = np.isfinite(x) & np.isfinite(y)
-    first = there.argmax(axis=0)
-    last = len(there) - 1 - there[::-1].argmax(axis=0)
-    # A member without any gets index 0 in both, where it is NaN.
+    """The first and the last finite iterate of each member, each (2, …members); NaN where there is none."""
+    finite = np.isfinite(x) & np.isfinite(y)
+    first = finite.argmax(axis=0)
+    last = len(finite) - 1 - finite[::-1].argmax(axis=0)
+    # A member without finite iterates gets index 0 in both, where its coordinates are NaN.
     return tuple(
         np.stack([np.take_along_axis(c, index[None], axis=0)[0] for c in (x, y)])
-        for index in (first, np.where(there.any(axis=0), last, 0))
+        for index in (first, np.where(finite.any(axis=0), last, 0))
     )  # pyright: ignore[reportReturnType]
 
 
 def _draw_ends(ax: Axes, color: str, small: bool) -> list[Line2D]:
-    """Circles where members start, stars where they end, crosses where they were lost: none as yet."""
+    """Empty artists for the members' starts (circles), ends (stars) and last finite iterates (crosses)."""
     ink, ground = style.shade(0), style.rim(color)
     return [
         ax.plot(
@@ -371,8 +374,8 @@ def _draw_ends(ax: Axes, color: str, small: bool) -> list[Line2D]:
 def _legend_of_ends(
     ax: Axes, path: xr.Dataset, first: np.ndarray, last: np.ndarray, lost: np.ndarray, end: str
 ) -> None:
-    """What circle, star and cross mean, once, where there is one to be seen."""
-    known = ax.get_legend_handles_labels()[1]
+    """Legend entries for circle, star and cross, each at most once, if one is visible in the window."""
+    labels = ax.get_legend_handles_labels()[1]
     step = int(path["step"].values[0]) if path.sizes["step"] else 0
     ink = style.shade(0)
     entries = [
@@ -380,7 +383,7 @@ def _legend_of_ends(
         (end, "*", ink, _inside(ax, *last) & ~lost),
         ("last finite iterate", "X", ink, _inside(ax, *last) & lost),
     ]
-    for text, marker, face, seen in entries:
-        if seen.any() and text not in known:
+    for text, marker, face, visible in entries:
+        if visible.any() and text not in labels:
             looks = {"marker": marker, "mfc": face, "mec": ink, "ms": 7}
             ax.plot([], [], ls="", label=text, gid=style.LAST, **looks)

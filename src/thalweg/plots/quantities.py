@@ -153,7 +153,7 @@ def log_slope(x: Any, y: Any, window: tuple[float, float] | None = None) -> floa
     if window is not None:
         keep &= (x >= window[0]) & (x <= window[1])
     a, b = np.log(x[keep]), np.log(y[keep])
-    if not (a != a[:1]).any():  # which rounding hides from a mean taken off
+    if not (a != a[:1]).any():  # compared before centring, whose rounding could hide equality
         return float("nan")
     a, b = a - a.mean(), b - b.mean()
     return float(a @ b / (a @ a))
@@ -181,9 +181,9 @@ def _along(values: xr.DataArray, along: str | None, pooled: list[str]) -> tuple[
                 f"say with along= which dimension is drawn across; there are {', '.join(left) or 'none'}."
             )
         along = left[0]
-    known = [str(name) for name, c in values.coords.items() if c.ndim == 1]
-    if along not in values.dims and along not in known:
-        raise unknown("coordinate", along, [*dict.fromkeys([*left, *known])])
+    coordinate_names = [str(name) for name, c in values.coords.items() if c.ndim == 1]
+    if along not in values.dims and along not in coordinate_names:
+        raise unknown("coordinate", along, [*dict.fromkeys([*left, *coordinate_names])])
     coordinate = values[along]
     dim = str(coordinate.dims[0])
     if dim in pooled:
@@ -196,7 +196,7 @@ def _along(values: xr.DataArray, along: str | None, pooled: list[str]) -> tuple[
 def _shown(
     ax: Axes, place: np.ndarray, numbers: np.ndarray, x: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places and numbers that can be drawn, NaN for the others, which a note counts."""
+    """The places and numbers that can be drawn; others are dropped or NaN, and counted in a note."""
     if x == "log" and (place <= 0).any():
         style.note(ax, f"{style.count_of(int((place <= 0).sum()), 'place')} ≤ 0 not shown")
         place, numbers = place[place > 0], numbers[place > 0]
@@ -232,24 +232,24 @@ def _pooled_words(pooled: list[str], count: int, middle: str, band: Any) -> str:
 
 
 def _middle(column: np.ndarray, middle: str) -> np.ndarray:
-    """(places,) over the values (places, pooled) that are there."""
-    found = np.full(len(column), np.nan)
-    there = np.isfinite(column).any(axis=1)
-    found[there] = _MIDDLES[middle](column[there], axis=1)
-    return found
+    """The median or mean (places,) over the finite ones of the values (places, pooled)."""
+    center = np.full(len(column), np.nan)
+    has_values = np.isfinite(column).any(axis=1)
+    center[has_values] = _MIDDLES[middle](column[has_values], axis=1)
+    return center
 
 
 def _spread(column: np.ndarray, center: np.ndarray, band: Any) -> tuple[np.ndarray, np.ndarray]:
     low, high = np.full((2, len(column)), np.nan)
     count = np.isfinite(column).sum(axis=1)
     if band == "error":
-        there = count > 1
-        error = np.nanstd(column[there], axis=1, ddof=1) / np.sqrt(count[there])
-        low[there], high[there] = center[there] - 2 * error, center[there] + 2 * error
+        enough = count > 1
+        error = np.nanstd(column[enough], axis=1, ddof=1) / np.sqrt(count[enough])
+        low[enough], high[enough] = center[enough] - 2 * error, center[enough] + 2 * error
     else:
-        there = count > 0
-        if there.any():
-            low[there], high[there] = np.nanquantile(column[there], band, axis=1)
+        enough = count > 0
+        if enough.any():
+            low[enough], high[enough] = np.nanquantile(column[enough], band, axis=1)
     return low, high
 
 
@@ -261,22 +261,22 @@ def _draw_slope(
     look: style.Style,
     who: str,
 ) -> None:
-    """The fitted line over its window, and its slope in the legend."""
-    found = log_slope(place, center, window)
+    """Draw the fitted line over its window, with its slope in the legend."""
+    slope = log_slope(place, center, window)
     with np.errstate(invalid="ignore"):
         used = (place > 0) & (center > 0)
     if window is not None:
         used &= (place >= window[0]) & (place <= window[1])
-    if not np.isfinite(found):
+    if not np.isfinite(slope):
         style.note(ax, style.joined(who, "no slope: fewer than two points to fit", by=": "))
         return
     at, log = place[used], np.log(center[used])
     ends = np.array([at.min(), at.max()])
-    fitted = np.exp(log.mean() + found * (np.log(ends) - np.log(at).mean()))
-    text = style.joined(who, f"slope {found:.3g}".replace("-", "−"), by=": ")
+    fitted = np.exp(log.mean() + slope * (np.log(ends) - np.log(at).mean()))
+    text = style.joined(who, f"slope {slope:.3g}".replace("-", "−"), by=": ")
     if window is not None:
         low, high = (f"{float(style.number(end)):g}" for end in ends)
         text += f" (fit from {low} to {high})"
-    # Dotted on a broad band of the series' colour: to be seen beside the series, and in grey.
+    # Dotted, on a broad band of the series' colour: visible beside the series, and in greyscale.
     ax.plot(ends, fitted, color=style.shade(0), lw=1, ls=(0, (1, 1)), zorder=3, label=text)
     ax.plot(ends, fitted, color=look.color, lw=5, alpha=0.25, zorder=1, label="_slope")

@@ -1,9 +1,9 @@
-"""Functions of one variable: what is to be learnt, and what models are before and after training.
+"""Functions of one variable: the targets to be learnt, and models before and after training.
 
-The data are a dataset with `x` and `y` on `sample`, and `y_grid` (target, grid) at `x_grid` (grid):
-functions by the names of the coordinate `target`, with the coordinate `formula`, of which the
-attribute `target` names the one that was sampled. The models' functions are a dataset with `x_grid`
-(grid) and `yhat_grid` (moment, grid, …members).
+`data` is a dataset with `x` and `y` on `sample`, and the target functions `y_grid` (target, grid) at
+`x_grid` (grid). The coordinate `target` holds their names and `formula` their formulas; the attribute
+`target` names the one that was sampled. `models` is a dataset with `x_grid` (grid) and `yhat_grid`
+(moment, grid, …members).
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ def functions(
         yhat = models["yhat_grid"].sel(moment=moment).transpose("grid", ...).values.astype(float)
         _target(ax, data, grid)
         fits.points(data, ax=ax, title=style.plain(moment[:1].upper() + moment[1:]))
-        seen = {"mfc": style.shade(1), "mec": style.shade(0), "mew": 1}  # above many models
-        ax.lines[-1].set(zorder=5, **seen)
+        # the points stay visible above many models
+        looks = {"mfc": style.shade(1), "mec": style.shade(0), "mew": 1}
+        ax.lines[-1].set(zorder=5, **looks)
         ax.locator_params(axis="x", nbins=5)
         lost = 0
         for i, one in enumerate(series):
@@ -108,14 +109,14 @@ def functions(
 
 
 def _series(models: xr.Dataset) -> list[members.Series]:
-    """A series a combination of the members' dimensions without the runs; one where they are many."""
+    """One series per combination of the members' dimensions other than the run; a single one if too many."""
     values = models["yhat_grid"]
     dims = [str(d) for d in values.dims if d not in ("moment", "grid")]
     groups = members.without_runs(dims, [values.sizes[d] for d in dims])
     if len(groups) > members.MOST:
         every = tuple(index for group in groups for index in group)
         return [members.Series(style.count_of(len(every), "model"), every)]
-    named = []
+    series = []
     for group in groups:
         parts = [
             _coordinate(models, dim, i)
@@ -124,8 +125,8 @@ def _series(models: xr.Dataset) -> list[members.Series]:
         ]
         runs = style.count_of(len(group), "run") if len(group) > 1 else None
         text = style.joined(style.joined(*parts), runs, by=": ") or "model"
-        named.append(members.Series(text, group))
-    return named
+        series.append(members.Series(text, group))
+    return series
 
 
 def _coordinate(models: xr.Dataset, dim: str, i: int) -> str:
@@ -136,7 +137,7 @@ def _coordinate(models: xr.Dataset, dim: str, i: int) -> str:
 
 
 def _target(ax: Axes, data: xr.Dataset, grid: np.ndarray) -> None:
-    """The function that was sampled, where the models are drawn."""
+    """Draw the function that was sampled, over the range of the models' grid."""
     sampled = data.attrs.get("target")
     if sampled is None:
         return
@@ -147,7 +148,7 @@ def _target(ax: Axes, data: xr.Dataset, grid: np.ndarray) -> None:
 
 
 def _draw(ax: Axes, grid: np.ndarray, yhat: np.ndarray, series: members.Series, i: int) -> int:
-    """The members of a series that are finite, and how many are not."""
+    """Draw the finite members of a series; returns how many are not finite."""
     look, gid = style.style(i), f"{style.SERIES}-{i}"
     many = len(series.members) > 1
     curves = [yhat[(slice(None), *index)] for index in series.members]

@@ -17,10 +17,12 @@ from thalweg.plots.canvas import CAMERA, Canvas, axis, plain
 from thalweg.plots.ground import Ground
 from thalweg.plots.tracks import IN_HOVER, Track
 
-_FLOOR = 0.15  # of the surface's height: how far below it the floor lies
-_LIFT = 0.015  # of the picture's height: how far above the surface paths and points are drawn
-_LARGEST = 1e37  # what a graphics card, which computes in single precision, can draw
-_NOTED = 0.01  # of the surface's height: a difference between it and the recorded loss that is said
+_FLOOR = 0.15  # distance of the floor below the surface, relative to the surface's height
+_LIFT = 0.015  # distance of paths and points above the surface, relative to the picture's height
+_LARGEST = 1e37  # the largest height that graphics cards, in single precision, can draw
+_NOTED = (
+    0.01  # differences between recorded loss and surface beyond this share of its height are noted
+)
 _LIGHT = {"ambient": 0.75, "diffuse": 0.45, "specular": 0.05, "roughness": 0.9, "fresnel": 0.0}
 _SHADOW, _MISSING = "#8a8f98", "#cccccc"
 
@@ -28,7 +30,7 @@ _SHADOW, _MISSING = "#8a8f98", "#cccccc"
 def ground(
     canvas: Canvas, landscape: xr.Dataset, values: np.ndarray, log: bool, positive: bool
 ) -> Ground:
-    """The heights that can be drawn; the others are counted below the figure."""
+    """The landscape as ground, with NaN for heights that cannot be drawn, which are counted in a note."""
     x, y = (landscape[name].values.astype(float) for name in results.plane_axes(landscape))
     across, up = np.argsort(x), np.argsort(y)
     values = values[np.ix_(across, up)]
@@ -48,9 +50,8 @@ def ground(
 def draw(canvas: Canvas, landscape: xr.Dataset, ground: Ground, chosen: Bands, name: str) -> None:
     """Contours and surface, and the colour bar of both.
 
-    The contours' colour scale has its steps at the levels, so that what is drawn are the risks
-    themselves. The surface's has 256 colours and no room for narrow steps: it is coloured by the
-    number of the band.
+    The contours' colour scale steps at the levels, so that the risks themselves are the data. The surface's
+    scale has 256 colours, too few for narrow steps: its data are the numbers of the bands.
     """
     inside = bands.finite(ground.height)
     low = [inside.min()] if chosen.extend in ("min", "both") else []
@@ -58,7 +59,7 @@ def draw(canvas: Canvas, landscape: xr.Dataset, ground: Ground, chosen: Bands, n
     edges = np.concatenate([low, chosen.edges, high])
     number = np.arange(len(edges))
     across, up = map(plain, results.plane_axes(landscape))
-    told = (
+    hover_text = (
         f"{across} = %{{x:.5g}}<br>{up} = %{{y:.5g}}<br>{plain(name)} = %{{z:.5g}}<extra></extra>"
     )
     shared = {
@@ -67,7 +68,7 @@ def draw(canvas: Canvas, landscape: xr.Dataset, ground: Ground, chosen: Bands, n
         "z": ground.height.T,
         "showscale": False,
         "name": plain(name),
-        "hovertemplate": told,
+        "hovertemplate": hover_text,
     }
     canvas.add(
         "Contour",
@@ -92,7 +93,7 @@ def draw(canvas: Canvas, landscape: xr.Dataset, ground: Ground, chosen: Bands, n
         "thickness": 16,
         "len": 1.0,
     }
-    # A trace of no points, for a colour bar in which all bands are equally high.
+    # An empty trace that carries a colour bar in which all bands are equally high.
     canvas.add(
         "Scatter",
         x=[None],
@@ -109,19 +110,19 @@ def draw_path(
 ) -> list[tuple[int, int]]:
     """The path on the contours, on the surface and on the floor; returns the slider's rows and steps."""
     track = Track.of(path, label)
-    results.points_of(landscape, path)  # of the same parameters
+    results.points_of(landscape, path)  # raises if the parameters differ
     points = xr.DataArray(track.params, dims=("step", "run", "param"))
     with np.errstate(all="ignore"):  # a run on its way to infinity
         where = results.project(landscape, points)
         off = paths.off_plane(landscape, track.params, where)
     x, y = (where[name].values for name in results.plane_axes(landscape))
-    there = np.isfinite(x) & np.isfinite(y)
-    x, y = np.where(there, x, np.nan), np.where(there, y, np.nan)
-    seen = ground.inside(x, y)
-    flat = np.where(seen, x, np.nan), np.where(seen, y, np.nan)
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y = np.where(finite, x, np.nan), np.where(finite, y, np.nan)
+    visible = ground.inside(x, y)
+    flat = np.where(visible, x, np.nan), np.where(visible, y, np.nan)
     height = ground.at(*flat)
     canvas.note(track.note)
-    leaving = int((there & ~seen).any(axis=0).sum())
+    leaving = int((finite & ~visible).any(axis=0).sum())
     if leaving:
         canvas.note(paths.leaving_text(leaving, len(track.lost)))
     if off:
@@ -134,7 +135,8 @@ def draw_path(
     panels = [flat, (*flat, _lifted(ground, height))]
     for series in track.series:
         vertices = ground.over(x[:, series.columns], y[:, series.columns])
-        across, up, on_ground = (c.astype("f4") for c in vertices)  # half the page's size
+        # single precision halves the page's size
+        across, up, on_ground = (c.astype("f4") for c in vertices)
         above = _lifted(ground, on_ground)
         on_floor = np.where(np.isnan(across), np.nan, floor).astype("f4")
         wide = 2.4 if len(series.columns) == 1 else 1.2
@@ -145,14 +147,14 @@ def draw_path(
         rim = {"color": "white", "width": 2 * wide}
         canvas.add("Scatter", x=across, y=up, line=rim, **hidden)
         canvas.add("Scatter", x=across, y=up, line=look | {"width": wide}, **in_legend)
-        # solid: a 3-D line begins its dashes anew at every vertex
+        # solid: in 3-D, plotly restarts dashes at every vertex
         line = {"color": series.color, "width": 2.5 * wide}
         canvas.add("Scatter3d", x=across, y=up, z=above, line=line, **hidden)
         shadow = {"color": _SHADOW, "width": 1.5 * wide}
         canvas.add("Scatter3d", x=across, y=up, z=on_floor, line=shadow, **hidden)
         track.mark_iterates(canvas, series, panels, more)
     panels = [flat, (*flat, _lifted(ground, height, 2 * _LIFT))]  # symbols above the line
-    track.mark_ends(canvas, panels, there)
+    track.mark_ends(canvas, panels, finite)
     rows = track.frames()
     track.mark_now(canvas, panels, rows[0], floor)
     return [(row, int(track.step[row])) for row in rows]
@@ -172,17 +174,17 @@ def draw_point(
         canvas.note(f"{text} lies outside the window")
         return
     height = ground.at(x, y)
-    there = (names.found(landscape) or ())[:IN_HOVER]
-    told = dict(zip(there, np.asarray(point, float), strict=False))
-    told["height here"] = height
+    shown_names = (names.found(landscape) or ())[:IN_HOVER]
+    hover_values = dict(zip(shown_names, np.asarray(point, float), strict=False))
+    hover_values["height here"] = height
     off = paths.off_plane(landscape, point, where)
     if off:
-        told["off the plane"] = off
-    canvas.mark(text, [(x, y), (x, y, _lifted(ground, height, 2 * _LIFT))], told)
+        hover_values["off the plane"] = off
+    canvas.mark(text, [(x, y), (x, y, _lifted(ground, height, 2 * _LIFT))], hover_values)
 
 
 def layout(landscape: xr.Dataset, ground: Ground, name: str) -> dict[str, Any]:
-    """Contours on the left, the surface on the right, with the same axes."""
+    """The figure's layout: contours on the left, the surface on the right, with the same axes."""
     across, up = results.plane_axes(landscape)
     titles = (style.label_of(landscape[a], a).replace(r"\$", "$") for a in (across, up))
     x, y = (
@@ -210,7 +212,7 @@ def layout(landscape: xr.Dataset, ground: Ground, name: str) -> dict[str, Any]:
 
 
 def _floor_and_ceiling(ground: Ground, exponents: bool = False) -> tuple[float, float]:
-    """Between which heights the surface and the floor are drawn."""
+    """The z range of the picture: from the floor to just above the surface."""
     inside = bands.finite(ground.height)
     inside = np.log10(inside) if ground.log else inside
     low, high = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 1.0)
@@ -220,14 +222,14 @@ def _floor_and_ceiling(ground: Ground, exponents: bool = False) -> tuple[float, 
 
 
 def _lifted(ground: Ground, height: np.ndarray, share: float = _LIFT) -> np.ndarray:
-    """A little above the heights: lines and symbols on the surface itself would be half sunk in it."""
+    """Heights raised a little above the surface, which would otherwise half hide lines and symbols."""
     low, high = _floor_and_ceiling(ground, exponents=True)
     room = share * (high - low)
     return height * 10**room if ground.log else height + room
 
 
 def _note_difference(canvas: Canvas, ground: Ground, height: np.ndarray, loss: np.ndarray) -> None:
-    """Say by how much the path's own losses differ from the heights at which it is drawn."""
+    """Note by how much the path's recorded losses differ from the heights at which it is drawn."""
     inside = bands.finite(ground.height)
     with np.errstate(all="ignore"):
         differ = bands.finite(np.abs(loss - height))
@@ -240,7 +242,7 @@ def _note_difference(canvas: Canvas, ground: Ground, height: np.ndarray, loss: n
 
 
 def _stepped(edges: np.ndarray, colors: np.ndarray) -> list[tuple[float, str]]:
-    """A colour scale with one colour between each two edges."""
+    """A plotly colour scale with one colour between each pair of neighbouring edges."""
     place = (edges - edges[0]) / (edges[-1] - edges[0])
     both = zip(colors, itertools.pairwise(place), strict=True)
     return [(float(p), to_hex(color)) for color, two in both for p in two]

@@ -1,4 +1,4 @@
-"""How pictures look: colours, dashes and markers, labels, legends and notes."""
+"""The style of pictures: colours, dashes and markers, labels, legends and notes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from thalweg.errors import InputError, unknown
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is lost on
-# white. The cycles have no common divisor: 7 × 5 series differ in colour or dash, and print in grey.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, without the yellow, which is hard to
+# see on white. The cycles' lengths are coprime: 7 × 5 series differ in colour or dash, and print in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_BLACK = COLORS[-1]  # for whatever colour text has
+_BLACK = COLORS[-1]  # replaced by the text colour of the reader's matplotlib style
 DASHES: tuple[Any, ...] = (
     "-",
     (0, (5, 2)),
@@ -37,7 +37,7 @@ SEQUENTIAL = "viridis"
 DIVERGING = "RdBu_r"
 MISSING = "0.8"  # the colour of a point without a value
 
-SERIES = "thalweg-series"  # marks the artists that took a style, so that the next call goes on
+SERIES = "thalweg-series"  # gid prefix of artists that took a style, so that the next call takes the next one
 BAND = "thalweg-band"
 RIM = "thalweg-rim"
 LAST = "thalweg-last"  # legend entries that come after all others
@@ -55,7 +55,7 @@ class Style:
 
 
 def style(index: int, dash: int | None = None) -> Style:
-    """The style of the series of this index, with the dash of this number or else its own."""
+    """The style of the series with this index; `dash` overrides the index of its dash."""
     dash = index if dash is None else dash
     color = COLORS[index % len(COLORS)]
     return Style(
@@ -66,7 +66,7 @@ def style(index: int, dash: int | None = None) -> Style:
 
 
 def faded(color: str, level: float) -> str:
-    """A colour on its way to the background of the reader's matplotlib style, where it is at level 1."""
+    """A colour blended with the background of the reader's matplotlib style: level 1 is the background."""
     ground = np.ones(3)
     for layer in ("figure.facecolor", "axes.facecolor"):
         *over, opaque = to_rgba(plt.rcParams[layer])
@@ -76,12 +76,12 @@ def faded(color: str, level: float) -> str:
 
 
 def shade(level: float) -> str:
-    """A grey, on white: from the colour of the reader's style for text, at 0, to its background, at 1."""
+    """A shade from the text colour (level 0) to the background (level 1) of the reader's matplotlib style."""
     return faded(plt.rcParams["text.color"], level)
 
 
 def rim(color: str) -> str:
-    """What keeps a line of this colour apart from a map's colours: white, or black where that is white."""
+    """The outline of a line on a map: white, or the background's colour for a line in the text colour."""
     return shade(1) if color == shade(0) else "white"
 
 
@@ -101,15 +101,15 @@ def new_figure(size: tuple[float, float]) -> Figure:
 
 
 def thin(count: int) -> float:
-    """How opaque each of so many lines is that are drawn alike: lighter the more there are."""
+    """The opacity of each of `count` lines in one style: lighter the more there are."""
     return max(0.15, min(0.6, 20 / count))
 
 
 def markers(values: np.ndarray, marker: str, places: Iterable[int] = ()) -> dict[str, Any]:
-    """How a line through these values is marked: at the places given, and where a value stands alone
-    between others that are missing, of which a line shows nothing."""
-    there = np.pad(np.isfinite(values), 1)
-    lone = np.flatnonzero(there[1:-1] & ~there[:-2] & ~there[2:])
+    """Marker options for a line through these values: at `places`, and at isolated values between missing
+    ones, which a line alone would not show."""
+    finite = np.pad(np.isfinite(values), 1)
+    lone = np.flatnonzero(finite[1:-1] & ~finite[:-2] & ~finite[2:])
     every = sorted({*places, *lone.tolist()})
     return {"marker": marker if every else None, "markevery": every}
 
@@ -123,8 +123,8 @@ def figure_of(ax: Axes) -> Figure | SubFigure:
 
 
 def plain(text: object) -> str:
-    """Text that matplotlib shows as it is: a name's dollar signs are not mathematics, and an underscore that
-    it begins with does not hide it from legends."""
+    """Escape text for matplotlib: dollar signs do not start mathematics, and a leading underscore does not
+    hide an entry from legends."""
     shown = str(text).replace("$", r"\$")
     return f"{_HAIR}{shown}" if shown.startswith("_") else shown
 
@@ -143,7 +143,7 @@ def value_text(value: Any) -> str:
 def coordinates_text(
     data: xr.Dataset | xr.DataArray, dims: Sequence[str], index: Sequence[int]
 ) -> str:
-    """ "lr = 0.1": where an index on these dimensions is; a text coordinate stands by itself."""
+    """ "lr = 0.1": the coordinates at an index on these dimensions; text coordinates without their names."""
     parts = []
     for dim, i in zip(dims, index, strict=True):
         value = data[dim].values[i]
@@ -160,7 +160,7 @@ def label_of(variable: xr.DataArray, default: str) -> str:
 
 
 def joined(*parts: str | None, by: str = ", ") -> str:
-    """The parts that are there."""
+    """Join the parts that are not empty."""
     return by.join(part for part in parts if part)
 
 
@@ -190,7 +190,7 @@ def check_quantiles(band: tuple[float, float]) -> None:
 
 
 def note(ax: Axes, text: str) -> None:
-    """Say something below the axes; further notes follow the first."""
+    """Add a note below the axes; further notes go below the first."""
     for artist in ax.texts:
         if artist.get_gid() == _NOTE:
             if text not in artist.get_text().split("\n"):
@@ -211,12 +211,12 @@ def note(ax: Axes, text: str) -> None:
 
 
 def notes(ax: Axes) -> list[str]:
-    """What has been said below the axes."""
+    """The notes below the axes."""
     return [line for t in ax.texts if t.get_gid() == _NOTE for line in t.get_text().split("\n")]
 
 
 def drop_notes(ax: Axes) -> None:
-    """Take back what has been said below the axes."""
+    """Remove the notes below the axes."""
     for artist in list(ax.texts):
         if artist.get_gid() == _NOTE:
             artist.remove()
@@ -230,7 +230,7 @@ def legend(ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if not labels:
         return
-    # What circle and star mean comes after all that they are on.
+    # The entries of circle and star come after the series that they mark.
     order = sorted(range(len(labels)), key=lambda i: handles[i].get_gid() == LAST)
     ax.legend(
         [handles[i] for i in order],
@@ -253,7 +253,7 @@ def fill(
 
 
 class _Ticks(LogLocator):
-    """matplotlib's ticks of a log axis, which overflow on some axes that end beyond 1e220."""
+    """matplotlib's ticks of a log axis, clipped: on axes beyond about 1e220 they may overflow."""
 
     def tick_values(self, vmin: float, vmax: float) -> Any:
         low, high = sorted((vmin, vmax))
@@ -271,22 +271,22 @@ def scale(ax: Axes, x: str | None = None, y: str | None = None) -> None:
 
 
 def whole_ticks(axis: Axis, most: int | str = "auto") -> None:
-    """Ticks at whole numbers alone, and at one where there is but one; a log axis keeps its own."""
+    """Ticks only at whole numbers, and at least one; a log axis keeps its own ticks."""
     locator = axis.get_major_locator()
     if isinstance(locator, MaxNLocator):
         locator.set_params(nbins=most, integer=True, min_n_ticks=1)
 
 
 def shared_legend(figure: Figure | SubFigure, axes: Sequence[Axes], columns: int = 3) -> None:
-    """One legend below all panels, of what any of them shows, in place of their own: in as many columns as
-    there is room for."""
+    """Replace the panels' legends by one below all of them, with every panel's entries, in as many columns as
+    fit."""
     entries: dict[str, Any] = {}
     for ax in axes:
         for handle, text in zip(*ax.get_legend_handles_labels(), strict=True):
             entries.setdefault(text, handle)
-        own = ax.get_legend()
-        if own is not None:
-            own.remove()
+        panel_legend = ax.get_legend()
+        if panel_legend is not None:
+            panel_legend.remove()
     for count in range(min(columns, max(len(entries), 1)), 0, -1):
         legend = figure.legend(
             list(entries.values()),
@@ -310,9 +310,9 @@ _PLACES = {
 
 
 def _emptiest(ax: Axes, entries: int) -> str:
-    """The place for a legend of so many entries under which least is drawn.
+    """The location for a legend with this many entries that covers least of the drawing.
 
-    What counts is the area that lines and points touch, not how many of them lie there.
+    Counted is the area that lines and points touch, not how many there are.
     """
     points = _outline(ax)
     points = points[((points >= 0) & (points <= 1)).all(axis=1)]
@@ -328,8 +328,8 @@ def _emptiest(ax: Axes, entries: int) -> str:
 
 
 def _outline(ax: Axes) -> np.ndarray:
-    """Points (n, 2) along lines, markers and bands, in units of the axes: a few hundred from each."""
-    _ = ax.get_xlim(), ax.get_ylim()  # limits that wait for autoscaling are brought up to date
+    """Points (n, 2) along lines, markers and bands, in axes coordinates: a few hundred from each artist."""
+    _ = ax.get_xlim(), ax.get_ylim()  # reading the limits runs a pending autoscale
     outlines = [
         _between(np.column_stack(line.get_data(orig=False)))
         for line in ax.lines
@@ -348,12 +348,12 @@ def _outline(ax: Axes) -> np.ndarray:
             outlines.append(_between(np.asarray(patch.get_xy())))
     to_axes = ax.transData - ax.transAxes
     with np.errstate(all="ignore"):
-        seen = [to_axes.transform(points) for points in outlines if len(points)]
-    return np.concatenate([*seen, np.empty((0, 2))])
+        transformed = [to_axes.transform(points) for points in outlines if len(points)]
+    return np.concatenate([*transformed, np.empty((0, 2))])
 
 
 def _between(points: np.ndarray) -> np.ndarray:
-    """A few hundred points of a line, those between its own where it has few."""
+    """A few hundred points along a line, interpolated between its vertices where those are few."""
     points = np.asarray(points, float)
     if len(points) < 2:
         return points

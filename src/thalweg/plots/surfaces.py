@@ -229,7 +229,7 @@ def draw_contours(
     filled: bool = True,
     log: bool = False,
 ) -> ContourSet | None:
-    """Contours, limits, axis labels, and notes on what they leave out; returns lines, if any."""
+    """Draw contours, with limits, axis labels, and notes on what is left out; returns the lines, if any."""
     _check_grid(values)
     across, up = results.plane_axes(surface)
     x, y = surface[across].values, surface[up].values
@@ -239,7 +239,7 @@ def draw_contours(
         options = {"cmap": chosen.cmap, "norm": chosen.norm, "extend": chosen.extend}
         ax.contourf(x, y, shown.T, levels=chosen.edges, **options)
     elif chosen is not None:
-        # matplotlib warns where it finds no level inside the values; a note says it better.
+        # matplotlib would warn that no level lies within the values; a note says it better.
         if ((chosen.edges > shown.min()) & (chosen.edges < shown.max())).any():
             lines = ax.contour(x, y, shown.T, levels=chosen.edges, colors=chosen.line_colors)
         else:
@@ -271,7 +271,7 @@ def _check_grid(values: np.ndarray) -> None:
 
 
 def _check_path(surface: xr.Dataset, path: xr.Dataset | None) -> None:
-    """An error before a figure is made, which would be left behind empty."""
+    """Check a path before a figure is made, which an error later would leave behind empty."""
     if path is not None:
         results.points_of(surface, members.check_trajectory(path))
 

@@ -10,7 +10,7 @@ from thalweg import names, results
 from thalweg.errors import InputError
 from thalweg.plots import curves, members, style
 
-_INSIDE = 6  # legend entries that have room beside the curves
+_INSIDE = 6  # most legend entries that fit inside the axes
 
 
 def movement_by_parameter(
@@ -56,7 +56,7 @@ def movement_by_parameter(
     layers = list(dict.fromkeys(_split(tensor)[0] for tensor in tensors))
     kinds = list(dict.fromkeys(_split(tensor)[1] for tensor in tensors))
     zero = [tensor for tensor in tensors if _starts_at_zero(path, tensor)]
-    # Weights come first to the eye: their dash is the solid one.
+    # Weights come first, and so get the solid line.
     kinds.sort(key=lambda kind: kind != "weight")
     for i, tensor in enumerate(tensors):
         layer, kind = _split(tensor)
@@ -86,37 +86,37 @@ def movement_by_parameter(
 
 
 def _records(path: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
-    """The record of each tensor: along `param` where each parameter is a number, else a variable."""
+    """The record of each tensor: along `param` where all are scalars, else one variable per tensor."""
     if name in path and "param" in path[name].dims:
         each = names.found(path) or range(path.sizes["param"])
         return {str(p): path[name].isel(param=i) for i, p in enumerate(each)}
     prefix = f"{name}_"
-    found = {
+    records = {
         str(key).removeprefix(prefix): record
         for key, record in path.data_vars.items()
         if str(key).startswith(prefix)
     }
-    if not found:
+    if not records:
         raise InputError(
             f"this trajectory has no record {name!r} of its tensors' movements: descend with "
             f"record={{{name!r}: thalweg.movement_by_parameter}}."
         )
-    return found
+    return records
 
 
 def _split(tensor: str) -> tuple[str, str]:
-    """A tensor's layer and what it is in it: "l1.weight" → ("l1", "weight")."""
+    """A tensor's layer and its kind: "l1.weight" → ("l1", "weight")."""
     layer, _, kind = tensor.rpartition(".")
     return layer, kind
 
 
 def _median(values: np.ndarray) -> np.ndarray:
-    """Over members (step, members): NaN where there are none."""
+    """The median over members (step, members); NaN where there are none."""
     return np.median(values, axis=1) if values.shape[1] else np.full(len(values), np.nan)
 
 
 def _starts_at_zero(path: xr.Dataset, tensor: str) -> bool:
     """Whether a tensor is zero at some member's start."""
-    own = names.within(names.found(path) or (), tensor)
-    start = path["start"].transpose("param", ...).values[own]
+    rows = names.within(names.found(path) or (), tensor)
+    start = path["start"].transpose("param", ...).values[rows]
     return not start.any(axis=0).all()

@@ -1,4 +1,4 @@
-"""A trajectory as an interactive picture shows it: some of its steps, its members side by side."""
+"""A trajectory for interactive pictures: thinned to some of its steps, with its members in columns."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from thalweg.errors import InputError
 from thalweg.plots import members, style
 from thalweg.plots.canvas import Canvas, plain
 
-_ITERATES = 2_500  # of all members together
-_FEWEST = 20  # of each member, however many there are
+_ITERATES = 2_500  # drawn, of all members together
+_FEWEST = 20  # iterates of each member, however many members there are
 _FRAMES = 60
-_POSITIONS = 30_000  # of all members in all frames
-IN_HOVER = 12  # parameters that a hover names one by one
+_POSITIONS = 30_000  # of markers, over all members and frames
+IN_HOVER = 12  # parameters that a hover text lists
 _DASHES = ("solid", "dash", "dashdot", "dot", "longdash")
 _BESIDE = ("top center", "bottom center", "middle right", "middle left")
 
@@ -93,22 +93,28 @@ class Track:
         return _evenly(len(self.step), most).tolist()
 
     def hover(self, series: Series, more: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
-        """What a series' iterates say, a gap after each member: step, loss, `more`, the parameters.
+        """Hover options for a series' iterates, with a gap after each member: step, loss, `more`, parameters.
 
         `more` are arrays (n, members) by name.
         """
         chosen = self.names[:IN_HOVER]
-        told = {
+        values_by_name = {
             "loss": self.loss,
             **(more or {}),
             **{name: self.params[..., i] for i, name in enumerate(chosen)},
         }
         step = np.broadcast_to(self.step[:, None], self.loss.shape)
-        columns = [members.in_a_row(values[:, series.columns]) for values in (step, *told.values())]
+        columns = [
+            members.in_a_row(values[:, series.columns])
+            for values in (step, *values_by_name.values())
+        ]
         lines = [
             f"<b>{plain(series.name)}</b>",
             "step %{customdata[0]:.0f}",
-            *(f"{plain(name)} = %{{customdata[{i}]:.5g}}" for i, name in enumerate(told, 1)),
+            *(
+                f"{plain(name)} = %{{customdata[{i}]:.5g}}"
+                for i, name in enumerate(values_by_name, 1)
+            ),
         ]
         if len(self.names) > len(chosen):
             lines.append(f"… ({len(self.names):,} parameters)")
@@ -124,7 +130,7 @@ class Track:
         panels: Sequence[Panel],
         more: Mapping[str, np.ndarray],
     ) -> None:
-        """A dot for each iterate, which says on hover what it is."""
+        """Draw a dot for each iterate, with a hover text."""
         size = 5 if len(self.step) * len(series.columns) <= 300 else 3
         for panel in panels:
             canvas.place(
@@ -144,10 +150,10 @@ class Track:
         there: np.ndarray | None = None,
         named: bool = False,
     ) -> None:
-        """Circles where members start, diamonds where they end, crosses where they were lost.
+        """Draw circles at the members' starts, diamonds at their ends, crosses at their last finite iterates.
 
-        `there` (n, members) says where iterates are finite, drawn or not; without it, those drawn.
-        With `named` the members' names stand at their ends.
+        `there` (n, members): which iterates are finite, even if not drawn; by default those drawn.
+        With `named` the members' names are written at their ends.
         """
         there = np.isfinite(panels[0][0]) if there is None else there
         first = there.argmax(axis=0)
@@ -186,7 +192,7 @@ class Track:
     def mark_now(
         self, canvas: Canvas, panels: Sequence[Panel], row: int, floor: float | None = None
     ) -> None:
-        """The marker that the slider moves; in 3-D, with a floor, a line from it down to the floor."""
+        """Draw the marker that the slider moves; in 3-D, with a floor, also a line from it down to that."""
         color = np.empty(len(self.lost), object)
         for series in self.series:
             color[series.columns] = series.color
@@ -231,15 +237,15 @@ def _evenly(total: int, most: int) -> np.ndarray:
 
 def _series(path: xr.Dataset, label: str | None, lost: np.ndarray) -> list[Series]:
     shape = path["status"].shape
-    found = []
+    series = []
     for i, group in enumerate(members.each(path)):
         columns = [int(np.ravel_multi_index(m, shape)) if shape else 0 for m in group.members]
-        # what matplotlib must be told of a dollar sign, plotly must not
+        # undo the escape of dollar signs, which only matplotlib needs
         name = style.joined(label, group.label.replace(r"\$", "$"), by=": ") or "path"
         gone = int(lost[columns].sum())
         if gone:
             name += " (diverged)" if len(columns) == 1 else f" ({gone:,} diverged)"
-        found.append(
+        series.append(
             Series(name, columns, style.COLORS[i % len(style.COLORS)], _DASHES[i % len(_DASHES)])
         )
-    return found
+    return series
