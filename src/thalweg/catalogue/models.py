@@ -124,15 +124,15 @@ def init_he(
     """
     params = {}
     pairs = (len(widths) - 3) // 2
-    # all numbers at once: a draw for each of many layers takes seconds to compile
+    # all numbers in one draw: with many layers, one draw per layer takes seconds to compile
     drawn = jax.random.normal(key, (sum(a * b for a, b in pairwise(widths)),), dtype)
     for number, (n_in, n_out) in enumerate(pairwise(widths), 1):
         scale = math.sqrt(2 / n_in)
         if residual and number % 2 and 1 < number < len(widths) - 1:
             scale /= math.sqrt(pairs)
-        own, drawn = jnp.split(drawn, (n_in * n_out,))
+        weights, drawn = jnp.split(drawn, (n_in * n_out,))
         params[f"l{number}"] = {
-            "weight": scale * own.reshape(n_out, n_in),
+            "weight": scale * weights.reshape(n_out, n_in),
             "bias": jnp.zeros(n_out, dtype),
         }
     return params

@@ -1,4 +1,4 @@
-"""What is known exactly of matrices with independent normal entries. NumPy alone."""
+"""Exact results on matrices with independent normal entries, in NumPy."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ A study is a module with
     Settings     a frozen dataclass: what can be changed, with its defaults
     run          (settings, data) -> the nodes of a DataTree, by name
     figures      (tree, settings) -> figures by name, each with its caption
-    findings     (tree, settings) -> the numbers that matter, and what to see
+    findings     (tree, settings) -> the main numbers, and what they show
 
-Only the chosen study's module is loaded, and JAX when it runs.
+Only the chosen study's module is imported, and JAX only when it runs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ STUDIES = {
     "edge-of-stability": "the Hessian's largest eigenvalue along a descent: it rises to what the step allows",
     "filter-normalisation": "how far to trust a picture of a network's landscape; depth and skip connections",
 }
-# the command's `descend` is a study of the user's own data
+# `thalweg descend` runs a study of the user's own data
 _OWN = {"fit": "columns of a table, a model, and the way an optimizer took to fit it"}
 
 
@@ -105,7 +105,7 @@ class Drawing:
             import matplotlib.pyplot as plt
 
             figure = figure.get_figure(root=True)
-            plt.close(figure)  # pyplot forgets it: a study draws many, and shows none by itself
+            plt.close(figure)  # a study draws many figures, which pyplot would keep open
         return cls(figure, caption)
 
 
@@ -115,7 +115,7 @@ def setting(default: Any, help: str) -> Any:
 
 
 def at_least(settings: Any, **least: int) -> None:
-    """An error where a setting, or an entry of one that is a tuple, is below its least value."""
+    """An InputError if a setting, or an entry of a tuple setting, is below its least value."""
     for name, bound in least.items():
         value = getattr(settings, name)
         if (min(value) if isinstance(value, tuple) else value) < bound:
@@ -123,7 +123,7 @@ def at_least(settings: Any, **least: int) -> None:
 
 
 def different(settings: Any, *names: str) -> None:
-    """An error where a setting that is several numbers has none, one twice, or one that is not above 0."""
+    """An InputError unless each of these tuple settings holds different numbers above 0, at least one."""
     for name in names:
         values = getattr(settings, name)
         if not values or len(set(values)) < len(values) or not all(v > 0 for v in values):
@@ -247,14 +247,14 @@ def make_settings(name: str, given: Mapping[str, Any]) -> Any:
         if key not in fields:
             raise unknown(f"setting of study {name!r}:", key, fields)
         values[key] = _as(hints[key], key, value)
-    made = cls(**values)
+    settings = cls(**values)
     for key in fields:
-        # what NumPy's generators take, and JAX's
-        if key.endswith("seed") and not 0 <= getattr(made, key) < 2**32:
+        # the range of seeds of both NumPy's and JAX's generators
+        if key.endswith("seed") and not 0 <= getattr(settings, key) < 2**32:
             raise InputError(
-                f"setting {key!r} must be between 0 and 2³² − 1; {getattr(made, key)} given."
+                f"setting {key!r} must be between 0 and 2³² − 1; {getattr(settings, key)} given."
             )
-    return made
+    return settings
 
 
 def settings_help(name: str) -> list[tuple[str, str, str]]:
@@ -276,7 +276,7 @@ def _module(name: str) -> Any:
 
 
 def _as(hint: Any, key: str, value: Any) -> Any:
-    """`value` as the type `hint`: itself, or read from text."""
+    """`value` converted to the type `hint`, also from text."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         try:

@@ -1,8 +1,8 @@
 """Study 7: training and true risk against the number of features.
 
 Sines and cosines of ever higher frequency, with a linear head, are fitted to few noisy samples by
-gradient descent. The true risk is against the noiseless target, over x ~ U(−1, 1). Beside them stands
-what theory has: minimum-norm least squares on isotropic Gaussian features, and its peak.
+gradient descent. The true risk is against the noiseless target, over x ~ U(−1, 1). For comparison,
+minimum-norm least squares on isotropic Gaussian features, for which theory predicts a peak.
 """
 
 from __future__ import annotations
@@ -226,11 +226,11 @@ def _peak(settings: Settings) -> xr.Dataset:
         # and Φᵀ = QR, β̂ = Q R⁻ᵀ ε where p > n. Q leaves the norm as it is.
         if p <= n:
             q, r = np.linalg.qr(design)
-            found = np.linalg.solve(r, q.swapaxes(1, 2) @ noise)
+            coefficients = np.linalg.solve(r, q.swapaxes(1, 2) @ noise)
         else:
             r = np.linalg.qr(design.swapaxes(1, 2))[1]
-            found = np.linalg.solve(r.swapaxes(1, 2), noise)
-        risk[i] = (found**2).sum(axis=(1, 2))
+            coefficients = np.linalg.solve(r.swapaxes(1, 2), noise)
+        risk[i] = (coefficients**2).sum(axis=(1, 2))
     return xr.Dataset(
         {"risk": (("features", "draw"), risk, {"long_name": "excess risk"})},
         {"features": ("features", features, {"long_name": "number of features p"})},
@@ -458,7 +458,7 @@ def _ends(record: xr.DataArray) -> str:
 
 
 def _mean(values: xr.DataArray) -> np.ndarray:
-    """Over the runs that are finite; NaN where none is."""
+    """The mean over the finite runs; NaN where there is none."""
     finite = values.where(np.isfinite(values))
     count = finite.notnull().sum("run")
     return (finite.fillna(0).sum("run") / count.where(count > 0)).values

@@ -1,7 +1,7 @@
 """The edge of stability: how sharp does an optimizer let the landscape become?
 
 Full-batch descents of a small tanh network at several learning rates, with the largest eigenvalue of the
-Hessian recorded along the way; Adam beside them, with that of its preconditioned Hessian; and all of the
+Hessian recorded along the way; Adam for comparison, with that of its preconditioned Hessian; and the whole
 spectrum at the start and at the end.
 """
 
@@ -21,8 +21,8 @@ from thalweg.studies import Drawing, Findings, at_least, different, setting
 
 TITLE = "The edge of stability"
 
-_WIDTH, _POINTS = 0.1, 1001  # of the spectra's Gaussians and grids
-_LATE = 4  # medians are over the last of so many parts of a run
+_WIDTH, _POINTS = 0.1, 1001  # the width of the spectra's Gaussians, and the size of their grids
+_LATE = 4  # medians are over the last 1/_LATE of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +165,9 @@ def late(path: xr.Dataset, record: str) -> xr.DataArray:
 
 
 def _who_arrived(descent: xr.Dataset, share: xr.DataArray) -> str:
-    """Which learning rates' descents came to the edge: the median of their last quarter is within a tenth."""
-    there = np.abs(share.values - 1) <= 0.1
-    rates = [f"{lr:g}" for lr in descent["lr"].values[~there]]
+    """A sentence on which learning rates reached the edge: their late median is within a tenth of it."""
+    arrived = np.abs(share.values - 1) <= 0.1
+    rates = [f"{lr:g}" for lr in descent["lr"].values[~arrived]]
     if not rates:
         return "Here all of them do."
     who = f"lr = {' and '.join(rates)}"
@@ -177,11 +177,11 @@ def _who_arrived(descent: xr.Dataset, share: xr.DataArray) -> str:
 def findings(tree: xr.DataTree, settings: Settings) -> Findings:
     descent, adam = (results.part(tree, f"path/{name}") for name in ("gradient-descent", "adam"))
     numbers = {"sharpness at the start": f"{float(descent['sharpness'][0, 0]):.3g}"}
-    share, own = late(descent, "sharpness"), late(adam, "preconditioned_sharpness")
+    share, adam_share = late(descent, "sharpness"), late(adam, "preconditioned_sharpness")
     risen = descent["loss"].diff("step") > 0
     rises = risen.sum("step") / max(risen.sizes["step"], 1)
     rows = [("optimizer", "learning rate", "limit", "median sharpness / limit", "final loss")]
-    for name, path, shares in (("gradient descent", descent, share), ("Adam", adam, own)):
+    for name, path, shares in (("gradient descent", descent, share), ("Adam", adam, adam_share)):
         limits = stability_threshold(path).values
         for i, lr in enumerate(path["lr"].values):
             loss = path["loss"].values[-1, i]

@@ -84,14 +84,14 @@ def _descend(x: np.ndarray, y: np.ndarray, start: np.ndarray, lr: float, steps: 
 def _exact(x: np.ndarray, y: np.ndarray, start: np.ndarray) -> xr.Dataset:
     """The spectrum of XXᵀ, largest eigenvalue first, and the minimiser that is nearest to the start.
 
-    From the singular values of X: those of XXᵀ would be their squares, and so would their errors.
+    From the singular values of X: computing those of XXᵀ would square the condition number.
     """
     p, n = x.shape
     vectors, singular, rows = np.linalg.svd(x, full_matrices=p > n)
     rank = int((singular > max(p, n) * np.finfo(float).eps * singular.max(initial=0)).sum())
     eigenvalues = np.zeros(p)
     eigenvalues[:rank] = singular[:rank] ** 2
-    # In the image of X the minimiser is unique; outside it nothing pulls, and it is the start.
+    # In the image of X the minimiser is unique; outside it the gradient is zero, and it equals the start.
     target = vectors.T @ start
     target[:rank] = (rows[:rank] @ y) / singular[:rank]
     best = vectors @ target
@@ -114,7 +114,7 @@ def _exact(x: np.ndarray, y: np.ndarray, start: np.ndarray) -> xr.Dataset:
 def _closed_form(exact: xr.Dataset, path: xr.Dataset, lr: float) -> np.ndarray:
     """w_t = w* + P(I − ηΛ)^t Pᵀ(w_0 − w*) at the recorded steps, (step, param)."""
     vectors, best = exact["vectors"].values, exact["minimiser"].values
-    # A step beyond the threshold leaves the finite numbers, as the descent does.
+    # Beyond the stability threshold this overflows, as the descent does.
     with np.errstate(over="ignore", invalid="ignore"):
         shrunk = (1 - lr * exact["eigenvalue"].values) ** path["step"].values[:, None]
         return best + (shrunk * (vectors.T @ (path["start"].values - best))) @ vectors.T
@@ -135,8 +135,8 @@ def _moved(exact: xr.Dataset, path: xr.Dataset, basis: str) -> xr.DataArray:
 def _share(exact: xr.Dataset, path: xr.Dataset) -> xr.DataArray:
     """How much of its way to the minimiser each eigendirection has gone at the end, by eigenvalue.
 
-    Not defined where the start already is at the minimiser: a direction outside the image of X,
-    which is given as zero, as it has not moved.
+    For a direction outside the image of X, in which the start is already at the minimiser, the share is
+    undefined; it is given as the movement itself, which is zero.
     """
     vectors = exact["vectors"].values
     way = vectors.T @ (exact["minimiser"].values - path["start"].values)
@@ -238,7 +238,7 @@ def _spectrum(exact: xr.Dataset, n: int, words: str) -> Any:
 
     ratio = exact.sizes["param"] / n
     low, high = random_matrices.marchenko_pastur_edges(ratio)
-    # equal steps in the angle crowd at the edges, where the density is steep
+    # equal steps in the angle are dense at the edges, where the density is steep
     at = (low + high) / 2 - (high - low) / 2 * np.cos(np.linspace(0, np.pi, 401))
     density = xr.DataArray(
         random_matrices.marchenko_pastur(at, ratio),
@@ -270,7 +270,7 @@ def _descent(exact: xr.Dataset, path: xr.Dataset, words: str) -> Any:
 
 
 def _least(exact: xr.Dataset) -> str:
-    """The loss at the minimiser: nothing, where X has as many independent columns as there are."""
+    """The loss at the minimiser as text: exactly 0 where X has full column rank."""
     return "0" if int(exact["rank"]) == exact.attrs["n"] else f"{float(exact['least']):.6g}"
 
 

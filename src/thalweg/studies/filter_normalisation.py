@@ -2,7 +2,8 @@
 
 Two networks that compute the same function, drawn along random directions with and without filter
 normalisation; and then, with it, networks of growing depth, narrow, with and without skip connections.
-The claims of Li et al. (2018), "Visualizing the loss landscape of neural nets", that hold at this scale.
+These are the claims of Li et al. (2018), "Visualizing the loss landscape of neural nets", that hold at this
+scale.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from thalweg.studies import Drawing, Findings, at_least, different, setting
 TITLE = "Filter normalisation"
 
 KINDS = ("plain", "skip")
-CHANCE = float(np.log(2))  # the risk of a network that says "even odds" to every sample
+CHANCE = float(np.log(2))  # the risk of predicting probability ½ for every sample
 TRAINED = 0.1  # below this final loss a network counts as trained
 _NAMES = {"plain": "plain", "skip": "with skip connections"}
 _NORMALIZATIONS = {"filter": "filter-normalised", "none": "not normalised"}
@@ -97,7 +98,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
     return nodes
 
 
-@functools.cache  # the same function each time, so that a second study compiles nothing for it
+@functools.cache  # one function object per shape, so that a second run of the study compiles nothing
 def _init(widths: tuple[int, ...], residual: bool) -> Any:
     from thalweg.catalogue import models
 
@@ -109,7 +110,7 @@ def _invariance(problem: Any, params: Any, settings: Settings) -> dict[str, xr.D
     import thalweg as tw
 
     rescaled = dict(params)
-    # ReLU(c·z) = c·ReLU(z) for c > 0: what the first layer gains the second one loses
+    # ReLU(c·z) = c·ReLU(z) for c > 0: the second layer undoes the scale of the first
     rescaled["l1"] = {name: settings.scale * value for name, value in params["l1"].items()}
     rescaled["l2"] = {**params["l2"], "weight": params["l2"]["weight"] / settings.scale}
 
@@ -156,22 +157,22 @@ def _along_lines(problem: Any, params: Any, settings: Settings) -> np.ndarray:
 
 
 def _lines(loss: np.ndarray, settings: Settings) -> xr.Dataset:
-    """Risks along lines (kind, depth, run, line, points), and what they say: how far the basin reaches, and
-    how many further minima there are."""
+    """Risks along lines (kind, depth, run, line, points), with each line's basin radius and number of further
+    minima."""
     dims = ("kind", "depth", "run", "line")
     distance = np.linspace(-settings.span, settings.span, settings.line_points)
-    there = np.isfinite(loss).all(axis=-1)
-    named = {
+    finite = np.isfinite(loss).all(axis=-1)
+    quantities = {
         "radius": (radius(loss, distance), "radius of the basin"),
         "minima": (minima(loss), "further minima on a line"),
     }
-    told = {
-        name: (dims, np.where(there, values, np.nan), {"long_name": words})
-        for name, (values, words) in named.items()
+    summaries = {
+        name: (dims, np.where(finite, values, np.nan), {"long_name": words})
+        for name, (values, words) in quantities.items()
     }
     words = "distance along a filter-normalised direction"
     return xr.Dataset(
-        {"loss": ((*dims, "distance"), loss), **told},
+        {"loss": ((*dims, "distance"), loss), **summaries},
         coords={
             "kind": list(KINDS),
             "depth": ("depth", list(settings.depths), {"long_name": "hidden layers"}),
@@ -181,14 +182,14 @@ def _lines(loss: np.ndarray, settings: Settings) -> xr.Dataset:
 
 
 def radius(loss: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """How far from the middle of a line (…, points) the risk first exceeds that of chance, on the nearer
-    side; the line's own reach where it never does."""
+    """The smallest distance from the middle of a line (…, points) at which the risk exceeds that of chance;
+    half the line's length where it never does."""
     above = np.where(loss > CHANCE, np.abs(distance), np.abs(distance).max())
     return above.min(axis=-1)
 
 
 def minima(loss: np.ndarray) -> np.ndarray:
-    """The local minima among the points of a line (…, points), but for that at its middle."""
+    """The number of local minima among the points of a line (…, points), except the one at its middle."""
     inner = (loss[..., 1:-1] < loss[..., :-2]) & (loss[..., 1:-1] <= loss[..., 2:])
     middle = (loss.shape[-1] - 1) // 2 - 1
     return inner.sum(axis=-1) - inner[..., middle]
@@ -366,7 +367,7 @@ def _draw_profiles(lines: xr.Dataset, settings: Settings) -> Any:
             ylabel="median empirical risk",
             yscale="log",
         )
-    # one scale for both, with room for the legend below
+    # the same limits for both panels, with room for the legend at the bottom
     low, high = (end(ax.get_ylim()[i] for ax in axes) for i, end in ((0, min), (1, max)))
     for ax in axes:
         ax.set_ylim(low / 1000, high)
@@ -377,7 +378,7 @@ def _draw_profiles(lines: xr.Dataset, settings: Settings) -> Any:
 def _draw_by_depth(lines: xr.Dataset, name: str, title: str) -> Any:
     ax = None
     for kind in KINDS:
-        # five lines through one network are no five networks
+        # averaged over lines first: lines through one network are not independent samples
         values = lines[name].sel(kind=kind).drop_vars("kind").mean("line", keep_attrs=True)
         ax = plots.curve(
             values,

@@ -1,6 +1,6 @@
 """A model fitted to a table: what `thalweg descend` runs.
 
-Not among the ready-made studies, since its data are the user's; but a study all the same, so that it
+It is not one of the ready-made studies, since the data are the user's, but a study all the same, so that it
 is saved, drawn, reported and run again like one.
 """
 
@@ -21,7 +21,7 @@ from thalweg.studies.texts import assignments, options_of
 TITLE = "A model fitted to a table"
 
 _ROWS = 1024  # samples whose Jacobian is held at a time
-_CLOSE = 1e-3  # of the whole improvement: less than this in the last tenth of the steps is standing
+_CLOSE = 1e-3  # of the whole improvement: a descent that gains less in its last tenth has converged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +93,9 @@ def run(settings: Settings, data: Mapping[str, Any]) -> dict[str, xr.Dataset]:
     if x.shape[1] == 1 and np.isfinite(final).all():
         room = 0.5 * (x.min() == x.max())
         grid = np.linspace(x.min() - room, x.max() + room, 400)
-        there = (grid - scales["x_mean"][0]) / scales["x_scale"][0]
+        scaled_grid = (grid - scales["x_mean"][0]) / scales["x_scale"][0]
         fitted["x_grid"] = ("grid", grid)
-        yhat = _predict(problem, final, there, settings)
+        yhat = _predict(problem, final, scaled_grid, settings)
         fitted["yhat_grid"] = ("grid", yhat * scales["y_scale"] + scales["y_mean"])
     for name, value in scales.items():
         fitted[name] = ("feature", value) if name.startswith("x_") else ((), value)
@@ -113,7 +113,7 @@ def run(settings: Settings, data: Mapping[str, Any]) -> dict[str, xr.Dataset]:
 
 
 def _predict(problem: Any, vector: np.ndarray, x: np.ndarray, settings: Settings) -> np.ndarray:
-    """What is drawn beside the targets: the prediction, or the probability that a logit means."""
+    """What is drawn beside the targets: the predictions, for logits as probabilities."""
     predicted = np.asarray(problem.predict(problem.unflatten(vector), x))
     return 1 / (1 + np.exp(-predicted)) if _is_logistic(settings) else predicted
 
@@ -123,13 +123,13 @@ def _is_logistic(settings: Settings) -> bool:
 
 
 def _slope_left(problem: Any, vector: np.ndarray) -> float:
-    """The share of the samples' slopes that the model could still follow, NaN where it says nothing.
+    """The share of the samples' slopes that the model could still follow, NaN where it is not informative.
 
-    With the pointwise slopes s = ∂ℓ/∂ŷ and the Jacobian J = ∂ŷ/∂w the gradient is Jᵀs/n: what it
-    vanishes on is the part of s outside J's range. ‖P_J s‖²/‖s‖² is that share. Unlike the gradient's
-    norm it does not depend on the parameters' scales, and for squared errors and a model linear in
-    its parameters it is the share of the risk that is yet to go. A kink's minimum has a few samples'
-    worth of it. A model with nearly as many parameters as samples can always follow.
+    With the pointwise slopes s = ∂ℓ/∂ŷ and the Jacobian J = ∂ŷ/∂w the gradient is Jᵀs/n, which ignores the
+    part of s orthogonal to J's range; the share is ‖P_J s‖²/‖s‖². Unlike the gradient's norm it does not
+    depend on the parameters' scales, and for squared errors and a model linear in its parameters it is the
+    share of the risk that can still be removed. At a minimum on a kink, a few samples' slopes remain. A
+    model with nearly as many parameters as samples can always follow, so the share says nothing there.
     """
     import jax
     import jax.numpy as jnp
@@ -148,7 +148,7 @@ def _slope_left(problem: Any, vector: np.ndarray) -> float:
         slopes = jax.grad(lambda yhat: problem.loss(yhat, y).sum())(predict(point))
         return jnp.column_stack([jax.jacfwd(predict)(point), slopes])
 
-    # By parts: R of [J s] has the singular values of [J s], and is small.
+    # In blocks: R of [J s] has the same singular values as [J s], and is small.
     r = np.zeros((0, problem.size + 1))
     for first in range(0, problem.n_samples, _ROWS):
         rows = slice(first, first + _ROWS)
@@ -167,7 +167,7 @@ def _slope_left(problem: Any, vector: np.ndarray) -> float:
 
 
 def _scales(x: np.ndarray, y: np.ndarray, settings: Settings) -> dict[str, Any]:
-    """What is subtracted and divided by: means and standard deviations, or 0 and 1."""
+    """What the columns are shifted and scaled by: means and standard deviations, or 0 and 1."""
     if not settings.standardize:
         return {
             "x_mean": np.zeros(x.shape[1]),
@@ -215,7 +215,7 @@ def _start(problem: Any, settings: Settings) -> np.ndarray | None:
 
 
 def _every(settings: Settings, n_samples: int) -> int:
-    """A record of at most some thousand rows: enough for every curve that is drawn."""
+    """How often to record: at most some thousand rows, enough for every curve that is drawn."""
     steps = settings.steps or 0
     if settings.epochs:
         steps = settings.epochs * -(-n_samples // (settings.batch_size or n_samples))
@@ -249,7 +249,7 @@ def _axes(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
 def _window(
     path: xr.Dataset, axes: tuple[str, ...], settings: Settings
 ) -> dict[str, tuple[float, float]]:
-    """A window that holds the path with room around it, or the one that was asked for."""
+    """The window that was asked for, or one around the path with a margin."""
     if settings.window:
         return {axes[0]: settings.window[:2], axes[1]: settings.window[2:]}  # type: ignore[dict-item]
     window = {}
@@ -261,7 +261,7 @@ def _window(
             values = values[np.isfinite(values)]
             if not len(values):
                 values = path["start"].isel(place).values.reshape(-1)
-        # A diverged path spans many decades; its start and the first steps are what can be seen.
+        # A diverged path spans many decades; show only the surroundings of its start.
         low, high = np.min(values), np.max(values)
         if high - low > 1e6 * (1 + abs(values[0])):
             low = high = values[0]
@@ -310,7 +310,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
 
 
 def not_converged(tree: xr.DataTree) -> str | None:
-    """Why a descent has plainly not converged, if so."""
+    """Why a descent has clearly not converged; None otherwise."""
     path = results.part(tree, "path")
     status = str(path["status"].values)
     if status == "diverged":
@@ -327,7 +327,7 @@ def not_converged(tree: xr.DataTree) -> str | None:
     if len(risk) < 2:
         return None
     tenth = max(1, len(risk) // 10)
-    # The lowest of each tenth, since a fixed step keeps jumping about a kink's minimum.
+    # Compare the lowest risks of the last two tenths, as a fixed step keeps jumping across a kink's minimum.
     before, last = risk[-2 * tenth : -tenth], risk[-tenth:]
     fell = (before.min() if len(before) else risk[0]) - last.min()
     if fell > _CLOSE * whole:
@@ -350,7 +350,7 @@ def _smooth(tree: xr.DataTree) -> bool:
 
 
 def _gradient_norm(tree: xr.DataTree, which: str = "gradient") -> float:
-    """Of the whole data's risk, at the last iterate or at the start."""
+    """The norm of the gradient of the risk on all data, at the last iterate or at the start."""
     with np.errstate(over="ignore"):
         return float(np.linalg.norm(results.part(tree, "fit")[which].values))
 

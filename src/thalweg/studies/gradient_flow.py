@@ -1,6 +1,6 @@
 """Study 8: when is a step small enough?
 
-Gradient descent on a rippled function from many starts, with small and with large steps, beside the
+Gradient descent on a rippled function from many starts, with small and with large steps, compared with the
 gradient flow that it approximates; and which minimum every start of the window reaches.
 """
 
@@ -66,9 +66,9 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
         nodes[f"descent/{size}"] = path.assign_coords(time=("step", lr * path["step"].values))
     until = settings.steps * np.array(_lrs(settings))
     times = np.unique(np.concatenate([np.linspace(0, t, 201) for t in until]))
-    if until[0]:  # the first moments, for a logarithmic axis
+    if until[0]:  # early times too, for a logarithmic axis
         times = np.union1d(times, np.geomspace(settings.small_lr, until[0], 101))
-    # narrow valleys make the flow stiff: the explicit solver would take a hundred times the steps
+    # narrow valleys make the flow stiff: the explicit solver would need a hundred times as many steps
     nodes["flow"] = tw.gradient_flow(problem, times=times, starts=starts, solver="stiff")
     nodes["distance"] = _distances(settings, problem, starts, nodes["flow"])
     if settings.basin_points:
@@ -100,7 +100,7 @@ def _distances(
         )
         distances.append(np.linalg.norm(path["final"].values - at_time, axis=0))
         steps.append(count)
-    # the learning rates that divide the time into whole steps
+    # the learning rates as used: they divide the time into whole steps
     used = time / np.array(steps, float)
     return xr.Dataset(
         {"distance": (("lr", "run"), np.array(distances)), "steps": ("lr", steps)},
@@ -194,21 +194,21 @@ def _maps(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]
     losses = [m["minimum_loss"].values[m["reached"].values > 0] for m in maps.values()]
     together = np.concatenate(losses)
     ends = (float(together.min()), float(together.max())) if together.size else None
-    for size, found in maps.items():
+    for size, basin_map in maps.items():
         title = f"Minimum reached within {settings.basin_steps:,} {_named(size, settings)}"
         yield (
             f"basins_{size}",
             Drawing.of(
-                plots.basins(found, title=title),
+                plots.basins(basin_map, title=title),
                 f"Which minimum does each start reach with {size} steps? The minima that most starts "
                 "reach have colours and numbers; light grey has not arrived within the budget, and the "
                 "map does not say where it would.",
             ),
         )
     figure, axes = plots.grid(1, 2, title="The value at the minimum reached")
-    for ax, (size, found) in zip(axes[0], maps.items(), strict=True):
+    for ax, (size, basin_map) in zip(axes[0], maps.items(), strict=True):
         title = _named(size, settings).capitalize()
-        plots.basins(found, by="loss", loss_range=ends, ax=ax, title=title)
+        plots.basins(basin_map, by="loss", loss_range=ends, ax=ax, title=title)
     yield (
         "basins_loss",
         Drawing.of(
@@ -224,7 +224,7 @@ def _named(size: str, settings: Settings) -> str:
 
 
 def _thin(path: xr.Dataset, rows: int = 2000) -> xr.Dataset:
-    """As many rows of a path as an eye can tell apart: the early ones, and some of the others."""
+    """At most `rows` rows of a path: all of the early ones, and some of the others."""
     count = path.sizes["step"]
     if count <= rows:
         return path
@@ -239,7 +239,7 @@ def _pair(title: str) -> tuple[Figure, Any]:
 
 
 def _pale(ax: Axes) -> None:
-    """A veil over the contours, from which a hundred paths then stand out."""
+    """Fade the contours, so that a hundred paths stand out."""
     ax.axhspan(*ax.get_ylim(), color=style.shade(1), alpha=0.65, lw=0, zorder=1.5, label="_veil")
     style.note(ax, "contours are paled under the paths")
 
@@ -285,7 +285,7 @@ def _beside_flow(
         plots.trace(
             surface, _thin(paths[size]).isel(few), ax=ax, label=f"{size} steps", color=color
         )
-        _wide(ax, 2.2)  # a flow that lies on them leaves an edge to be seen
+        _wide(ax, 2.2)  # wide enough to show on both sides of a flow drawn on top
         followed = flow.isel({"step": flow["time"].values <= until * (1 + 1e-12), **few})
         plots.trace(surface, followed, ax=ax, label="flow", color=style.shade(0))
     return figure

@@ -1,8 +1,7 @@
-"""Study 5, lazy training: the whole of it in one dimension.
+"""Study 5, lazy training: in one dimension.
 
 h(x, w) = f(x, w) (w − w₀) is zero at the start w₀, and its tangent there is f(x, w₀) (w − w₀). Scaled
-by α, both are fitted to one sample; close to the start, where a large α leaves them, their losses are
-one curve.
+by α, both are fitted to one sample. For large α they stay close to the start, where their losses coincide.
 """
 
 from __future__ import annotations
@@ -230,7 +229,7 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
         f"gap between the losses, α = {alpha:g}": f"{100 * value:.3g} % of the largest"
         for alpha, value in zip(gap["alpha"].values, gap.values, strict=True)
     }
-    if np.isfinite(found := slope(tree, settings)):  # one α has none
+    if np.isfinite(found := slope(tree, settings)):  # with a single α there is no slope
         numbers[f"log–log slope of the gap over α = {low:g} … {high:g}"] = f"{found:.3f}"
     for what, text in MODELS.items():
         name = list(labels(settings))[-1]

@@ -89,7 +89,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
             },
             **regression.batches(settings),
         )
-        # twelve points for the shortest wave, so that its picture has its height
+        # twelve points per shortest wave, so that the drawn curve reaches its peaks
         waves = settings.frequency * (settings.first + dimension // 2)
         grid = np.linspace(-1, 1, max(regression.GRID, 1 + math.ceil(12 * abs(waves))))
         moments = {"initialisation": path["start"], f"after {steps:,} steps": path["final"]}
@@ -221,11 +221,11 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
 
 def _steps(path: xr.Dataset) -> str:
     steps = regression.steps_to(path, 0.01)
-    there = steps[np.isfinite(steps)]
-    if not there.size:
+    finite = steps[np.isfinite(steps)]
+    if not finite.size:
         return f"not within {int(path['step'][-1]):,}"
-    text = regression.spread(there)
-    return text if there.size == steps.size else f"{text}, {there.size} of {steps.size} starts"
+    text = regression.spread(finite)
+    return text if finite.size == steps.size else f"{text}, {finite.size} of {steps.size} starts"
 
 
 def _sentences(

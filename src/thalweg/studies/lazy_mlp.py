@@ -104,7 +104,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
         runs=settings.runs,
         every=1,
     )
-    # the same starts once more, as far as the shock
+    # the same starts again, up to the end of the large steps
     spoilt = train(bad, settings.shock_lr, steps=settings.shocks, runs=settings.runs)
     keep("bad", bad, path)
     moments = {
@@ -146,7 +146,7 @@ def _paths(tree: xr.DataTree, settings: Settings, part: str) -> dict[str, xr.Dat
 def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
     """Targets and data; each part's functions; losses, movements and changes of all parts."""
     table = results.part(tree, "data")
-    named = titles(settings)
+    titles_by_part = titles(settings)
     yield (
         "data",
         Drawing.of(
@@ -164,7 +164,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     }
     for part, caption in captions.items():
         models = results.part(tree, f"functions/{part}")
-        figure = plots.functions(table, models, title=named[part], sharey=part != "bad")
+        figure = plots.functions(table, models, title=titles_by_part[part], sharey=part != "bad")
         yield part, Drawing.of(figure, caption)
     for name, y, title, caption in (
         ("risk", "log", "Loss", "Who fits, and how fast? The mean squared error over all samples."),
@@ -182,13 +182,13 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
         ),
     ):
         figure, axes = plots.grid(2, 2, title=title)
-        for ax, (part, text) in zip(axes.flat, named.items(), strict=True):
+        for ax, (part, text) in zip(axes.flat, titles_by_part.items(), strict=True):
             for label, path in _paths(tree, settings, part).items():
                 plots.record(path, name, ax=ax, x="log", y=y, title=text, label=label)
         yield title.lower().replace(" ", "_"), Drawing.of(figure, caption)
     widest = max(settings.widths)
     figure, axes = plots.grid(2, 2, title="Movement by parameter")
-    for ax, (part, text) in zip(axes.flat, named.items(), strict=True):
+    for ax, (part, text) in zip(axes.flat, titles_by_part.items(), strict=True):
         node = f"width-{widest}" if part == "widths" else part
         text = f"Shallow: width {widest}" if part == "widths" else text.partition(", lr")[0]
         path = results.part(tree, f"path/{node}")
@@ -233,30 +233,30 @@ def moved_by_width(tree: xr.DataTree, settings: Settings) -> xr.DataArray:
 def _widest_two(moved: xr.DataArray) -> tuple[float, float] | None:
     """The two largest widths, where both moved and are finite."""
     ends = moved[-2:]
-    there = np.isfinite(ends.values) & (ends.values > 0)
-    return (float(ends["width"][0]), float(ends["width"][1])) if there.sum() == 2 else None
+    usable = np.isfinite(ends.values) & (ends.values > 0)
+    return (float(ends["width"][0]), float(ends["width"][1])) if usable.sum() == 2 else None
 
 
 def bends(path: xr.Dataset, low: float, high: float) -> dict[str, np.ndarray]:
     """How many hidden units of a shallow network bend between `low` and `high` (members,), at the
     start and at the end. Unit i bends at x = −b_i/w_i; one that does not is linear on the data."""
     every = names.found(path) or ()
-    found = {}
+    counts = {}
     for moment in ("start", "final"):
         vectors = path[moment].transpose("param", ...).values.reshape(len(every), -1)
         bias, weight = (vectors[names.within(every, f"l1.{kind}")] for kind in ("bias", "weight"))
         # without a division: −b/w lies between iff w·low + b and w·high + b differ in sign
-        found[moment] = ((weight * low + bias) * (weight * high + bias) < 0).sum(axis=0)
-    return found
+        counts[moment] = ((weight * low + bias) * (weight * high + bias) < 0).sum(axis=0)
+    return counts
 
 
 def findings(tree: xr.DataTree, settings: Settings) -> Findings:
-    named = titles(settings)
+    titles_by_part = titles(settings)
     nodes = {
-        "deep": named["deep"],
-        "shallow": named["shallow"],
+        "deep": titles_by_part["deep"],
+        "shallow": titles_by_part["shallow"],
         **{f"width-{w}": f"Shallow: width {w}" for w in settings.widths},
-        "bad": named["bad"],
+        "bad": titles_by_part["bad"],
     }
     numbers = {}
     for node, name in nodes.items():
@@ -294,13 +294,13 @@ def _sentences(
     deep = results.part(tree, "parameters/deep")
     relative = (deep["moved"] / deep["norm_start"]).values
     span = np.ptp(results.part(tree, "functions/deep")["yhat_grid"].values, axis=1)
-    said = [
+    sentences = [
         f"The deep network starts close to a constant: over [−1, 1] its function spans {span[0]:.3g}, "
         f"and {span[-1]:.3g} after training. Depth shrinks what comes through at this initialisation. "
     ]
     if np.isfinite(relative).all():
         most, least = (str(deep["tensor"].values[f(relative)]) for f in (np.argmax, np.argmin))
-        said[0] += (
+        sentences[0] += (
             f"Of its tensors {most} moved most, by {relative.max():.3g} of its norm, and {least} least, "
             f"by {relative.min():.3g}."
         )
@@ -315,7 +315,7 @@ def _sentences(
             text += (
                 " By then they have learnt little more than a line, from every start the same one."
             )
-        said.append(text)
+        sentences.append(text)
     moved = moved_by_width(tree, settings)
     ends = ", ".join(
         f"{m:.3g} at width {int(w)}" for w, m in zip(moved["width"], moved, strict=True)
@@ -327,17 +327,17 @@ def _sentences(
         slope = f"{np.log(n / m) / np.log(b / a):.2f}".replace("-", "−")
         text += f", a slope of {slope} between the widest two"
     head = float(widest["moved"] / widest["norm_start"])
-    said.append(
+    sentences.append(
         f"{text}. It is the hidden layer that is lazy: the output weights of the widest network moved by "
         f"{head:.3g} of their own norm, which is about 1/√3 at any width, while the hidden layer's grows "
         "with the root of the width and hides them."
     )
-    said.append(
+    sentences.append(
         "Width also makes each step larger in function space, as more units answer to the same learning "
         "rate: part of what the widths differ in is how far along they are."
     )
-    said.append(_spoilt(tree, settings, line, bent))
-    return tuple(said)
+    sentences.append(_spoilt(tree, settings, line, bent))
+    return tuple(sentences)
 
 
 def _spoilt(tree: xr.DataTree, settings: Settings, line: float, bent: dict[str, np.ndarray]) -> str:

@@ -1,8 +1,8 @@
 """Study 5, lazy training: one network, its output scaled by α.
 
-The model is α (f(w, x) − f(w_0, x)), and the larger α, the less its parameters have to move. How lazy
-that is, is measured: against the linearised model's descent, by the drift of the tangent kernel, and
-by how fast both vanish with α, for a ReLU network and for a smooth one.
+The model is α (f(w, x) − f(w_0, x)), and the larger α, the less its parameters have to move. Laziness is
+measured by the distance to the linearised model's descent, by the drift of the tangent kernel, and by how
+fast both vanish with α, for a ReLU network and for a smooth one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TITLE = "Lazy training: scale the output, and the parameters stand still"
 
-# What is measured against α, and what pictures call it.
+# The records that are measured against α, with their names in pictures.
 MEASURES = {"relative_movement": "movement", "kernel_drift": "drift", "to_linear": "distance"}
 NETWORKS = {"relu": "ReLU", "tanh": "tanh"}
 
@@ -72,24 +72,24 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
     rates = [*((alpha, settings.lr) for alpha in settings.alphas)]
     rates.append((max(settings.alphas), settings.fast_lr))
     nodes = {"data": table}
-    own: list[xr.Dataset] = []
-    scaled: list[xr.Dataset] = []
+    network_functions: list[xr.Dataset] = []
+    scaled_functions: list[xr.Dataset] = []
     for name, (alpha, lr) in zip(labels(settings), rates, strict=True):
         problem = tw.scale_output(relu, relu.params, alpha)
         path, linear = _descents(problem, lr / alpha**2, settings, settings.every)
         nodes[f"path/{name}"], nodes[f"linear/{name}"] = path, linear
         nodes[f"parameters/{name}"] = regression.parameters(relu, path)
         moments = {"initialisation": path["start"], "after training": path["final"]}
-        own.append(regression.functions(relu, moments, grid))
+        network_functions.append(regression.functions(relu, moments, grid))
         tangent = tw.linearize(problem, relu.params)
         of_tangent = {"after training, linearised": linear["final"]}
-        seen = (
+        moments_of_both = (
             regression.functions(problem, moments, grid),
             regression.functions(tangent, of_tangent, grid),
         )
-        scaled.append(xr.concat(seen, "moment", data_vars=["yhat_grid"]))
+        scaled_functions.append(xr.concat(moments_of_both, "moment", data_vars=["yhat_grid"]))
     descents = xr.Variable("descent", list(labels(settings).values()))
-    for name, functions in (("network", own), ("scaled", scaled)):
+    for name, functions in (("network", network_functions), ("scaled", scaled_functions)):
         nodes[f"functions/{name}"] = xr.concat(functions, descents, data_vars=["yhat_grid"])
     nodes["against_alpha/relu"] = _against_alpha(relu, settings, kinks=True)
     nodes["against_alpha/tanh"] = _against_alpha(smooth, settings, kinks=False)
@@ -138,7 +138,8 @@ def _descents(
         record=["relative_movement", "successive_change"],
         **how,
     )
-    both = xr.align(path["params"], linear["params"])  # one may have stopped where it diverged
+    # one of them may have stopped early, where it diverged
+    both = xr.align(path["params"], linear["params"])
     apart = np.sqrt(((both[0] - both[1]) ** 2).sum("param", skipna=False))
     path["to_linear"] = apart / np.linalg.norm(path["start"])
     path["to_linear"].attrs["long_name"] = (
@@ -148,9 +149,8 @@ def _descents(
 
 
 def _against_alpha(problem: Problem, settings: Settings, kinks: bool) -> xr.Dataset:
-    """What is measured at the end of the descents at every α of the sweep: `MEASURES`, the loss and,
-    for a ReLU network, how many units changed sides, from below zero to above or back, at how many
-    samples."""
+    """Measurements at the end of the descents at every α of the sweep: `MEASURES`, the loss and, for a ReLU
+    network, the number of pairs (unit, sample) at which the unit changed its sign."""
     import thalweg as tw
 
     rows = []
@@ -321,7 +321,7 @@ def _scaling(tree: xr.DataTree, settings: Settings) -> Any:
 
 
 def _still(relu: xr.Dataset) -> float:
-    """The α from which on no unit changes sides; NaN where one does so at the largest."""
+    """The smallest α from which on no unit changes its sign; NaN if one does at the largest α."""
     ordered = relu.sortby("alpha")
     moving = np.flatnonzero(ordered["switched"].values != 0)
     later = ordered["alpha"].values[moving[-1] + 1 if moving.size else 0 :]

@@ -116,7 +116,7 @@ def _fitted(table: xr.Dataset, path: xr.Dataset) -> xr.Dataset:
 
 
 def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
-    """The points, the fit, the MSE landscape three ways, and a figure of four losses a variant."""
+    """The points, the fit, the MSE landscape three ways, and per variant a figure with four losses."""
     table = results.part(tree, "data")
     mse = results.part(tree, "landscape/mse")
     plain = results.part(tree, "path/mse/plain")
@@ -157,7 +157,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
 
 
 def _four(tree: xr.DataTree, surfaces: str, name: str, title: str) -> Any:
-    """2 × 2 panels, a loss each: its landscape and the path of variant `name`."""
+    """2 × 2 panels, one per loss, with its landscape and the path of variant `name`."""
     figure, axes = plots.grid(2, 2, title=f"SGD, {title}")
     for ax, (loss, label) in zip(axes.flat, LOSSES.items(), strict=True):
         plots.contour(

@@ -1,8 +1,8 @@
 """Study 1: the stochastic landscape of a two-parameter network.
 
-f(x) = w1·relu(w2·x) is fitted to y = 2x + ε by SGD, one sample a step. Every step descends another
-landscape, the pointwise risk of its sample; their mean is the empirical risk, and the mean over the
-distribution, the expected risk.
+f(x) = w1·relu(w2·x) is fitted to y = 2x + ε by SGD, one sample per step. Every step descends another
+landscape, the pointwise risk of its sample; the mean of these over the samples is the empirical risk, and
+over the distribution the expected risk.
 
 For x ~ U(−1, 1) and either sign of w2 the unit is active on half of the inputs, so that with a slope
 a and noise σ the expected risk is ½(⅓(w1w2)² − ⅔a·w1w2 + ⅔a²) + σ².
@@ -28,7 +28,7 @@ from thalweg.studies.texts import options_of
 
 TITLE = "The stochastic landscape of a two-parameter network"
 
-_MOST = 50  # steps with a figure of their own
+_MOST = 50  # most steps with a figure of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _start(settings: Settings) -> tuple[float, float]:
             raise InputError(
                 f"setting 'start' must be two numbers as in 3,-4, or random; {settings.start!r} given."
             )
-        # its own stream, so that a random start does not change the data
+        # a separate random stream, so that a random start does not change the data
         w1, w2 = np.random.default_rng([settings.seed, 1]).uniform(-0.1, 0.1, 2)
         return float(w1), float(w2)
     return _pair(settings, "start")
@@ -207,7 +207,7 @@ def _samples(path: xr.Dataset, settings: Settings) -> np.ndarray:
     lost = int(path["diverged_at"])
     steps = path.sizes["step"] - 1 if lost < 0 else min(lost, path.sizes["step"] - 1)
     if "batch" not in path:
-        return np.zeros(steps, int)  # there is but one
+        return np.zeros(steps, int)  # the only sample
     return path["batch"].values[:steps, 0]
 
 
@@ -283,7 +283,7 @@ def _first_to_last(record: xr.DataArray) -> str:
 
 
 def _standing_still(settings: Settings) -> str:
-    """What a gradient of zero does to the path."""
+    """A sentence on how steps of zero gradient affect the path."""
     if settings.model == "linear":
         return (
             "Both partial derivatives vanish at the origin, whatever the sample: a descent that starts "

@@ -1,7 +1,7 @@
-"""What the studies of regression in one dimension share.
+"""Shared by the studies of regression in one dimension.
 
-The nodes: targets and data; the functions that models are, before and after training; the table of
-their parameters. JAX is needed to make them, and not to read them.
+The nodes: targets and data; the models' functions before and after training; tables of their parameters.
+JAX is needed only to make them, not to read them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GRID = 401  # points on [−1, 1]: every 0.005, the targets' kinks among them
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """What can be changed about the data, and how they are walked through."""
+    """Settings of the data, and of the order in which a descent takes them."""
 
     target: str = setting("middle", "what is learnt: simple, middle or complex")
     n_samples: int = setting(15, "number of samples")
@@ -35,7 +35,7 @@ class DataSettings:
 
 
 def batches(settings: DataSettings) -> dict[str, Any]:
-    """The arguments of `descend` that walk through the data as the settings say."""
+    """The arguments of `descend` that set batches and order as in the settings."""
     if settings.batch_size is None:
         return {}
     return {"batch_size": settings.batch_size, "shuffle": "after_first"}
@@ -68,7 +68,7 @@ def data(settings: DataSettings) -> xr.Dataset:
 def functions(
     problem: Problem, moments: Mapping[str, xr.DataArray], grid: np.ndarray, inputs: Any = None
 ) -> xr.Dataset:
-    """The functions that a model is at some moments, for every member of a trajectory.
+    """A model's functions at some moments, for every member of a trajectory.
 
     Args:
         problem: whose model it is.
@@ -122,8 +122,8 @@ def parameters(problem: Problem, path: xr.Dataset) -> xr.Dataset:
 
 def values(path: xr.Dataset, name: str, step: int = -1) -> np.ndarray:
     """A scalar record at a recorded step, of the members that are finite there."""
-    found = path[name].isel(step=step).values.ravel()
-    return found[np.isfinite(found)]
+    record = path[name].isel(step=step).values.ravel()
+    return record[np.isfinite(record)]
 
 
 def spread(values: np.ndarray) -> str:
@@ -151,16 +151,16 @@ def steps_to(path: xr.Dataset, share: float) -> np.ndarray:
     """The first recorded step where the loss is at most `share` of that at step 0 (members,); NaN
     where there is none."""
     risk = path["risk"].transpose("step", ...).values.reshape(path.sizes["step"], -1)
-    there = risk <= share * risk[0]
-    first = path["step"].values[there.argmax(axis=0)]
-    return np.where(there.any(axis=0), first, np.nan)
+    reached = risk <= share * risk[0]
+    first = path["step"].values[reached.argmax(axis=0)]
+    return np.where(reached.any(axis=0), first, np.nan)
 
 
 def distances(data: xr.Dataset, models: xr.Dataset) -> xr.DataArray:
     """The root mean square distance (moment, …members) of functions from their target, on the grid."""
     target = data["y_grid"].sel(target=data.attrs["target"]).values
-    there = np.interp(models["x_grid"].values, data["x_grid"].values, target)
-    error = models["yhat_grid"] - xr.DataArray(there, dims="grid")
+    target_on_grid = np.interp(models["x_grid"].values, data["x_grid"].values, target)
+    error = models["yhat_grid"] - xr.DataArray(target_on_grid, dims="grid")
     return (error**2).mean("grid") ** 0.5
 
 

@@ -141,7 +141,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
             **batches,
         ),
     }
-    found = {"least-squares": least} | {
+    coefficients = {"least-squares": least} | {
         k: polynomials.final_coefficients(p) for k, p in paths.items()
     }
     degrees = {"line": 1, "quadratic": 2, "polynomial": settings.degree}
@@ -155,7 +155,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
         "graph/reverse": tw.computation_graph(z, settings.theta, reverse=True),
         "batches": _batches(quadratic, settings),
         **{f"path/{name}": path for name, path in paths.items()},
-        **{f"fit/{name}": polynomials.fit(x, y, params) for name, params in found.items()},
+        **{f"fit/{name}": polynomials.fit(x, y, params) for name, params in coefficients.items()},
         **{
             f"exact/{name}": polynomials.fit(x, y, polynomials.least_absolute(x, y, degree))
             for name, degree in degrees.items()
@@ -176,7 +176,7 @@ def _zeros(degree: int) -> dict[str, Any]:
 
 
 def _batches(problem: Any, settings: Settings) -> xr.Dataset:
-    """The mini-batches of one epoch, and what each makes of the start: its loss and gradient."""
+    """The mini-batches of one epoch, with each one's loss and gradient at the start."""
     import thalweg as tw
 
     # With a learning rate of 0 every batch sees the same parameters.

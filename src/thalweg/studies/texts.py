@@ -1,4 +1,4 @@
-"""Settings that are texts: name=value,name=value."""
+"""Parse settings that are texts: name=value,name=value."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ from thalweg.studies import Drawing, Findings, at_least, setting
 TITLE = "A linear network of two layers: first order against Levenberg–Marquardt"
 
 TARGETS = ("rows", "svd")
-CONDITION = 1e5  # of A built by singular values; of the weights of its rows, else
-STEPS_SHOWN = 190  # beside the second-order methods
-# path -> its name in a legend
+CONDITION = 1e5  # A's condition number ("svd"), or the ratio of its rows' largest to smallest scale
+STEPS_SHOWN = 190  # of the first-order methods, in the comparison with the second-order ones
+# path -> legend entry
 FIRST_ORDER = {"gradient-descent": "gradient descent", "adam": "Adam"}
 SECOND_ORDER = {"gauss-newton": "Gauss–Newton", "levenberg-marquardt": "Levenberg–Marquardt"}
 
@@ -95,7 +95,7 @@ def _check(settings: Settings) -> None:
 
 
 def _target(settings: Settings, rng: np.random.Generator) -> np.ndarray:
-    """A (d_out, d_in)."""
+    """The target matrix A (d_out, d_in)."""
     shape = (settings.d_out, settings.d_in)
     if settings.A == "rows":
         return rng.uniform(size=shape) * np.linspace(1, 1 / CONDITION, settings.d_out)[:, None]
@@ -136,7 +136,7 @@ def _descents(problem: Any, settings: Settings) -> dict[str, xr.Dataset]:
 
 
 def _linearisation(problem: Any, start: dict[str, np.ndarray], x: np.ndarray) -> xr.Dataset:
-    """What decides at the start: the Jacobian's singular values, and the largest curvature."""
+    """The linearisation at the start: the Jacobian's singular values, and the largest curvature."""
     import jax
 
     import thalweg as tw
@@ -259,7 +259,7 @@ def _guides(tree: xr.DataTree, settings: Settings) -> dict[str, xr.DataArray]:
     guides = {}
     for i, lr in enumerate(settings.newton_lrs):
         values = float(loss.values[0, i]) * (1 - lr) ** (2.0 * loss["step"])
-        # what lies below float64's reach of the first loss says nothing
+        # below float64's precision relative to the first loss there is only rounding
         shown = values.where(values > 1e-30 * values[0], drop=True)
         if 0 < lr < 1 and shown.size > 1:
             guides[f"(1 − {lr:g})^(2k)"] = shown
