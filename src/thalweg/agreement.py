@@ -69,8 +69,8 @@ def agreed(
     PyTorch's predictions, because near a minimum a loss is a small difference of large numbers.
     """
     some = problem.take(_telling(problem))
-    told = [_torchs_predictions(forward, module, some, some.params)]
-    followed = [_compare_predictions("predictions", some, some.params, told[0])]
+    results = [_torchs_predictions(forward, module, some, some.params)]
+    followed = [_compare_predictions("predictions", some, some.params, results[0])]
     for seed in range(_OTHERS):
         params = _moved(some.params, seed)
         try:
@@ -80,15 +80,15 @@ def agreed(
         if all(bool(t.isfinite().all()) for t in jax.tree_util.tree_leaves(theirs.yhat)):
             near = _compare_predictions("predictions at other parameters", some, params, theirs)
             followed.append(near)
-            told.append(theirs)
+            results.append(theirs)
     # one point may lack a derivative (a tie at a start of zeros) and the conventions differ; not all of them
     if not any(followed):
         raise InputError(f"predictions are PyTorch's, and their derivative is not: {_NOT_FOLLOWED}")
     if isinstance(loss, str):
         return problem
     loss = _on_the_cpu(loss)
-    pairs = [(theirs.yhat, theirs.y) for theirs in told]
-    pairs.append((_milder(told[0].yhat), told[0].y))
+    pairs = [(theirs.yhat, theirs.y) for theirs in results]
+    pairs.append((_milder(results[0].yhat), results[0].y))
     pairs = [pairs[0], *(pair for pair in pairs[1:] if _is_finite(loss, *pair))]
     each = [_each(loss, *pair) for pair in pairs]
     wholes = [loss(*pair) for pair in pairs]
@@ -103,11 +103,13 @@ def agreed(
     if problem.reduction == actual:
         some, followed = some.replace(reduction=actual), []
         for (yhat, y), losses in zip(pairs, each, strict=True):
-            given = jax.tree_util.tree_map(lambda t: jnp.array(of_tensor(t)), yhat)
+            predictions = jax.tree_util.tree_map(lambda t: jnp.array(of_tensor(t)), yhat)
             nudged = _nudged(yhat)
             rough = _each(loss, nudged, y) if _is_finite(loss, nudged, y) else losses
-            _compare("losses", some, predicting(some, given).pointwise(some.params), losses, rough)
-            followed.append(_are_followed(some, given, loss, yhat, nudged, y))
+            _compare(
+                "losses", some, predicting(some, predictions).pointwise(some.params), losses, rough
+            )
+            followed.append(_are_followed(some, predictions, loss, yhat, nudged, y))
         if not any(followed):
             raise InputError(f"the loss is PyTorch's, and its derivative is not: {_NOT_FOLLOWED}")
     return problem
@@ -193,8 +195,8 @@ def _each(loss: Any, yhat: Any, y: Any) -> Any:
 
 def _telling(problem: Problem) -> np.ndarray:
     """Indices of the samples to compare: the first ones, some spread over the rest, one for each class, and
-    those with the extreme integers. A loss with class weights is a mean where all samples are of one class,
-    and an index out of an embedding's range may come late."""
+    those with extreme targets or integer inputs. A loss with class weights is a mean where all samples are of
+    one class, and an index out of an embedding's range may come late."""
     n = problem.n_samples
     indices = [*range(min(_CHECKED, n)), *np.linspace(0, n - 1, _CHECKED).astype(int)]
     inputs, targets = map(jax.tree_util.tree_leaves, (problem.x, problem.y))

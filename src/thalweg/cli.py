@@ -107,12 +107,12 @@ def run(
         _run_all(out, seed, changes)
         return
     out = _needed(out)
-    given = _assignments(changes, seed)
+    changed = _assignments(changes, seed)
     if study not in studies.STUDIES:
         raise unknown("study", study, studies.STUDIES)
-    studies.make_settings(study, given)
+    studies.make_settings(study, changed)
     _load()
-    _run_and_write(lambda: studies.run(study, **given), out)
+    _run_and_write(lambda: studies.run(study, **changed), out)
 
 
 def _run_all(out: Path | None, seed: int | None, changes: tuple[str, ...]) -> None:
@@ -121,14 +121,14 @@ def _run_all(out: Path | None, seed: int | None, changes: tuple[str, ...]) -> No
     from thalweg.errors import unknown
 
     out = _needed(out)
-    given = _assignments(changes, seed)
+    changed = _assignments(changes, seed)
     names = {name: [field[0] for field in studies.settings_help(name)] for name in studies.STUDIES}
-    for key in given:
-        if not any(key in known for known in names.values()):
+    for key in changed:
+        if not any(key in setting_names for setting_names in names.values()):
             raise unknown("setting (of any study)", key, {k for v in names.values() for k in v})
     settings = {
-        name: {key: value for key, value in given.items() if key in known}
-        for name, known in names.items()
+        name: {key: value for key, value in changed.items() if key in setting_names}
+        for name, setting_names in names.items()
     }
 
     def say(outcome: Any) -> None:
@@ -278,15 +278,15 @@ def _needed(out: Path | None) -> Path:
 def _assignments(changes: tuple[str, ...], seed: int | None) -> dict[str, Any]:
     from thalweg.errors import InputError
 
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for change in changes:
         name, equals, value = change.partition("=")
         if not equals:
             raise InputError(f"--set needs NAME=VALUE; {change!r} given.")
-        given[name.strip()] = value.strip()
+        values[name.strip()] = value.strip()
     if seed is not None:
-        given["seed"] = seed
-    return given
+        values["seed"] = seed
+    return values
 
 
 def _run_and_write(make: Callable[[], Any], out: Path) -> Any:

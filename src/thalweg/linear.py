@@ -64,7 +64,8 @@ class Linearized:
         """
         s, along = self.values.astype(float), self.along.astype(float)
         kept = s > 0
-        some = jnp.where(kept, s, 1)  # written below without its square, which may underflow
+        some = jnp.where(kept, s, 1)
+        # not s / (s² + damping): s² may underflow or overflow
         size = jnp.where(kept, 1 / (some + damping / some), 0) * along
         promised = jnp.sum((s * size) ** 2) + 2 * damping * jnp.sum(size**2)
         return -matmul(size.astype(self.directions.dtype), self.directions) / self.scale, promised

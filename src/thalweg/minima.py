@@ -78,15 +78,15 @@ class Minima:
         """(n,) the minimum in whose ball, shrunk to a share of its radius, each point lies, or −1."""
         if not len(self.radii):
             return np.full(len(points), -1)
-        count, known = len(self.radii), _padded(self.points, 64)
-        radii = np.pad(share * self.radii, (0, len(known) - count))
+        count, padded = len(self.radii), _padded(self.points, 64)
+        radii = np.pad(share * self.radii, (0, len(padded) - count))
         size = _CHUNK if backend.on_cpu() else _CHUNK_ACCELERATED
-        found = np.empty(len(points), int)
+        nearest = np.empty(len(points), int)
         for first in range(0, len(points), size):
             chunk = points[first : first + size]
-            holders = _holder(_padded(chunk, size), known, radii, np.int32(count))
-            found[first : first + size] = holders[: len(chunk)]
-        return found
+            holders = _holder(_padded(chunk, size), padded, radii, np.int32(count))
+            nearest[first : first + size] = holders[: len(chunk)]
+        return nearest
 
 
 _CHUNK = 8192  # points that are compared with the minima at a time

@@ -84,7 +84,7 @@ def _figures_of(page: Path) -> set[str]:
 def _page(tree: xr.DataTree, figures: Path) -> str:
     """The page's text; its figures are written to the folder `figures` on the way."""
     name = studies.name_of(tree)
-    found = studies.findings(name, tree)
+    findings = studies.findings(name, tree)
     drawn = []
     for key, drawing in studies.drawings(name, tree):
         kind, content = _shown(drawing, key, figures)
@@ -101,10 +101,10 @@ def _page(tree: xr.DataTree, figures: Path) -> str:
         "report.html",
         title=studies.title(name),
         summary=studies.summary(name),
-        warnings=found.warnings,
-        sentences=found.sentences,
-        numbers=found.numbers.items(),
-        tables=found.tables.items(),
+        warnings=findings.warnings,
+        sentences=findings.sentences,
+        numbers=findings.numbers.items(),
+        tables=findings.tables.items(),
         figures=drawn,
         plotly=plotly,
         files=sorted(path.name for path in figures.iterdir()),

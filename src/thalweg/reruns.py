@@ -330,37 +330,39 @@ class Run:
         arrays, places = [tensor.jax() for tensor in inputs], list(map(self._place_of, inputs))
         number = next(self._questions)
         if self.told is None:
-            told = self.code.answer(call, places, arrays, question, is_grads_batched)
+            answer = self.code.answer(call, places, arrays, question, is_grads_batched)
         elif number < len(self.told):
-            told = self.told[number]
+            answer = self.told[number]
         else:
             # the user's code may catch `Reached` and go on asking
             self.question = self.question or question
             raise Reached
-        by_place = dict(zip(dict.fromkeys(places), told, strict=True))
-        found = [by_place[place] for place in places]
-        if not (allow_unused or materialize_grads) and any(slope is None for slope in found):
+        by_place = dict(zip(dict.fromkeys(places), answer, strict=True))
+        derivatives = [by_place[place] for place in places]
+        if not (allow_unused or materialize_grads) and any(slope is None for slope in derivatives):
             raise RuntimeError(
                 "One of the differentiated Tensors appears to not have been used in the graph. Set "
                 "allow_unused=True if this is the desired behavior."
             )
         if materialize_grads:
-            pairs = zip(found, arrays, strict=True)
-            found = [jnp.zeros_like(x) if slope is None else slope for slope, x in pairs]
-        tensors = self.code.env.j2t_iso(found if create_graph else jax.lax.stop_gradient(found))
+            pairs = zip(derivatives, arrays, strict=True)
+            derivatives = [jnp.zeros_like(x) if slope is None else slope for slope, x in pairs]
+        tensors = self.code.env.j2t_iso(
+            derivatives if create_graph else jax.lax.stop_gradient(derivatives)
+        )
         for k, tensor in enumerate(tensors):
             if tensor is not None:
                 self._place(tensor, k, create_graph, call)
         return tuple(tensors)
 
     def _place_of(self, tensor: Any) -> _Place:
-        made = getattr(tensor, "_made", None)
-        if made is None or not made.holds(self.code, tensor):
+        origin = getattr(tensor, "_made", None)
+        if origin is None or not origin.holds(self.code, tensor):
             raise InputError(
                 "torch.autograd.grad takes derivatives by tensors on which x.requires_grad_() was called, or "
                 "that PyTorch's operations return, if nothing is written into them afterwards."
             )
-        return made.place
+        return origin.place
 
 
 class _Made(NamedTuple):

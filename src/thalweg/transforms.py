@@ -217,9 +217,12 @@ def _applied(env: Any, translated: Callable[..., Any], kind: Any, *args: Any) ->
     from torch.autograd.function import _is_setup_context_defined
     from torch.utils import _pytree
 
-    own = kind.backward
-    once = own.__globals__ is vars(torch.autograd.function) and hasattr(own, "__wrapped__")
-    own = own.__wrapped__ if once else own  # undo the decorator once_differentiable
+    own_backward = kind.backward
+    once = own_backward.__globals__ is vars(torch.autograd.function) and hasattr(
+        own_backward, "__wrapped__"
+    )
+    # undo the decorator once_differentiable
+    own_backward = own_backward.__wrapped__ if once else own_backward
     places = [k for k, value in enumerate(args) if is_tensor(value)]
     inputs = env.t2j_iso([args[k] for k in places])
     needed = tuple(is_tensor(value) and needs_gradient(value) for value in args)
@@ -227,16 +230,16 @@ def _applied(env: Any, translated: Callable[..., Any], kind: Any, *args: Any) ->
     left: dict[str, Any] = {}
 
     def forward(*tensors: Any) -> tuple[Any, list[Any]]:
-        given = list(args)
+        arguments = list(args)
         for k, tensor in zip(places, tensors, strict=True):
-            given[k] = tensor
+            arguments[k] = tensor
         context = _context()()
         context.needs_input_grad = needed
         if _is_setup_context_defined(kind.setup_context):
-            out = kind.forward(*given)
-            kind.setup_context(context, tuple(given), out)
+            out = kind.forward(*arguments)
+            kind.setup_context(context, tuple(arguments), out)
         else:
-            out = kind.forward(context, *given)
+            out = kind.forward(context, *arguments)
         flat = out if isinstance(out, tuple) else (out,)
         left["still"] = [any(t is each for each in context.non_differentiable) for t in flat]
         leaves, left["structure"] = _pytree.tree_flatten(vars(context))
@@ -258,7 +261,7 @@ def _applied(env: Any, translated: Callable[..., Any], kind: Any, *args: Any) ->
         leaves = [kept[where][leaf] if where else leaf for where, leaf in left["leaves"]]
         context = _context()()
         vars(context).update(_pytree.tree_unflatten(leaves, left["structure"]))
-        input_slopes = own(context, *(slopes if isinstance(slopes, tuple) else (slopes,)))
+        input_slopes = own_backward(context, *(slopes if isinstance(slopes, tuple) else (slopes,)))
         input_slopes = input_slopes if isinstance(input_slopes, tuple) else (input_slopes,)
         if len(input_slopes) < len(args) or not all(
             each is None or is_tensor(each) for each in input_slopes

@@ -429,15 +429,15 @@ def _unless_rounding(enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
 @contextmanager
 def _replaced(where: Any, name: str, instead: Any) -> Iterator[None]:
     """Temporarily replace an attribute."""
-    own = vars(where).get(name, _INHERITED)
+    original = vars(where).get(name, _INHERITED)
     setattr(where, name, instead)
     try:
         yield
     finally:
-        if own is _INHERITED:
+        if original is _INHERITED:
             delattr(where, name)
         else:
-            setattr(where, name, own)
+            setattr(where, name, original)
 
 
 _INHERITED = object()
