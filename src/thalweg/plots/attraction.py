@@ -153,8 +153,8 @@ def _by_loss(
 
 
 def _rounding(result: xr.Dataset) -> float:
-    """The difference below which two minima's losses count as equal: rounding, relative to the loss at the
-    far end of the map by the largest curvature of a minimum."""
+    """The difference below which two minima's losses count as equal: rounding of the losses on the map, whose
+    size is estimated from its width and the largest curvature of a minimum."""
     spans = [np.ptp(result[axis].values) for axis in results.plane_axes(result)]
     lengths = np.linalg.norm(result["directions"].transpose("direction", "param").values, axis=1)
     curvature = result["largest_eigenvalue"].values.max(initial=0)
