@@ -49,7 +49,7 @@ def ripples(p: dict[str, Any]) -> Any:
     return first + 0.5 * jnp.cos(2 * (x + 2) * (y - 4) ** 2)
 
 
-# Minima and Hessians: Rosenbrock (1960); Himmelblau (1972); Beale (1958).
+# Minima: Rosenbrock (1960); Himmelblau (1972); Beale (1958).
 FUNCTIONS = {
     "rosenbrock": TestFunction(
         rosenbrock, (-1.2, 1.0), ((-2.0, 2.0), (-1.0, 3.0)), ((1.0, 1.0),), 0.0

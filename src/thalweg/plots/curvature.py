@@ -23,11 +23,20 @@ def density(
     title: str | None = None,
     label: str | None = None,
 ) -> Axes:
-    """A spectral density, as `Curvature.density` gives it.
+    """A spectral density.
 
     Args:
+        spectrum: a dataset with `density` (eigenvalue,), as `Curvature.density` gives it.
         y: "log" or "linear". A log axis goes down to a millionth of the largest density.
-        ax, title, label: as for every plot.
+        ax: where to draw; a new figure without it.
+        title: a title; "Spectral density" without it.
+        label: the spectrum's name in the legend.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: another dataset, an unknown scale.
     """
     style.one_of("y", y, ("linear", "log"))
     if "density" not in spectrum:
@@ -83,7 +92,15 @@ def sharpness(
             the limit of Adam and its like is for that one, and SGD's for the Hessian itself. By
             default, whether the record's name begins with "preconditioned".
         x, y: "linear" or "log".
-        ax, title, label: as for every plot.
+        ax: where to draw; a new figure without it.
+        title: a title; "Sharpness" without it.
+        label: the trajectory's name in the legend.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: a record that is not there, an unknown scale.
     """
     path = members.check_trajectory(path)
     if name not in path:
@@ -163,8 +180,15 @@ def explained_variance(
 
     Args:
         plane: a `pca_plane`'s dataset, or a landscape on it.
-        components: how many to draw.
-        ax, title: as for every plot.
+        components: how many to draw, at most.
+        ax: where to draw; a new figure without it.
+        title: a title.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: another dataset.
     """
     if "explained_variance" not in plane:
         raise InputError("a plane of principal components was expected, as pca_plane gives it.")
