@@ -115,7 +115,7 @@ def test_a_descent_takes_them(network):
 
 def test_what_stands_apart_is_a_call_of_its_own():
     """Both that use it would compute it otherwise, each in a loop of its own."""
-    slope = backend.apart(lambda x: 2 * jnp.sin(x))
+    slope = backend.outlined(lambda x: 2 * jnp.sin(x))
 
     def used_twice(x, y):
         return slope(x) @ y, slope(x) - y

@@ -197,7 +197,7 @@ def test_calls_of_arithmetic_are_inlined():
         jax.jit(lambda x: (1.0, x + 1)),
         jax.jit(lambda x: [jnp.sin(x)] * 2),
         jax.jit(jnp.cumsum),
-        backend.apart(jnp.sin),
+        backend.outlined(jnp.sin),
     ],
 )
 def test_other_calls_are_kept(function):

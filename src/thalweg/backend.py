@@ -123,7 +123,7 @@ def matmul(a: Any, b: Any) -> Any:
     return jnp.matmul(a, b, precision="highest")
 
 
-def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+def outlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as a call that XLA does not inline, for use inside a trace.
 
     On a CPU, XLA fuses cheap operations into every consumer and computes them anew for each; it removes

@@ -37,7 +37,7 @@ def arranged(jaxpr: Any) -> list[Any]:
             read = frozenset[Any]().union(*(behind.get(v, {v}) for v in terms))
             if len(read) > _MOST and uses[value] > 1 and _is_large(value.aval):
                 how = {"operation": equation.primitive, **equation.params}
-                equation = call_for(equation, _computed_once, compiled=backend.apart, **how)
+                equation = call_for(equation, _computed_once, compiled=backend.outlined, **how)
             else:
                 behind[value] = read
         equations.append(equation)

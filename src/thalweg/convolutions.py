@@ -40,9 +40,9 @@ def arranged(jaxpr: Any) -> list[Any]:
     layouts = Layouts()
     for equation in jaxpr.eqns:
         if not _is_known(equation):
-            layouts.take(equation)
+            layouts.rewrite(equation)
         elif (how := _how(equation)) is None:
-            layouts.keep(equation)
+            layouts.append(equation)
         else:
             _arrange(equation, how, layouts)
     return layouts.finished(jaxpr.outvars)
@@ -94,8 +94,8 @@ def _arrange(equation: Any, how: Way, layouts: Layouts) -> None:
         if how is _convolved_by_shifts
         else _specs(x.aval.ndim, whole=how is _convolved_at_one_place)
     )
-    x = layouts.ordered(x, _order(specs.lhs_spec, model_specs.lhs_spec))
-    w = layouts.ordered(w, _order(specs.rhs_spec, model_specs.rhs_spec))
+    x = layouts.in_order(x, _order(specs.lhs_spec, model_specs.lhs_spec))
+    w = layouts.in_order(w, _order(specs.rhs_spec, model_specs.rhs_spec))
     call = call_for(equation.replace(invars=[x, w]), how, **equation.params)
     layouts.add(call, result, _order(specs.out_spec, model_specs.out_spec))
 

@@ -81,7 +81,7 @@ def _method(flow: Flow) -> tuple[Any, Any, Any]:
     import diffrax
 
     # all later stages use a slope, and XLA would compute it anew in each
-    downhill = backend.apart(_downhill) if backend.on_cpu() else _downhill
+    downhill = backend.outlined(_downhill) if backend.on_cpu() else _downhill
 
     def along(t: Any, params: Params, args: Any) -> Params:
         return downhill(flow.problem, params)

@@ -157,7 +157,7 @@ def call_for(
     Args:
         function: takes the operands, which are arrays, and the hashable `static` arguments by keyword.
         outvars: the variables that the call writes to; by default those of `equation`.
-        compiled: how to compile it: `jax.jit`, or `thalweg.backend.apart`.
+        compiled: how to compile it: `jax.jit`, or `thalweg.backend.outlined`.
     """
     arrays = ((v.aval.shape, v.aval.dtype) for v in equation.invars)
     call = _call(function, compiled, tuple(static.items()), *arrays)

@@ -53,7 +53,7 @@ class Layouts:
         self._variables: dict[Any, dict[Order, Any]] = {}
         self._copies: set[Any] = set()  # broadcast values, which cost nothing in any order
 
-    def take(self, equation: Any) -> None:
+    def rewrite(self, equation: Any) -> None:
         """Append an equation, computed in the order that most of its operands are in already."""
         name, inputs = equation.primitive.name, equation.invars
         if name == "broadcast_in_dim":
@@ -63,17 +63,17 @@ class Layouts:
             permutation = equation.params["permutation"]
             variables = self._variables[inputs[0]].items()
             self._variables[value] = {
-                _then(order, permutation): variable for order, variable in variables
+                _composed(order, permutation): variable for order, variable in variables
             }
             return
         order = self._order_of(equation)
-        if _is_own(order):
-            self.keep(equation)
+        if _is_identity(order):
+            self.append(equation)
             return
         (out,), params, out_order = equation.outvars, dict(equation.params), order
         for key in _OF_EACH_AXIS.get(name, ()):
             if params[key] is not None:
-                params[key] = tuple(params[key][d] for d in _back(order))
+                params[key] = tuple(params[key][d] for d in _inverse(order))
         if key := _OF_SOME_AXES.get(name):
             axis_or_axes = params[key]
             axes = (axis_or_axes,) if isinstance(axis_or_axes, int) else axis_or_axes
@@ -85,67 +85,69 @@ class Layouts:
             if out.aval.ndim < len(order):  # a reduction: renumber the remaining axes
                 remaining = [place for d, place in enumerate(order) if d not in axes]
                 out_order = tuple(sorted(remaining).index(place) for place in remaining)
-        operands = [self.ordered(v, order) if v.aval.ndim else v for v in inputs]
+        operands = [self.in_order(v, order) if v.aval.ndim else v for v in inputs]
         self.add(equation.replace(invars=operands, params=params), out, out_order)
 
-    def keep(self, equation: Any) -> None:
+    def append(self, equation: Any) -> None:
         """Append an equation as it is, with its operands in the model's order."""
-        operands = [self.own(v) for v in equation.invars]
+        operands = [self.in_model_order(v) for v in equation.invars]
         same = all(map(operator.is_, operands, equation.invars))
         self.equations.append(equation if same else equation.replace(invars=operands))
 
     def add(self, equation: Any, value: Any, order: Order) -> None:
         """Append an equation whose result, transposed by `order`, is `value`."""
         variable = value
-        if not _is_own(order):
-            variable = _transposition(value, _back(order)).outvars[0]
+        if not _is_identity(order):
+            variable = _transposition(value, _inverse(order)).outvars[0]
             self._variables[value] = {order: variable}
         self.equations.append(equation.replace(outvars=[variable]))
 
     def finished(self, results: Sequence[Any]) -> list[Any]:
         """All equations, the jaxpr's results brought into the model's order."""
         for value in results:
-            variable = self.own(value)
+            variable = self.in_model_order(value)
             if variable is not value:
-                model_order = _own(value)
+                model_order = _model_order(value)
                 self.equations.append(
                     _transposition(variable, model_order).replace(outvars=[value])
                 )
                 self._variables[value] = {model_order: value}
         return self.equations
 
-    def own(self, value: Any) -> Any:
+    def in_model_order(self, value: Any) -> Any:
         """The variable for a value in the model's order."""
         moved = is_variable(value) and value in self._variables
-        return self.ordered(value, _own(value)) if moved else value
+        return self.in_order(value, _model_order(value)) if moved else value
 
-    def ordered(self, value: Any, order: Order) -> Any:
+    def in_order(self, value: Any, order: Order) -> Any:
         """The variable whose transpose by `order` is `value`."""
-        variables = self._of(value)
+        variables = self._variables_of(value)
         if order not in variables:
             here, variable = next(iter(variables.items()))
-            equation = _transposition(variable, _then(here, _back(order)))
-            if _is_own(order):
+            equation = _transposition(variable, _composed(here, _inverse(order)))
+            if _is_identity(order):
                 equation = equation.replace(outvars=[value])
             self.equations.append(equation)
             variables[order] = equation.outvars[0]
             self._variables[value] = variables
         return variables[order]
 
-    def _of(self, value: Any) -> dict[Order, Any]:
+    def _variables_of(self, value: Any) -> dict[Order, Any]:
         """The variables for a value, by order."""
         if is_variable(value) and value in self._variables:
             return self._variables[value]
-        return {_own(value): value}
+        return {_model_order(value): value}
 
     def _order_of(self, equation: Any) -> Order:
         """The order in which an equation needs the fewest numbers transposed; if possible the model's."""
         if equation.primitive.name not in _IN_ANY_ORDER:
             return ()
         operands = [v for v in equation.invars if v.aval.ndim]
-        available = [(v.aval.size, self._of(v)) for v in operands if v not in self._copies]
+        available = [
+            (v.aval.size, self._variables_of(v)) for v in operands if v not in self._copies
+        ]
         # the model's order comes first, and so wins ties
-        orders = [*map(_own, operands[:1]), *(order for _, of in available for order in of)]
+        orders = [*map(_model_order, operands[:1]), *(order for _, of in available for order in of)]
 
         def turned(order: Order) -> int:
             return sum(size for size, of in available if order not in of)
@@ -164,25 +166,25 @@ def _transposition(variable: Any, order: Order) -> Any:
 def _transposed(shape: Any, dtype: Any, weak_type: bool, order: Order) -> Any:
     turn = functools.partial(lax.transpose_p.bind, permutation=order)
     if math.prod(shape) >= _LARGE:
-        turn = backend.apart(turn)
+        turn = backend.outlined(turn)
     array = jax.ShapeDtypeStruct(shape, dtype, weak_type=weak_type)
     (equation,) = jax.make_jaxpr(turn)(array).eqns
     return equation
 
 
-def _own(value: Any) -> Order:
+def _model_order(value: Any) -> Order:
     return tuple(range(value.aval.ndim))
 
 
-def _then(before: Sequence[int], after: Sequence[int]) -> Order:
+def _composed(before: Sequence[int], after: Sequence[int]) -> Order:
     """One transpose that does two, `before` and then `after`."""
     return tuple(before[d] for d in after)
 
 
-def _back(order: Order) -> Order:
+def _inverse(order: Order) -> Order:
     """The transpose that undoes one by `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-def _is_own(order: Order) -> bool:
+def _is_identity(order: Order) -> bool:
     return order == tuple(range(len(order)))
