@@ -387,6 +387,25 @@ def test_a_covariance_far_smaller_than_its_gradients_in_single_precision(size, r
     np.testing.assert_allclose(operator.trace(60).value, expected.sum(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_numbers_whose_squares_single_precision_does_not_hold(size):
+    curvatures = (size * np.linspace(-1, 2, 300)).astype(np.float32)
+    slopes = np.diag(curvatures)[:20]
+    operator = tw.hessian(
+        tw.Problem.from_function(
+            Partial(lambda c, w: 0.5 * jnp.sum(c * w**2), curvatures), np.zeros(300, np.float32)
+        ),
+        np.zeros(300, np.float32),
+    )
+    np.testing.assert_allclose(operator.top(2)[0], curvatures[:-3:-1], rtol=1e-3)
+    np.testing.assert_allclose(operator.bottom(2)[0], curvatures[:2], rtol=1e-3)
+    problem = tw.Problem(
+        lambda w, x: x @ w, lambda yhat, y: yhat, slopes, None, params=np.zeros(300, np.float32)
+    )
+    norms = tw.gradient_norms(problem, problem.params)
+    np.testing.assert_allclose(norms, abs(curvatures[:20]), rtol=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_copies_of_the_largest_eigenvalue_are_found_close_above_others(seed):
     curvatures = jnp.asarray([*np.linspace(0, 10, 1000), 10.0])

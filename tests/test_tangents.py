@@ -211,6 +211,22 @@ def test_kernel_drift_along_a_descent():
     np.testing.assert_allclose(more.drift, whole.drift[6:], rtol=1e-10)
 
 
+def test_the_drift_of_a_kernel_whose_square_single_precision_does_not_hold():
+    x = np.linspace(0.5, 1, 5, dtype=np.float32)
+
+    def problem(scale):
+        return tw.Problem(
+            lambda w, x: scale * w**2 * x, lambda yhat, y: yhat / scale**2, x, None,
+            params=np.float32(1),
+        )  # fmt: skip
+
+    small, large = (
+        tw.descend(problem(s), tw.SGD(lr=0.1 * s), steps=2, record={"drift": tw.kernel_drift})
+        for s in (1.0, 2.0**40)
+    )
+    np.testing.assert_allclose(large.drift, small.drift, rtol=1e-5, atol=1e-6)  # of 0: rounding
+
+
 def test_a_linear_model_has_one_kernel():
     path = tw.descend(
         line_problem(), tw.SGD(lr=0.1), steps=5, batch_size=7, record={"drift": tw.kernel_drift}

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thalweg.backend import matmul
+from thalweg.params import norm
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -115,7 +116,7 @@ def _search(
     while True:
         image = product(basis[locked + held])
         held, products = held + 1, products + 1
-        scale = max(scale, float(jnp.linalg.norm(image)))
+        scale = max(scale, float(norm(image)))
         basis, coefficients, left = absorb(
             basis, image, locked + held, scale, jax.random.fold_in(key, products)
         )
@@ -180,12 +181,12 @@ def absorb(basis: Any, image: Any, row: Any, scale: Any, key: Any) -> tuple[Any,
         The new basis, the coefficients (m,) of `image` in the old one, and the length of the rest.
     """
     coefficients, new = _orthogonal(basis, image)
-    length = jnp.linalg.norm(new)
-    floor = 8 * jnp.finfo(basis.dtype).eps * jnp.maximum(scale, jnp.linalg.norm(image))
+    length = norm(new)
+    floor = 8 * jnp.finfo(basis.dtype).eps * jnp.maximum(scale, norm(image))
 
     def random() -> Any:
         other = _orthogonal(basis, jax.random.normal(key, image.shape, image.dtype))[1]
-        size = jnp.linalg.norm(other)
+        size = norm(other)
         # a basis of the whole space leaves only rounding
         return jnp.where(size > 1e-3, other / jnp.where(size == 0, 1, size), 0)
 
@@ -212,11 +213,11 @@ def projected(
     """An operator's projection (steps, steps) on the Krylov space from `start` (p,), as by `krylov`, but with
     the product called from the host; NaN where it is not finite."""
     basis = jnp.zeros((steps + 1, start.shape[0]), start.dtype)
-    basis = basis.at[0].set(start / jnp.linalg.norm(start))
+    basis = basis.at[0].set(start / norm(start))
     columns, scale = np.zeros((steps, steps)), 0.0
     for j in range(steps):
         image = product(basis[j])
-        scale = max(scale, float(jnp.linalg.norm(image)))
+        scale = max(scale, float(norm(image)))
         basis, column, _ = absorb(basis, image, j + 1, scale, jax.random.fold_in(key, j))
         columns[: j + 1, j] = np.asarray(column)[: j + 1]
         if not np.isfinite(columns[: j + 1, j]).all():
@@ -231,12 +232,12 @@ def krylov(product: Product, start: Any, steps: int, key: Any) -> tuple[Any, Any
     `steps` is at most p, and `start` not zero.
     """
     basis = jnp.zeros((steps + 1, start.shape[0]), start.dtype)
-    basis = basis.at[0].set(start / jnp.linalg.norm(start))
+    basis = basis.at[0].set(start / norm(start))
 
     def advance(j: Any, carry: Any) -> Any:
         basis, projected, scale, _ = carry
         image = product(basis[j])
-        scale = jnp.maximum(scale, jnp.linalg.norm(image))
+        scale = jnp.maximum(scale, norm(image))
         basis, column, left = absorb(basis, image, j + 1, scale, jax.random.fold_in(key, j))
         return basis, projected.at[:, j].set(column[:steps]), scale, left
 

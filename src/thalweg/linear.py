@@ -18,7 +18,7 @@ import numpy as np
 from thalweg import blocks, forward, losses
 from thalweg.backend import matmul
 from thalweg.errors import InputError
-from thalweg.params import Layout, Params
+from thalweg.params import Layout, Params, norm
 from thalweg.problem import Problem, check_is_problem
 
 if TYPE_CHECKING:
@@ -181,12 +181,12 @@ def _solve(problem: Problem, probe: Params) -> tuple[Float[Array, " p"], Any]:
 
     def deviation(w: Any, summed: Any = 0) -> Any:
         moved = push(w)
-        size = jnp.linalg.norm(at_zero) + jnp.maximum(jnp.linalg.norm(moved), summed)
-        off = jnp.linalg.norm(residuals(w) - at_zero - moved)
+        size = norm(at_zero) + jnp.maximum(norm(moved), summed)
+        off = norm(residuals(w) - at_zero - moved)
         return jnp.where(off == 0, 0, off / jnp.where(size == 0, 1, size))
 
     # With nearly dependent columns the solution is large and the terms of J h cancel: rounding is relative to
     # the terms' size, ‖J‖ ‖h‖. J times a random vector of unit variance has about the Frobenius norm of J.
-    summed = jnp.linalg.norm(push(point)) * jnp.linalg.norm(solution)
+    summed = norm(push(point)) * norm(solution)
     off = [deviation(w) for w in (point, -point, 100 * point)]
     return solution, jnp.max(jnp.stack([deviation(solution, summed), *off]))

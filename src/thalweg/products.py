@@ -16,7 +16,7 @@ import numpy as np
 
 from thalweg import backend, forward, programs
 from thalweg.errors import InputError
-from thalweg.params import Layout
+from thalweg.params import Layout, norm
 from thalweg.passes import (
     ACTIVATIONS,
     gradients_at_a_time,
@@ -212,12 +212,12 @@ def mean_gradient(problem: Problem, size: int, point: Any) -> Any:
 def norm_of(problem: Problem, layout: Layout, point: Any, center: Any) -> Callable[[Any], Any]:
     """‖g − center‖ as a function of one sample (x, y), g being the gradient of its risk at `point`."""
 
-    def norm(sample: Any) -> Any:
+    def of_one(sample: Any) -> Any:
         x, y = jax.tree_util.tree_map(lambda leaf: leaf[None], sample)
         losses = losses_of(problem.replace(x=x, y=y, mask=None), layout)
-        return jnp.linalg.norm(jax.grad(lambda w: losses(w)[0])(point) - center)
+        return norm(jax.grad(lambda w: losses(w)[0])(point) - center)
 
-    return norm
+    return of_one
 
 
 def gradient_norms(problem: Problem, point: Any) -> np.ndarray:

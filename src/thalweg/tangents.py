@@ -16,7 +16,7 @@ from thalweg import blocks, forward, inputs
 from thalweg.backend import matmul
 from thalweg.errors import InputError
 from thalweg.observables import At, Observable, documented, relative
-from thalweg.params import Layout, Params
+from thalweg.params import Layout, Params, norm
 from thalweg.problem import Problem, check_is_problem
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def _first_kernel(at: At) -> Any:
 
 
 def _drift(at: At, first: Any) -> tuple[Any, Any]:
-    drift = jnp.linalg.norm(_ntk_now(at.problem, at.params, None) - first)
-    return relative(drift, jnp.linalg.norm(first)), first
+    drift = norm(_ntk_now(at.problem, at.params, None) - first)
+    return relative(drift, norm(first)), first
 
 
 kernel_drift = documented(
