@@ -487,6 +487,20 @@ def test_the_density_is_that_of_the_eigenvalues(large):
     assert abs(mean - expected.mean()) < 0.1 * abs(expected).mean()
 
 
+@pytest.mark.parametrize(("size", "dtype"), [(20, "float64"), (300, "float64"), (300, "float32")])
+def test_the_density_of_a_multiple_of_the_identity(size, dtype):
+    turned = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
+    matrix = jnp.asarray(turned @ turned.T, dtype)  # the identity, but for rounding
+    problem = tw.Problem.from_function(
+        Partial(lambda m, w: 1.5 * w @ (m @ w), matrix), np.zeros(size, dtype)
+    )
+    spectrum = tw.hessian(problem, problem.params).density()
+    assert spectrum.attrs["width"] == pytest.approx(0.03, rel=1e-3)
+    grid = spectrum["eigenvalue"].values
+    np.testing.assert_allclose(np.trapezoid(spectrum["density"], grid), 1, rtol=1e-3)
+    assert abs(grid[np.argmax(spectrum["density"].values)] - 3) < 1e-3
+
+
 # Bad input -------------------------------------------------------------------------------------
 
 

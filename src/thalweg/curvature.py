@@ -324,7 +324,11 @@ class Curvature:
         else:
             nodes, weights = self._quadrature(probes, min(steps, self.problem.size), seed, progress)
         self._check_finite(nodes)
-        span = float(np.ptp(nodes)) or max(abs(float(nodes.max())), 1.0)
+        span, size = float(np.ptp(nodes)), float(np.abs(nodes).max())
+        if (
+            span <= 1e3 * float(jnp.finfo(self.dtype).eps) * size
+        ):  # one eigenvalue, but for rounding
+            span = size or 1.0
         width = span / 100 if width is None else float(width)
         needed = int(np.ceil(2 * (np.ptp(nodes) + 8 * width) / width))
         if points < needed:
