@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -286,3 +287,43 @@ def test_an_operator_is_not_made_in_a_compiled_function(problem):
         )  # fmt: skip
     with pytest.raises(InputError, match="needs a descent's optimizer"):
         tw.preconditioned_sharpness(problem, problem.params)
+
+
+# What is something else altogether ----------------------------------------------------------------
+
+
+def test_what_is_something_else_is_one_line(problem, tmp_path):
+    path, operator = (
+        tw.descend(problem, tw.SGD(lr=0.1), steps=2),
+        tw.hessian(problem, problem.params),
+    )
+    plane = tw.line(problem, problem.params, np.zeros(problem.size), 3)
+    surface = tw.landscape(problem, plane)
+    for call, words in (
+        (lambda: tw.Problem(line, "mse", [1.0], [2.0], init="zeros"), "init must be a function"),
+        (lambda: tw.Problem.from_catalogue(["beale"]), "unknown catalogue problem"),
+        (lambda: problem.risk("start"), "entries 'start'; expected"),
+        (lambda: tw.stability_threshold(problem), "a trajectory was expected, Problem given"),
+        (lambda: operator.density(width="wide"), "width must be above 0; 'wide'"),
+        (lambda: operator.density(width=np.inf), "width must be above 0; inf"),
+        (lambda: tw.trajectory(5), "a series of checkpoints was expected, .*; 5 given"),
+        (lambda: tw.trajectory([problem.params], "mse"), "thalweg.Problem was expected"),
+        (lambda: tw.trajectory([problem.params], problem, key=3), "key must be a checkpoint's key"),
+        (lambda: tw.trajectory([problem.params], problem, steps=3), "steps= must hold"),
+        (lambda: tw.landscape(problem, plane, risks=3), "risks must be of empirical"),
+        (lambda: tw.landscape(problem, plane, risks=[3]), "unknown risk 3"),
+        (lambda: tw.line(problem, problem.params, np.zeros(problem.size), 10**30), "lower points="),
+        (lambda: tw.line(problem, problem.params, np.zeros(problem.size), name=""), "an axis needs a name"),
+        (lambda: tw.save(path, None), "a file's path was expected; None given"),
+        (lambda: tw.load(3), "a file's path was expected; 3 given"),
+        (lambda: tw.plot.loss(path, ax=plt.figure()), "ax must be one of matplotlib's axes.*Figure given"),
+        (lambda: tw.plot.profile(surface, ax=[1, 2]), "ax must be one of matplotlib's axes.*list given"),
+        (lambda: tw.plot.loss(path, band=1), "band must be two increasing quantiles"),
+        (lambda: tw.plot.record(path, ["loss"]), "unknown record"),
+        (lambda: tw.plot.density(path.loss), "a spectral density was expected"),
+        (lambda: tw.plot.trace(problem, path, ax=plt.gca()), "a landscape was expected, Problem given"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+        plt.close("all")

@@ -892,7 +892,7 @@ def test_units_of_a_record() -> None:
     [
         ("los", {}, "did you mean 'loss'"),
         ("params", {}, "param.*isel"),
-        ("start", {}, "not one number a step"),
+        ("start", {}, "not one number per step"),
         ("loss", {"x": "logit"}, "unknown x"),
         ("loss", {"y": "lin"}, "unknown y"),
         ("loss", {"band": (0.9, 0.1)}, "increasing quantiles"),

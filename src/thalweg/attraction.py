@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, inputs, results
+from thalweg import backend, blocks, results
 from thalweg.ensemble import members
-from thalweg.errors import InputError
+from thalweg.errors import InputError, whole_number
 from thalweg.loop import Feed, Past, Plan, Span, begin, block, known_turns
 from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
@@ -76,7 +76,7 @@ def basins(
     check_is_problem(problem)
     check_is_plane_of(problem, plane, taken=(*_VARIABLES, "minimum"))
     check(optimizer).check_problem(problem)
-    steps = inputs.whole_number("steps", steps, 0)
+    steps = whole_number("steps", steps, 0)
     if problem.size > _MOST_PARAMETERS:
         raise InputError(
             f"basins needs the Hessian at many points, and takes problems of up to {_MOST_PARAMETERS} "

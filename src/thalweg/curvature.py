@@ -17,8 +17,8 @@ import numpy as np
 import xarray as xr
 from jax.core import Tracer
 
-from thalweg import backend, blocks, inputs, lanczos, losses, passes, products, results
-from thalweg.errors import InputError, NotConverged, unknown
+from thalweg import backend, blocks, lanczos, losses, passes, products, results
+from thalweg.errors import InputError, NotConverged, is_number, unknown, whole_number
 from thalweg.params import Params
 from thalweg.problem import Problem, check_is_problem, described, in_precision, vector_of
 
@@ -196,10 +196,10 @@ class Curvature:
         self, k: int, sign: int, tolerance: float | None, seed: int, progress: bool | None
     ) -> tuple[np.ndarray, np.ndarray]:
         p = self.problem.size
-        k, seed = inputs.whole_number("k", k, 1), inputs.whole_number("seed", seed, 0)
+        k, seed = whole_number("k", k, 1), whole_number("seed", seed, 0)
         if k > p:
             raise InputError(f"k must be at most the number of parameters, {p}; {k} given.")
-        if tolerance is not None and not (inputs.is_number(tolerance) and tolerance > 0):
+        if tolerance is not None and not (is_number(tolerance) and tolerance > 0):
             raise InputError(f"tolerance must be above 0; {tolerance!r} given.")
         if p <= _SMALL:
             values, vectors = self._decomposed
@@ -247,8 +247,8 @@ class Curvature:
         """
         if method not in _METHODS:
             raise unknown("trace method", method, _METHODS)
-        samples = inputs.whole_number("samples", samples, 6)
-        seed = inputs.whole_number("seed", seed, 0)
+        samples = whole_number("samples", samples, 6)
+        seed = whole_number("seed", seed, 0)
         p = self.problem.size
         if p <= samples:
             exact = float(np.trace(self.dense(), dtype=float))
@@ -308,15 +308,15 @@ class Curvature:
             InputError: impossible numbers, a point where the matrix is not finite.
         """
         probes, steps = (
-            inputs.whole_number("probes", probes, 1),
-            inputs.whole_number("steps", steps, 2),
+            whole_number("probes", probes, 1),
+            whole_number("steps", steps, 2),
         )
         points, seed = (
-            inputs.whole_number("points", points, 2),
-            inputs.whole_number("seed", seed, 0),
+            whole_number("points", points, 2),
+            whole_number("seed", seed, 0),
         )
-        if width is not None and not width > 0:
-            raise InputError(f"width must be above 0; {width!r} given.")
+        if width is not None and not (is_number(width) and 0 < width < np.inf):
+            raise InputError(f"width must be above 0; {width!r:.80} given.")
         if self.problem.size <= _SMALL:
             values = self._decomposed[0]
             nodes = values[None]
@@ -325,10 +325,8 @@ class Curvature:
             nodes, weights = self._quadrature(probes, min(steps, self.problem.size), seed, progress)
         self._check_finite(nodes)
         span, size = float(np.ptp(nodes)), float(np.abs(nodes).max())
-        if (
-            span <= 1e3 * float(jnp.finfo(self.dtype).eps) * size
-        ):  # one eigenvalue, but for rounding
-            span = size or 1.0
+        rounding = 1e3 * float(jnp.finfo(self.dtype).eps) * size
+        span = span if span > rounding else size or 1.0  # of one eigenvalue
         width = span / 100 if width is None else float(width)
         needed = int(np.ceil(2 * (np.ptp(nodes) + 8 * width) / width))
         if points < needed:

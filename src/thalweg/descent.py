@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import xarray as xr
 
-from thalweg import blocks, inputs, observables, results, sampling, stopping
+from thalweg import blocks, observables, results, sampling, stopping
 from thalweg.ensemble import Members, check_same_parameters, members, reaches_the_end
-from thalweg.errors import InputError, first_line
+from thalweg.errors import InputError, first_line, whole_number
 from thalweg.job import Feeds, Job
 from thalweg.logbook import source_of
 from thalweg.loop import Plan
@@ -92,7 +92,7 @@ def descend(
     """
     check_is_problem(problem)
     check(optimizer).check_problem(problem)
-    every = min(inputs.whole_number("every", every, 1), 2**31 - 1)
+    every = min(whole_number("every", every, 1), 2**31 - 1)
     if resume is not None:
         _check_resumable(resume, problem, optimizer)
     if seed is None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from thalweg import blocks, curvature, inputs, names
-from thalweg.errors import InputError, unknown
+from thalweg import blocks, curvature, names
+from thalweg.errors import InputError, unknown, whole_number
 from thalweg.params import Params
 from thalweg.planes import Plane, Points, counts_of, grid_of, line, point_of
 from thalweg.problem import Problem, check_is_problem
@@ -66,12 +66,12 @@ def random_plane(
     check_is_problem(problem)
     if normalize not in _NORMALIZATIONS:
         raise unknown("normalisation", normalize, _NORMALIZATIONS)
-    count = inputs.whole_number("directions", directions, 1)
+    count = whole_number("directions", directions, 1)
     _check_memory(problem, count)
     origin = point_of(problem, params)
     # Not the stream of default_rng(seed): data drawn with the same small seed would recur in the directions,
     # and along its own samples a first layer's curvature is many times the usual.
-    rng = np.random.default_rng([inputs.whole_number("seed", seed, 0), _STREAM])
+    rng = np.random.default_rng([whole_number("seed", seed, 0), _STREAM])
     rows = rng.standard_normal((count, problem.size))
     left_out, at = [], 0
     axes: dict[str, int] = {}
@@ -172,7 +172,7 @@ def pca_plane(
         InputError: fewer iterates than it takes, or too many to decompose.
     """
     check_is_problem(problem)
-    count = inputs.whole_number("components", components, 1)
+    count = whole_number("components", components, 1)
     if origin not in ("final", "mean"):
         raise unknown("origin", origin, ("final", "mean"))
     _check_memory(problem, count)

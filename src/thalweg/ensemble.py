@@ -17,8 +17,8 @@ import numpy as np
 import xarray as xr
 
 from thalweg import names
-from thalweg.errors import InputError
-from thalweg.inputs import is_real, whole_number
+from thalweg.errors import InputError, whole_number
+from thalweg.inputs import is_real
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
 from thalweg.problem import Problem

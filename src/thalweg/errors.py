@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import numbers
 import re
 import warnings
 from collections.abc import Iterable
@@ -72,3 +73,17 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> InputError:
     hint = f"; did you mean {known[lower.index(near[0])]!r}?" if near else "."
     more = f", … ({len(known)} in all)" if len(known) > _LISTED else ""
     return InputError(f"unknown {kind} {given!r}{hint} Known: {', '.join(known[:_LISTED])}{more}.")
+
+
+def is_number(value: object) -> bool:
+    """Whether a setting is one real number, Python's or NumPy's, and not a boolean, which Python takes for
+    one."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """`value` as an int of at least `least`."""
+    whole = is_number(value) and (isinstance(value, int) or float(value).is_integer())
+    if whole and value >= least:
+        return int(value)
+    raise InputError(f"{name} must be a whole number of at least {least}; {value!r:.80} given.")

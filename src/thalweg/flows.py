@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, inputs, names, observables, results
+from thalweg import backend, blocks, names, observables, results
 from thalweg.ensemble import Members, members
-from thalweg.errors import InputError
+from thalweg.errors import InputError, is_number, whole_number
 from thalweg.integrator import (
     DIVERGED,
     EXPLICIT,
@@ -108,7 +108,7 @@ def gradient_flow(
         observed=observed,
         rtol=_tolerance("rtol", rtol),
         atol=_tolerance("atol", atol),
-        max_steps=np.int32(min(inputs.whole_number("max_steps", max_steps, 1), 2**31 - 1)),
+        max_steps=np.int32(min(whole_number("max_steps", max_steps, 1), 2**31 - 1)),
         solver=EXPLICIT if solver == "auto" else solver,
         batched=who.batched,
         kept=tuple(name for name in ("params", "loss", "grad") if built_in[name]),
@@ -154,9 +154,9 @@ def flow_again(path: xr.Dataset) -> xr.Dataset:
 
 def _saved_times(time: Any, times: Any, points: Any) -> np.ndarray:
     if times is None:
-        if not inputs.is_number(time) or not np.isfinite(time) or time < 0:
+        if not is_number(time) or not np.isfinite(time) or time < 0:
             raise InputError(f"time must be a finite number of at least 0; {time!r} given.")
-        points = inputs.whole_number("points", points, 2)
+        points = whole_number("points", points, 2)
         return np.linspace(0.0, float(time), points) if time > 0 else np.zeros(1)
     try:
         saved = np.asarray(times, float)
@@ -169,7 +169,7 @@ def _saved_times(time: Any, times: Any, points: Any) -> np.ndarray:
 
 
 def _tolerance(name: str, value: Any) -> np.float64:
-    if not inputs.is_number(value) or not 0 < value < 1:
+    if not is_number(value) or not 0 < value < 1:
         raise InputError(f"{name} must be a number between 0 and 1; {value!r} given.")
     least = float(jnp.finfo(float).eps)
     if name == "rtol" and value < 10 * least:

@@ -259,20 +259,6 @@ def promoted_dtype(data: Any) -> np.dtype:
     return jnp.result_type(*floating) if floating else np.dtype(float)
 
 
-def is_number(value: Any) -> bool:
-    """Whether a setting is one real number. Booleans, which Python counts as integers, are not."""
-    real = isinstance(value, (int, float, np.integer, np.floating))
-    return real and not isinstance(value, bool)
-
-
-def whole_number(name: str, value: Any, least: int) -> int:
-    """`value` as an int of at least `least`."""
-    whole = is_number(value) and (isinstance(value, int) or float(value).is_integer())
-    if whole and value >= least:
-        return int(value)
-    raise InputError(f"{name} must be a whole number of at least {least}; {value!r} given.")
-
-
 def places(name: str, given: Any, count: int) -> np.ndarray:
     """Indices of the selected ones among `count` samples, from indices (b,), a slice or a boolean mask."""
     if not count:

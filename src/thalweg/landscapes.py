@@ -74,9 +74,13 @@ def landscape(
     """
     check_is_problem(problem)
     check_is_plane_of(problem, plane, taken=_CURVATURE if curvature else ())
-    wanted = (risks,) if isinstance(risks, str) else tuple(risks or ())
+    if not isinstance(risks, Iterable):
+        raise InputError(
+            f"risks must be of {', '.join(results.RISKS)}, one or several; {risks!r:.80} given."
+        )
+    wanted = (risks,) if isinstance(risks, str) else tuple(risks)
     for risk in wanted:
-        if risk not in results.RISKS:
+        if not isinstance(risk, str) or risk not in results.RISKS:
             raise unknown("risk", risk, results.RISKS)
     if not wanted:
         raise InputError(f"risks= is empty; ask for some of {', '.join(results.RISKS)}.")

@@ -12,8 +12,7 @@ import numpy as np
 import xarray as xr
 
 from thalweg import blocks, names, results
-from thalweg.errors import InputError, unknown
-from thalweg.inputs import whole_number
+from thalweg.errors import InputError, unknown, whole_number
 from thalweg.params import Layout, Params
 from thalweg.problem import Problem, check_is_problem, vector_of
 
@@ -47,6 +46,8 @@ class Plane:
 
     def __post_init__(self) -> None:
         for axis in self.axes:
+            if not isinstance(axis, str) or not axis:
+                raise InputError(f"an axis needs a name; {axis!r:.80} given.")
             if axis in (*results.RESERVED_DIMS, *results.RISKS, *results.PLANE_VARIABLES):
                 raise InputError(
                     f"the axis {axis!r} would clash with a dimension or variable of every result; "
@@ -271,7 +272,11 @@ def counts_of(points: Points, axes: Sequence[str]) -> dict[str, int]:
         counts = dict(points)
     else:
         counts = dict.fromkeys(axes, points)
-    return {name: whole_number(f"points of {name!r}", counts[name], 1) for name in axes}
+    counts = {name: whole_number(f"points of {name!r}", counts[name], 1) for name in axes}
+    blocks.check_memory(
+        8 * sum(counts.values()), f"the coordinates of {counts} points", "lower points="
+    )
+    return counts
 
 
 def grid_of(name: str, span: Any, count: int) -> np.ndarray:

@@ -83,6 +83,8 @@ class Problem:
             raise InputError(
                 "a problem needs params= (a starting point) or init= (key -> params); neither given."
             )
+        if init is not None and not callable(init):
+            raise InputError(f"init must be a function, key -> params; {init!r:.80} given.")
         dtype = inputs.floating_dtype(dtype)
         self.x = inputs.own_data(x, "x", dtype)
         self.y = inputs.own_data(y, "y", dtype)
@@ -155,7 +157,7 @@ class Problem:
         """
         from thalweg.catalogue.functions import FUNCTIONS
 
-        if name not in FUNCTIONS:
+        if not isinstance(name, str) or name not in FUNCTIONS:
             raise unknown("catalogue problem", name, FUNCTIONS)
         function = FUNCTIONS[name]
         problem = cls.from_function(
@@ -348,9 +350,12 @@ class Problem:
         layout = self.layout
         params = self._point(params)
         if not layout.matches(params):
-            other_layout = Layout.of(params)
+            try:
+                entries = inputs.entries(Layout.of(params))
+            except TypeError:  # leaves that are no numbers
+                entries = f"{params!r:.80}"
             raise InputError(
-                f"params have the entries {inputs.entries(other_layout)}; expected {inputs.entries(layout)}."
+                f"params have the entries {entries}; expected {inputs.entries(layout)}."
             )
         leaves = [
             jnp.asarray(leaf, dtype) if inputs.is_loose(leaf) else leaf

@@ -15,10 +15,10 @@ import numpy as np
 import xarray as xr
 
 from thalweg import blocks, inputs, results
-from thalweg.errors import InputError, first_line, optional, unknown
+from thalweg.errors import InputError, first_line, optional, unknown, whole_number
 from thalweg.names import coords
 from thalweg.params import Layout
-from thalweg.problem import Problem, holding
+from thalweg.problem import Problem, check_is_problem, holding
 
 _MEASURES = ("grad_norm", "movement", "relative_movement", "lr")
 _RECORDED = ("params", "loss", "grad", *_MEASURES)
@@ -83,7 +83,7 @@ def record(
             "the optimizer moves none of this model's parameters: make it of model.parameters(), after the "
             "model."
         )
-    tape = _Tape(tensors, optimizer, wanted, inputs.whole_number("every", every, 1))
+    tape = _Tape(tensors, optimizer, wanted, whole_number("every", every, 1))
     path = xr.Dataset()
     status = "interrupted"
     try:
@@ -120,6 +120,14 @@ def trajectory(
     """
     if isinstance(checkpoints, (str, os.PathLike, Mapping)):
         raise InputError("a series of checkpoints was expected, as in [first, second]; one given.")
+    if not isinstance(checkpoints, Iterable):
+        raise InputError(
+            f"a series of checkpoints was expected, as in [first, second]; {checkpoints!r:.80} given."
+        )
+    if problem is not None:
+        check_is_problem(problem)
+    if not isinstance(key, (str, type(None))):
+        raise InputError(f"key must be a checkpoint's key, as in 'ema'; {key!r:.80} given.")
     rows: list[np.ndarray] = []
     losses: list[float] = []
     like = None if problem is None else problem.layout
@@ -136,7 +144,10 @@ def trajectory(
         losses.append(np.nan)
     if not rows or like is None:
         raise InputError("no checkpoints were given.")
-    at = np.arange(len(rows)) if steps is None else np.asarray(list(steps))
+    try:
+        at = np.arange(len(rows)) if steps is None else np.asarray(list(steps))
+    except (TypeError, ValueError):  # no series, or one of several lengths
+        at = np.empty(0)
     whole = at.shape == (len(rows),) and at.dtype.kind in "iu"
     if not whole or at[0] < 0 or (np.diff(at.astype(np.int64)) <= 0).any():
         raise InputError(

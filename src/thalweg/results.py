@@ -144,7 +144,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         InputError: where the folder does not exist, or `path` is one.
     """
-    path = Path(path)
+    path = _path(path)
     path = path.resolve() if path.is_symlink() else path
     if not path.parent.is_dir():
         raise InputError(f"cannot save to {path}: the folder {path.parent} does not exist.")
@@ -163,13 +163,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
+def _path(given: Any) -> Path:
+    if not isinstance(given, (str, os.PathLike)):
+        raise InputError(f"a file's path was expected; {given!r:.80} given.")
+    return Path(given)
+
+
 def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
     """Read what `save` wrote, wholly into memory: a Dataset, or a DataTree if it has groups.
 
     Raises:
         InputError: where there is no such file, or it is not one of ours.
     """
-    path = Path(path)
+    path = _path(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}.")
     try:
@@ -243,6 +249,8 @@ def member_dims(path: xr.Dataset) -> tuple[str, ...]:
 
 def plane_axes(surface: xr.Dataset) -> tuple[str, ...]:
     """The names of a landscape's (or plane's) axes: the first drawn across, the second up."""
+    if not isinstance(surface, xr.Dataset) or "direction" not in surface.variables:
+        raise InputError(f"a landscape was expected, {type(surface).__name__} given.")
     return tuple(str(name) for name in surface["direction"].values)
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from thalweg.errors import InputError
-from thalweg.inputs import whole_number
+from thalweg.errors import InputError, whole_number
 
 AFTER_FIRST = "after_first"  # of shuffle=: the first epoch in the data's own order
 

@@ -34,6 +34,8 @@ def stability_threshold(path: xr.Dataset) -> xr.DataArray:
         InputError: a trajectory of another optimizer; a loop whose hyperparameters changed unrecorded, or
             differ between groups of parameters.
     """
+    if not isinstance(path, xr.Dataset):
+        raise InputError(f"a trajectory was expected, {type(path).__name__} given.")
     settings = results.settings_of(path).get("optimizer", {})
     name = settings.get("name")
 

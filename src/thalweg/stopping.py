@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from thalweg.errors import InputError, unknown
-from thalweg.inputs import is_number, written_in_jax
+from thalweg.errors import InputError, is_number, unknown
+from thalweg.inputs import written_in_jax
 from thalweg.observables import NAMED, At, Observable
 
 _FROM_ZERO = ("movement", "relative_movement")

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, unknown, whole_number
 from thalweg.plots import curves, members, style
 from thalweg.results import member_dims, settings_of
 from thalweg.stability import KNOWN, stability_threshold
@@ -39,7 +39,7 @@ def density(
         InputError: another dataset, an unknown scale.
     """
     style.one_of("y", y, ("linear", "log"))
-    if "density" not in spectrum:
+    if not isinstance(spectrum, xr.Dataset) or "density" not in spectrum:
         raise InputError("a spectral density was expected, as Curvature.density gives it.")
     ax = style.new_axes(ax)
     taken = style.styles_taken(ax)
@@ -190,10 +190,10 @@ def explained_variance(
     Raises:
         InputError: another dataset.
     """
-    if "explained_variance" not in plane:
+    if not isinstance(plane, xr.Dataset) or "explained_variance" not in plane:
         raise InputError("a plane of principal components was expected, as pca_plane gives it.")
+    count = min(whole_number("components", components, 1), plane.sizes["component"])
     ax = style.new_axes(ax)
-    count = min(components, plane.sizes["component"])
     at = np.arange(1, count + 1)
     for i, (name, text) in enumerate(
         {

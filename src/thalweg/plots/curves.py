@@ -186,13 +186,13 @@ def clock(path: xr.Dataset) -> str:
 def _read(path: xr.Dataset, name: str) -> np.ndarray:
     """The record (step, …members), with NaN where it is not finite."""
     dims = {"step", *results.member_dims(path)}
-    if name not in path.data_vars:
+    if not isinstance(name, str) or name not in path.data_vars:
         scalars = [str(n) for n, v in path.data_vars.items() if set(v.dims) == dims]
         raise unknown("record", name, scalars)
     extra = [str(d) for d in path[name].dims if d not in dims]
     if extra or "step" not in path[name].dims:
         raise InputError(
-            f"{name!r} is not one number a step: its dimensions are {', '.join(map(str, path[name].dims))}."
+            f"{name!r} is not one number per step: its dimensions are {', '.join(map(str, path[name].dims))}."
             + (f" Select one, as in path.isel({extra[0]}=0)." if extra else "")
         )
     values = path[name].transpose("step", *results.member_dims(path)).values.astype(float)

@@ -243,6 +243,7 @@ def frame(ax: Axes, surface: xr.Dataset, x: tuple[float, float], y: tuple[float,
 
 def _framed(ax: Axes, surface: xr.Dataset) -> None:
     """Give axes on which no landscape was drawn yet its window."""
+    style.check_axes(ax)
     if ax.get_autoscale_on():
         x, y = (surface[axis].values for axis in _two_axes(surface))
         frame(ax, surface, (x.min(), x.max()), (y.min(), y.max()))

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, is_number, unknown
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish, without the yellow, which is hard to
 # see on white. The cycles' lengths are coprime: 7 × 5 series differ in colour or dash, and print in grey.
@@ -92,7 +92,18 @@ def styles_taken(ax: Axes) -> int:
 
 def new_axes(ax: Axes | None, size: tuple[float, float] = (6.0, 4.4)) -> Axes:
     """The given axes, or those of a new figure."""
-    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+    if ax is not None:
+        check_axes(ax)
+        return ax
+    return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def check_axes(ax: object) -> None:
+    """Raise an InputError unless one pair of axes was given, and not all of a figure's."""
+    if not isinstance(ax, Axes):
+        raise InputError(
+            f"ax must be one of matplotlib's axes, as in plt.subplots()[1]; {type(ax).__name__} given."
+        )
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
@@ -182,8 +193,9 @@ def one_of(option: str, given: object, known: Sequence[str]) -> None:
 
 def check_quantiles(band: tuple[float, float]) -> None:
     """Raise an InputError unless a band lies between two increasing quantiles."""
-    if not (len(band) == 2 and 0 <= band[0] < band[1] <= 1):
-        raise InputError(f"band must be two increasing quantiles from 0 to 1; {band!r} given.")
+    pair = isinstance(band, Sequence) and len(band) == 2 and all(map(is_number, band))
+    if not (pair and 0 <= band[0] < band[1] <= 1):
+        raise InputError(f"band must be two increasing quantiles from 0 to 1; {band!r:.80} given.")
 
 
 # Legends and notes ---------------------------------------------------------------------------

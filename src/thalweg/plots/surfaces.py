@@ -182,7 +182,7 @@ def _axes(surface: xr.Dataset, count: int) -> tuple[str, ...]:
 
 
 def _held(surface: xr.Dataset, risk: str) -> xr.DataArray:
-    if risk not in surface or risk not in results.RISKS:
+    if not isinstance(risk, str) or risk not in surface or risk not in results.RISKS:
         raise unknown("risk", risk, [r for r in results.RISKS if r in surface])
     return surface[risk]
 
