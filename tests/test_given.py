@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import thalweg as tw
-from thalweg.errors import InputError
+from thalweg.errors import InputError, real
 
 RULE = tw.SGD(lr=0.1)
 
@@ -327,3 +327,20 @@ def test_what_is_something_else_is_one_line(problem, tmp_path):
             call()
         assert "\n" not in str(raised.value)
         plt.close("all")
+
+
+def test_a_number_may_be_an_array_of_one(problem):
+    path, operator = (
+        tw.descend(problem, tw.SGD(lr=[0.1, 0.2]), steps=3),
+        tw.hessian(problem, problem.params),
+    )
+    width = float(operator.density().attrs["width"])
+    for same in (jnp.array(width), np.array(width), xr.DataArray(width)):
+        np.testing.assert_array_equal(
+            operator.density(width=same).density, operator.density(width=width).density
+        )
+    np.testing.assert_array_equal(operator.top(tolerance=jnp.array(1e-3))[0], operator.top()[0])
+    tw.plot.loss(path, band=np.array([0.2, 0.8]))
+    for bad in ("0.1", None, [1, 2], object()):
+        assert np.isnan(real(bad))
+    plt.close("all")

@@ -18,7 +18,7 @@ import xarray as xr
 from jax.core import Tracer
 
 from thalweg import backend, blocks, lanczos, losses, passes, products, results
-from thalweg.errors import InputError, NotConverged, is_number, unknown, whole_number
+from thalweg.errors import InputError, NotConverged, real, unknown, whole_number
 from thalweg.params import Params
 from thalweg.problem import Problem, check_is_problem, described, in_precision, vector_of
 
@@ -199,7 +199,7 @@ class Curvature:
         k, seed = whole_number("k", k, 1), whole_number("seed", seed, 0)
         if k > p:
             raise InputError(f"k must be at most the number of parameters, {p}; {k} given.")
-        if tolerance is not None and not (is_number(tolerance) and tolerance > 0):
+        if tolerance is not None and not real(tolerance) > 0:
             raise InputError(f"tolerance must be above 0; {tolerance!r} given.")
         if p <= _SMALL:
             values, vectors = self._decomposed
@@ -315,7 +315,7 @@ class Curvature:
             whole_number("points", points, 2),
             whole_number("seed", seed, 0),
         )
-        if width is not None and not (is_number(width) and 0 < width < np.inf):
+        if width is not None and not 0 < real(width) < np.inf:
             raise InputError(f"width must be above 0; {width!r:.80} given.")
         if self.problem.size <= _SMALL:
             values = self._decomposed[0]

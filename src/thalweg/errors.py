@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import numbers
 import re
 import warnings
@@ -79,6 +80,14 @@ def is_number(value: object) -> bool:
     """Whether a setting is one real number, Python's or NumPy's, and not a boolean, which Python takes for
     one."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def real(value: Any) -> float:
+    """`value` as a float, an array of one number too; NaN where it is no real number."""
+    try:
+        return math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def whole_number(name: str, value: Any, least: int) -> int:

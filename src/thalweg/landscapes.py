@@ -128,8 +128,10 @@ def _evaluate(
     total = math.prod(plane.shape)
     tiling = tiling_of(problem, total, "pointwise" in wanted)
     values = _allocated(problem, plane, wanted, tiling)
-    evaluate = _point_by_point if tiling.one_by_one else _in_chunks
-    done, interrupted = evaluate(problem, plane, values, tiling, penalty, progress)
+    if tiling.one_by_one:
+        done, interrupted = _point_by_point(problem, plane, values, penalty, progress)
+    else:
+        done, interrupted = _in_chunks(problem, plane, values, penalty, progress, tiling)
     for risk in values.values():
         risk[done:] = np.nan
     return {name: risk[:total] for name, risk in values.items()}, interrupted
@@ -159,13 +161,9 @@ def _allocated(
 
 
 def _in_chunks(
-    problem: Problem,
-    plane: Plane,
-    values: dict[str, np.ndarray],
+    problem: Problem, plane: Plane, values: dict[str, np.ndarray], penalty: bool, progress: bool | None,
     tiling: Tiling,
-    penalty: bool,
-    progress: bool | None,
-) -> tuple[int, bool]:
+) -> tuple[int, bool]:  # fmt: skip
     """Fill `values`, some points at a time; how many points were reached, and whether Ctrl-C cut it short."""
     wanted = tuple(values)
     chunks = -(-math.prod(plane.shape) // tiling.points)
@@ -239,7 +237,6 @@ def _point_by_point(
     problem: Problem,
     plane: Plane,
     values: dict[str, np.ndarray],
-    tiling: Tiling,
     penalty: bool,
     progress: bool | None,
 ) -> tuple[int, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -161,6 +161,7 @@ _joined_by_jax = jax.jit(_joined, static_argnames=("layout", "lead"), inline=Tru
 _split_by_jax = jax.jit(_split, static_argnames="layout", inline=True)
 
 
+@partial(jax.jit, inline=True)  # one dispatch where it is called from the host
 def norm(tree: Params) -> jax.Array:
     """The Euclidean norm of all the entries of `tree`, as one vector; in single precision at least."""
     leaves = jax.tree_util.tree_leaves(tree)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Points = int | Mapping[str, int]
 
+_IN_FLIGHT = 64 * 2**20  # bytes of points whose risks are being computed
+
 
 @dataclass(frozen=True, eq=False)
 class Plane:
@@ -144,17 +146,18 @@ class Plane:
         risks = np.full((len(rows), 2), np.nan)
 
         def launch(start: int, count: int) -> list[Any]:
-            several = slice(start, start + count)
-            each = zip(rows[several], self.origin + places[several] @ self.directions, strict=True)
+            several = range(start, start + count)
+            both = ((rows[i], self.origin + places[i] @ self.directions) for i in several)
             return [
-                _risk_at(problem, point, layout=problem.layout) for both in each for point in both
+                _risk_at(problem, point, layout=problem.layout) for pair in both for point in pair
             ]
 
         def collect(start: int, count: int, found: list[Any]) -> None:
             risks[start : start + count] = np.reshape(found, (count, 2))
 
+        most = max(1, min(256, _IN_FLIGHT // (16 * problem.size)))
         blocks.run(
-            len(rows), launch, collect, most=256, label="risks", unit="point", progress=progress
+            len(rows), launch, collect, most=most, label="risks", unit="point", progress=progress
         )
         for name, values in zip(("risk", "risk_in_plane"), risks.T, strict=True):
             projected[name] = (dims, values.reshape(projected["residual"].shape))

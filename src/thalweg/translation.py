@@ -281,6 +281,8 @@ def _torchax() -> Any:
 @functools.cache
 def _environment() -> Any:
     """A torchax environment of our own: the user's program may have its own."""
+    import torch
+
     tensor = _torchax().tensor
     # It makes a random key when constructed, and one per thread; eagerly here, or the key would be a tracer
     # of the current trace. Random numbers are refused, so the property needs none.
@@ -300,7 +302,7 @@ def _environment() -> Any:
     _follow(environment)
     for function in substitutes.compositions():
         environment._ops.pop(function, None)
-    aten = optional("torch", "PyTorch models need", "torch").ops.aten
+    aten = torch.ops.aten
     # torchax samples these with a fixed key or on a copy, without asking the environment for a key
     for drawing in (aten.exponential_, aten.cauchy_, aten.random_):
         for overload in drawing.overloads():

@@ -15,7 +15,7 @@ from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
 from matplotlib.contour import ContourSet
 from matplotlib.ticker import MaxNLocator
 
-from thalweg.errors import InputError, is_number, whole_number
+from thalweg.errors import InputError, real, whole_number
 from thalweg.plots import style
 
 KINDS = ("quantile", "linear", "log")
@@ -37,7 +37,7 @@ def quantile_levels(*values: Any, center: float, n: int = 10) -> np.ndarray:
     Raises:
         InputError: no finite value, a centre that is not finite, n below 1.
     """
-    if not (is_number(center) and np.isfinite(center)):
+    if not np.isfinite(real(center)):
         raise InputError(f"center must be a finite number; {center!r} given.")
     n = whole_number("n, the bands on each side,", n, 1)
     pooled = np.concatenate([finite(v) for v in values]) if values else np.empty(0)
@@ -189,11 +189,11 @@ def choose(values: Any, levels: Any, n_levels: int, center: float | None) -> Ban
     Raises:
         InputError: impossible levels, number of levels or centre.
     """
-    if center is not None and not (is_number(center) and np.isfinite(center)):
+    if center is not None and not np.isfinite(real(center)):
         raise InputError(f"center must be a finite number; {center!r} given.")
     if isinstance(levels, (int, np.integer)) and not isinstance(levels, bool):
         levels, n_levels = "linear", int(levels)
-    if not (is_number(n_levels) and n_levels >= 2):
+    if not real(n_levels) >= 2:
         raise InputError(f"at least 2 levels are needed to draw bands; {n_levels!r} given.")
     inside = finite(values)
     if isinstance(levels, str):

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from thalweg.errors import InputError, is_number, unknown
+from thalweg.errors import InputError, real, unknown
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish, without the yellow, which is hard to
 # see on white. The cycles' lengths are coprime: 7 × 5 series differ in colour or dash, and print in grey.
@@ -193,8 +193,8 @@ def one_of(option: str, given: object, known: Sequence[str]) -> None:
 
 def check_quantiles(band: tuple[float, float]) -> None:
     """Raise an InputError unless a band lies between two increasing quantiles."""
-    pair = isinstance(band, Sequence) and len(band) == 2 and all(map(is_number, band))
-    if not (pair and 0 <= band[0] < band[1] <= 1):
+    low, high = map(real, band) if np.iterable(band) and len(band) == 2 else (1, 0)
+    if not 0 <= low < high <= 1:
         raise InputError(f"band must be two increasing quantiles from 0 to 1; {band!r:.80} given.")
 
 

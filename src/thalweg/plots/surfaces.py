@@ -165,10 +165,6 @@ def profile(
 
 
 def _axes(surface: xr.Dataset, count: int) -> tuple[str, ...]:
-    if not isinstance(surface, xr.Dataset) or "directions" not in surface:
-        raise InputError(
-            f"a landscape was expected, as landscape returns it; {type(surface).__name__} given."
-        )
     axes = tuple(axis for axis in results.plane_axes(surface) if axis in surface.dims)
     if len(axes) != count:
         hint = {1: "draw it with profile", 2: "draw it with contour or heatmap"}.get(
