@@ -38,8 +38,8 @@ large = tw.descend(problem, tw.SGD(lr=2e-3), steps=2000, starts=starts)
 
 # %%
 ax = tw.plot.contour(surface, levels=50)
-tw.plot.trace(surface, small, ax=ax, label="lr 1e-4", color="#0072B2")
-tw.plot.trace(surface, large, ax=ax, label="lr 2e-3", color="#B2182B")
+tw.plot.path(surface, small, ax=ax, label="lr 1e-4", color="#0072B2")
+tw.plot.path(surface, large, ax=ax, label="lr 2e-3", color="#B2182B")
 
 # %% [markdown]
 # ## Which of them end lower?

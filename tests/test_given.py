@@ -321,7 +321,7 @@ def test_what_is_something_else_is_one_line(problem, tmp_path):
         (lambda: tw.plot.loss(path, band=1), "band must be two increasing quantiles"),
         (lambda: tw.plot.record(path, ["loss"]), "unknown record"),
         (lambda: tw.plot.density(path.loss), "a spectral density was expected"),
-        (lambda: tw.plot.trace(problem, path, ax=plt.gca()), "a landscape was expected, Problem given"),
+        (lambda: tw.plot.path(problem, path, ax=plt.gca()), "a landscape was expected, Problem given"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words) as raised:
             call()

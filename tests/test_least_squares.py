@@ -386,7 +386,7 @@ def test_on_a_landscape_beside_sgd():
     plane = tw.coordinate_plane(problem, {"bias": (-5, 8), "weight": (-5, 8)}, points=9)
     surface = tw.landscape(problem, plane)
     ax = tw.plot.contour(surface, tw.descend(problem, tw.SGD(lr=0.1), steps=5))
-    tw.plot.trace(surface, tw.descend(problem, tw.LevenbergMarquardt(), steps=5), ax=ax)
+    tw.plot.path(surface, tw.descend(problem, tw.LevenbergMarquardt(), steps=5), ax=ax)
     gids = {line.get_gid() for line in ax.lines}
     assert {"thalweg-series-0", "thalweg-series-1"} <= gids
     names = ax.get_legend_handles_labels()[1]

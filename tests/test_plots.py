@@ -674,7 +674,7 @@ def test_one_step_one_run_and_a_path_that_goes_on() -> None:
 def test_several_trajectories_and_a_marked_point() -> None:
     surface = landscape()
     ax = plots.contour(surface, ONE, label="SGD")
-    assert plots.trace(surface, ONE, ax=ax, label="Adam") is ax
+    assert plots.path(surface, ONE, ax=ax, label="Adam") is ax
     assert plots.mark(surface, [1.0, -0.5], ax=ax, label="minimum") is ax
     assert legend(ax) == ["SGD", "Adam", "minimum", "start", "end"]
     colors = {lines(ax, name)[0].get_color() for name in ("SGD", "Adam")}
@@ -686,10 +686,10 @@ def test_several_trajectories_and_a_marked_point() -> None:
     with pytest.raises(InputError, match="one point"):
         plots.mark(surface, np.zeros((2, 2)), ax=ax, label="two")
     _, fresh = plt.subplots()
-    assert plots.trace(surface, ONE, ax=fresh).get_xlim() == (-2, 3)
+    assert plots.path(surface, ONE, ax=fresh).get_xlim() == (-2, 3)
     assert not style.notes(fresh)
     with pytest.raises(InputError, match="two axes"):
-        plots.trace(LINE, ONE, ax=ax)
+        plots.path(LINE, ONE, ax=ax)
 
 
 # Panels ----------------------------------------------------------------------------------------
@@ -1048,7 +1048,7 @@ def test_notes_say_whose_they_are() -> None:
     path = trajectory()
     path["params"] = 50 * path["params"]
     ax = plots.contour(surface, path, label="one")
-    plots.trace(surface, path, ax=ax, label="two")
+    plots.path(surface, path, ax=ax, label="two")
     assert {"one: the path leaves the window", "two: the path leaves the window"} <= set(
         style.notes(ax)
     )

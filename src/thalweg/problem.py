@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 _REDUCTIONS = ("mean", "sum")
+
+
+class StatefulModel(abc.ABC):
+    """A model with arrays beside its parameters: running statistics, frozen weights. The `predict` of its
+    problem is a `Partial` of it with these arrays, by name, as its one argument."""
+
+    @abc.abstractmethod
+    def parameters_of(self, held: dict[str, Any], entries: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters among a checkpoint's entries; an InputError where the others are not as held."""
+
+    @abc.abstractmethod
+    def held_of(self, held: dict[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+        """`held` with the values that a checkpoint has for it."""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -338,9 +352,9 @@ class Problem:
     def _point(self, params: Any) -> Params:
         """A point converted to the problem's structure; of a module's `state_dict`, only the parameters are
         taken."""
-        module = identity.written(self.predict)
-        if isinstance(params, Mapping) and hasattr(module, "parameters_of"):
-            params = module.parameters_of(self.predict.args[0], params)
+        model = _stateful_model(self)
+        if model is not None and isinstance(params, Mapping):
+            params = model.parameters_of(self.predict.args[0], params)
         return inputs.point(params, self.layout)
 
     def _checked(self, params: Params) -> Params:
@@ -484,18 +498,18 @@ def vector_of(problem: Problem, params: Params) -> Any:
     return problem.flatten(problem.at(params).params)
 
 
-def _holds_entries(problem: Problem) -> bool:
-    """Whether a problem was made from a PyTorch module."""
-    return hasattr(identity.written(problem.predict), "held_of")
+def _stateful_model(problem: Problem) -> StatefulModel | None:
+    model = identity.written(problem.predict)
+    return model if isinstance(model, StatefulModel) else None
 
 
 def holding(problem: Problem, entries: Mapping[str, Any]) -> Problem:
     """A PyTorch module's problem, with the entries of a `state_dict` other than the parameters (running
     statistics, frozen weights) in place of its own; any other problem as it is."""
-    if not _holds_entries(problem):
+    model = _stateful_model(problem)
+    if model is None:
         return problem
-    module = identity.written(problem.predict)
-    held = module.held_of(problem.predict.args[0], entries)
+    held = model.held_of(problem.predict.args[0], entries)
     return problem.replace(predict=Partial(problem.predict.func, held))
 
 
@@ -517,7 +531,7 @@ def in_precision(problem: Problem, dtype: Any) -> Problem:
     )
     x, y, params = promoted((problem.x, problem.y, problem.params), dtype)
     problem = problem.replace(x=x, y=y, params=params, init=init)
-    if not _holds_entries(problem):
+    if _stateful_model(problem) is None:
         return problem
     held = promoted(problem.predict.args[0], dtype)
     return problem.replace(predict=Partial(problem.predict.func, held))

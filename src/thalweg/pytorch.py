@@ -23,7 +23,7 @@ from thalweg.agreement import agreed
 from thalweg.errors import InputError, first_line, optional, unknown
 from thalweg.inputs import of_tensor
 from thalweg.params import Params
-from thalweg.problem import Problem
+from thalweg.problem import Problem, StatefulModel
 from thalweg.reruns import Reached
 from thalweg.translation import ONE_AT_A_TIME, output, translated
 
@@ -124,7 +124,7 @@ def _forward_of(problem: Any) -> _Forward:
     return forward
 
 
-class _Forward:
+class _Forward(StatefulModel):
     """A module as a pure function of arrays: its fixed tensors (`held`), its parameters, and inputs."""
 
     def __init__(self, module: Any, batch_norm: str, entries: Mapping[str, Any], x: Any) -> None:

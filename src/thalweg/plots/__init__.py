@@ -15,7 +15,7 @@ from thalweg.plots.graphs import graph
 from thalweg.plots.histograms import histogram
 from thalweg.plots.matrices import matrix, spectrum
 from thalweg.plots.panels import grid, risks, step_panels
-from thalweg.plots.paths import mark, trace
+from thalweg.plots.paths import mark, path
 from thalweg.plots.quantities import curve, log_slope
 from thalweg.plots.regression import functions, targets
 from thalweg.plots.surfaces import contour, heatmap, profile
@@ -42,6 +42,7 @@ __all__ = [
     "matrix",
     "movement",
     "movement_by_parameter",
+    "path",
     "points",
     "profile",
     "quantile_levels",
@@ -53,5 +54,4 @@ __all__ = [
     "spectrum",
     "step_panels",
     "targets",
-    "trace",
 ]

@@ -68,7 +68,7 @@ def risks(
     figure, axes = _three(surface, sample, levels, n_levels, center, figure)
     if path is not None:
         for ax in axes:
-            paths.trace(surface, path, ax=ax, label=label)
+            paths.path(surface, path, ax=ax, label=label)
     if title:
         figure.suptitle(title)
     return figure

@@ -20,7 +20,7 @@ from thalweg.plots.members import Series
 _MARK_EVERY = 0.12  # distance between markers along a path, relative to the window
 
 
-def trace(
+def path(
     surface: xr.Dataset,
     path: xr.Dataset,
     *,

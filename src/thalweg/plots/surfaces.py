@@ -319,4 +319,4 @@ def _finish(
         chosen.colorbar(ax, colorbar if isinstance(colorbar, str) else name + words, lines)
     style.titled(ax, title, name)
     if path is not None:
-        paths.trace(surface, path, ax=ax, label=label)
+        paths.path(surface, path, ax=ax, label=label)

@@ -256,7 +256,7 @@ def _all_paths(surface: xr.Dataset, paths: dict[str, xr.Dataset], settings: Sett
         title = _named(size, settings).capitalize()
         plots.contour(surface, levels=settings.levels, ax=ax, title=title)
         _pale(ax)
-        plots.trace(
+        plots.path(
             surface,
             _thin(paths[size]),
             ax=ax,
@@ -282,12 +282,10 @@ def _beside_flow(
             title=f"{_named(size, settings).capitalize()}, to time {until:g}",
         )
         _pale(ax)
-        plots.trace(
-            surface, _thin(paths[size]).isel(few), ax=ax, label=f"{size} steps", color=color
-        )
+        plots.path(surface, _thin(paths[size]).isel(few), ax=ax, label=f"{size} steps", color=color)
         _wide(ax, 2.2)  # wide enough to show on both sides of a flow drawn on top
         followed = flow.isel({"step": flow["time"].values <= until * (1 + 1e-12), **few})
-        plots.trace(surface, followed, ax=ax, label="flow", color=style.shade(0))
+        plots.path(surface, followed, ax=ax, label="flow", color=style.shade(0))
     return figure
 
 
