@@ -30,7 +30,6 @@ SIBLINGS = {
     "weights": {"params"},
     "ensemble": {"optimizers"},
     "names": {"errors"},
-    "substitutes": {"kinks"},
     "tangents": {"observables"},
 }
 

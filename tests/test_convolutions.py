@@ -9,7 +9,7 @@ from jax import lax
 
 import thalweg as tw
 from thalweg import jaxprs
-from thalweg.translation import translated
+from thalweg.pytorch.translation import translated
 from thalweg.tuning import tuned
 
 # of each number of dimensions: JAX's layout, and PyTorch's functions

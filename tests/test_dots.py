@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 import thalweg as tw
-from thalweg import dots
 from thalweg.catalogue import models
 from thalweg.jaxprs import rewritten
-from thalweg.tuning import tuned
+from thalweg.tuning import dots, tuned
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch_checks import same_as_pytorch
 
 import thalweg as tw
 from thalweg.errors import InputError
-from thalweg.translation import translated
+from thalweg.pytorch.translation import translated
 
 rng = np.random.default_rng(0)
 X, W, V = (rng.standard_normal(shape) for shape in ((5, 3), (3, 8), (8, 1)))

@@ -10,7 +10,7 @@ F = torch.nn.functional
 from torch_checks import same_as_pytorch  # noqa: E402
 
 import thalweg as tw  # noqa: E402
-from thalweg.translation import translated  # noqa: E402
+from thalweg.pytorch.translation import translated  # noqa: E402
 
 # zeros, ties within a row, a row that is all the same, and every bound below
 X = np.array(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from thalweg import backend, convolutions
+from thalweg import backend
 from thalweg.jaxprs import equations, inlined, names, rewritten
-from thalweg.tuning import tuned
+from thalweg.tuning import convolutions, tuned
 
 FIRST = ("NCHW", "OIHW", "NCHW")
 

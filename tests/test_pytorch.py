@@ -15,10 +15,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import thalweg as tw
-from thalweg import programs, translation
+from thalweg import programs
 from thalweg.errors import InputError
 from thalweg.jaxprs import names
 from thalweg.problem import pointwise
+from thalweg.pytorch import translation
 
 # 1e-5 in float32 and 1e-10 in float64, relative to the largest entry of what is compared
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-10}

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import thalweg as tw
-from thalweg import sines
-from thalweg.tuning import tuned
+from thalweg.tuning import sines, tuned
 
 HALF_PI = np.pi / 2
 

@@ -14,7 +14,7 @@ import thalweg as tw  # noqa: E402
 from thalweg import jaxprs, programs  # noqa: E402
 from thalweg.errors import InputError  # noqa: E402
 from thalweg.problem import in_precision  # noqa: E402
-from thalweg.translation import translated  # noqa: E402
+from thalweg.pytorch.translation import translated  # noqa: E402
 
 RNG = np.random.default_rng(3)
 KINDS = {

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from thalweg.translation import translated
+from thalweg.pytorch.translation import translated
 
 
 def same_as_pytorch(function, *given, rounding=1e-12):

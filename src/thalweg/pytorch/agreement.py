@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from thalweg.errors import InputError, first_line
 from thalweg.inputs import constants, of_tensor, to_tensor
 from thalweg.params import Params
 from thalweg.problem import Problem, predicting
+from thalweg.pytorch.model import Model
 
 # How many samples are compared: the first ones (and as many spread over the rest), and one for each class
 _CHECKED, _CLASSES = 8, 16
@@ -50,18 +50,8 @@ class _Told(NamedTuple):
     nudged: Any  # predictions and slope after inputs and parameters changed in their last digit
 
 
-class Forward(Protocol):
-    """A translated module."""
-
-    known: set[str]  # the tensors that it is evaluated with, by name
-
-    def in_torch(self, state: dict[str, Any], x: Any, then: Callable[[Any], Any]) -> Any:
-        """PyTorch's own predictions, and `then(predictions)`."""
-        ...
-
-
 def agreed(
-    problem: Problem, forward: Forward, module: Any, loss: Any, reduction: str | None
+    problem: Problem, model: Model, module: Any, loss: Any, reduction: str | None
 ) -> Problem:
     """The problem with the reduction of the user's loss, once it agrees with PyTorch on a few samples.
 
@@ -69,12 +59,12 @@ def agreed(
     PyTorch's predictions, because near a minimum a loss is a small difference of large numbers.
     """
     some = problem.take(_telling(problem))
-    results = [_torchs_predictions(forward, module, some, some.params)]
+    results = [_torchs_predictions(model, module, some, some.params)]
     followed = [_compare_predictions("predictions", some, some.params, results[0])]
     for seed in range(_OTHERS):
         params = _moved(some.params, seed)
         try:
-            theirs = _torchs_predictions(forward, module, some, params)
+            theirs = _torchs_predictions(model, module, some, params)
         except InputError:  # the moved parameters may be invalid (a matrix to be factorised)
             continue
         if all(bool(t.isfinite().all()) for t in jax.tree_util.tree_leaves(theirs.yhat)):
@@ -344,12 +334,12 @@ def _compare(what: str, some: Problem, ours: Any, theirs: Any, nudged: Any) -> N
         )
 
 
-def _torchs_predictions(forward: Forward, module: Any, some: Problem, params: Params) -> _Told:
+def _torchs_predictions(model: Model, module: Any, some: Problem, params: Params) -> _Told:
     """PyTorch's own predictions at `params`, of the module as the problem evaluates it."""
     import torch
 
     tensors = (*module.named_parameters(), *module.named_buffers())
-    state = {n: torch.tensor(of_tensor(t)) for n, t in tensors if n in forward.known}
+    state = {n: torch.tensor(of_tensor(t)) for n, t in tensors if n in model.known}
     dtype = next(state[n].dtype for n, p in module.named_parameters() if p.requires_grad)
     free = {n: to_tensor(p).to(state[n].dtype).requires_grad_() for n, p in params.items()}
 
@@ -363,7 +353,7 @@ def _torchs_predictions(forward: Forward, module: Any, some: Problem, params: Pa
 
     def told(state: Any, free: Any, x: Any) -> tuple[Any, Any]:
         with torch.enable_grad():
-            yhat, slope = forward.in_torch(
+            yhat, slope = model.in_torch(
                 state | free,
                 x,
                 lambda yhat: _slope(_weighted(jax.tree_util.tree_leaves(yhat)), free),

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from thalweg.jaxprs import call_for
-from thalweg.layouts import Layouts
+from thalweg.tuning.layouts import Layouts
 
 Way = Callable[..., Any]
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from thalweg.errors import InputError
-from thalweg.reruns import at_work, conjugated, is_tensor, needs_gradient, written
+from thalweg.pytorch.reruns import at_work, conjugated, is_tensor, needs_gradient, written
 
 
 def replacements(env: Any, translated: Callable[..., Any]) -> Iterator[tuple[Any, str, Any]]:

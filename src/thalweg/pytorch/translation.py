@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from thalweg import kinks, reruns, substitutes, transforms
 from thalweg.errors import InputError, first_line, optional
+from thalweg.pytorch import kinks, reruns, substitutes, transforms
 
 # Held while a module's code runs: the replacements below are process-wide, and a module has one copy.
 ONE_AT_A_TIME = threading.RLock()

@@ -13,8 +13,9 @@ from typing import Any, TypeVar, cast
 import jax
 from jax.extend import core
 
-from thalweg import backend, chains, convolutions, dots, pooling, sines
+from thalweg import backend
 from thalweg.jaxprs import inlined, rewritten
+from thalweg.tuning import chains, convolutions, dots, pooling, sines
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
