@@ -12,6 +12,8 @@ import thalweg as tw
 from thalweg.errors import InputError, real
 
 RULE = tw.SGD(lr=0.1)
+START = {"w": 6.0, "b": -3.0}
+SOME = np.array([1.0, 2.0])  # where one name or one number belongs
 
 
 def line(p, x):
@@ -20,7 +22,7 @@ def line(p, x):
 
 def made(**options):
     x = np.random.default_rng(0).uniform(-1, 1, 30)
-    return tw.Problem(line, "mse", x, 2 * x + 0.5, params={"w": 6.0, "b": -3.0}, **options)
+    return tw.Problem(line, "mse", x, 2 * x + 0.5, params=START, **options)
 
 
 @pytest.fixture(scope="module")
@@ -322,6 +324,18 @@ def test_what_is_something_else_is_one_line(problem, tmp_path):
         (lambda: tw.plot.record(path, ["loss"]), "unknown record"),
         (lambda: tw.plot.density(path.loss), "a spectral density was expected"),
         (lambda: tw.plot.path(problem, path, ax=plt.gca()), "a landscape was expected, Problem given"),
+        (lambda: tw.descend(problem, RULE, steps=1, starts=[[1.0], [1.0, 2.0]]), "rows of different lengths"),
+        (lambda: tw.descend(problem, tw.LBFGS(max_iter=SOME), steps=1), "max_iter must be a whole number"),
+        (lambda: tw.descend(problem, tw.LBFGS(line_search_fn=SOME), steps=1), "unknown line_search_fn"),
+        (lambda: tw.Problem(line, SOME, [1.0], [2.0], params=START), "loss must be a function"),
+        (lambda: tw.Problem(line, "mse", [1.0], [2.0], params=START, reduction=SOME), "unknown reduction"),
+        (lambda: tw.LevenbergMarquardt(scaling=SOME).check_together(), "unknown scaling"),
+        (lambda: tw.random_plane(problem, problem.params, normalize=SOME), "unknown normalisation"),
+        (lambda: operator.trace(method=SOME), "unknown trace method"),
+        (lambda: tw.gradient_flow(problem, time=1.0, solver=SOME), "unknown solver"),
+        (lambda: tw.studies.run(SOME), "unknown study"),
+        (lambda: tw.computation_graph(line, START, 1.0, most="ten"), "most must be a whole number"),
+        (lambda: tw.plot.grid(2, columns=[1]), "columns must be a whole number"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words) as raised:
             call()

@@ -438,7 +438,7 @@ def test_what_torch_allows_is_allowed(name: str, options: dict[str, Any]) -> Non
         (ours.SGD(lr=None), "lr must be a number, a list .*None given"),
         (ours.SGD(nesterov=[True, False]), "nesterov is True or False and cannot be swept"),
         (ours.Adam(betas=[0.9, 0.999]), r"betas is a pair, \(beta1, beta2\)"),
-        (ours.LBFGS(line_search_fn="armijo"), "None or 'strong_wolfe'"),
+        (ours.LBFGS(line_search_fn="armijo"), "unknown line_search_fn of LBFGS: 'armijo'"),
         (ours.LBFGS(max_iter=0), "max_iter must be a whole number"),
         (ours.LBFGS(history_size=2.5), "history_size must be a whole number"),
         (ours.LBFGS(max_eval=0), "max_eval must be a whole number"),

@@ -534,7 +534,7 @@ def triple(key):
         ({"x": [[1.0], [1.0, 2.0]]}, "x cannot be read as an array"),
         # names
         ({"loss": "mes"}, "unknown loss 'mes'; did you mean 'mse'"),
-        ({"reduction": "meen"}, "reduction must be 'mean' or 'sum', 'meen' given"),
+        ({"reduction": "meen"}, "unknown reduction 'meen'; did you mean 'mean'"),
         ({"dtype": "flaot32"}, "dtype must be a floating-point type"),
         ({"dtype": int}, "dtype must be a floating-point type"),
         # functions

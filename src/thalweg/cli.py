@@ -93,7 +93,7 @@ def run(
     then change the setting in every study that has it.
     """
     from thalweg import studies
-    from thalweg.errors import unknown
+    from thalweg.errors import one_of
 
     if only_list:
         every = study == "all"
@@ -108,8 +108,7 @@ def run(
         return
     out = _needed(out)
     changed = _assignments(changes, seed)
-    if study not in studies.STUDIES:
-        raise unknown("study", study, studies.STUDIES)
+    one_of("study", study, studies.STUDIES)
     studies.make_settings(study, changed)
     _load()
     _run_and_write(lambda: studies.run(study, **changed), out)

@@ -18,7 +18,7 @@ import xarray as xr
 from jax.core import Tracer
 
 from thalweg import backend, blocks, lanczos, losses, passes, products, results
-from thalweg.errors import InputError, NotConverged, real, unknown, whole_number
+from thalweg.errors import InputError, NotConverged, one_of, real, whole_number
 from thalweg.params import Params
 from thalweg.problem import Problem, check_is_problem, described, in_precision, vector_of
 
@@ -245,8 +245,7 @@ class Curvature:
         Raises:
             InputError: an unknown method, fewer than 6 samples.
         """
-        if method not in _METHODS:
-            raise unknown("trace method", method, _METHODS)
+        one_of("trace method", method, _METHODS)
         samples = whole_number("samples", samples, 6)
         seed = whole_number("seed", seed, 0)
         p = self.problem.size

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from thalweg import blocks, curvature, names
-from thalweg.errors import InputError, unknown, whole_number
+from thalweg.errors import InputError, one_of, unknown, whole_number
 from thalweg.params import Params
 from thalweg.planes import Plane, Points, counts_of, grid_of, line, point_of
 from thalweg.problem import Problem, check_is_problem
@@ -64,8 +64,7 @@ def random_plane(
         InputError: an unknown normalisation, a model all of whose parameters would be left out.
     """
     check_is_problem(problem)
-    if normalize not in _NORMALIZATIONS:
-        raise unknown("normalisation", normalize, _NORMALIZATIONS)
+    one_of("normalisation", normalize, _NORMALIZATIONS)
     count = whole_number("directions", directions, 1)
     _check_memory(problem, count)
     origin = point_of(problem, params)
@@ -173,8 +172,7 @@ def pca_plane(
     """
     check_is_problem(problem)
     count = whole_number("components", components, 1)
-    if origin not in ("final", "mean"):
-        raise unknown("origin", origin, ("final", "mean"))
+    one_of("origin", origin, ("final", "mean"))
     _check_memory(problem, count)
     rows = _iterates(problem, path)
     if len(rows) <= count or problem.size < count:

@@ -8,7 +8,7 @@ import math
 import numbers
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 _LISTED = 20  # most known names that an error lists; a network may have thousands of parameters
@@ -73,7 +73,15 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(str(given).lower(), lower, n=1, cutoff=0.5)
     hint = f"; did you mean {known[lower.index(near[0])]!r}?" if near else "."
     more = f", … ({len(known)} in all)" if len(known) > _LISTED else ""
-    return InputError(f"unknown {kind} {given!r}{hint} Known: {', '.join(known[:_LISTED])}{more}.")
+    return InputError(
+        f"unknown {kind} {given!r:.80}{hint} Known: {', '.join(known[:_LISTED])}{more}."
+    )
+
+
+def one_of(kind: str, given: object, known: Collection[str]) -> None:
+    """An InputError unless a setting is one of the `known` names."""
+    if not isinstance(given, str) or given not in known:
+        raise unknown(kind, given, known)
 
 
 def is_number(value: object) -> bool:

@@ -13,7 +13,7 @@ import xarray as xr
 
 from thalweg import backend, blocks, names, observables, results
 from thalweg.ensemble import Members, members
-from thalweg.errors import InputError, is_number, whole_number
+from thalweg.errors import InputError, is_number, one_of, whole_number
 from thalweg.integrator import (
     DIVERGED,
     EXPLICIT,
@@ -90,8 +90,7 @@ def gradient_flow(
     """
     check_is_problem(problem)
     saved = _saved_times(time, times, points)
-    if solver not in SOLVERS:
-        raise InputError(f"solver must be one of {', '.join(SOLVERS)}; {solver!r} given.")
+    one_of("solver", solver, SOLVERS)
     built_in, observed = observables.chosen(record)
     for name, seen in observed.items():
         if observables.has_state(seen):

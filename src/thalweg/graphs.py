@@ -21,7 +21,7 @@ import xarray as xr
 
 from thalweg import backend as _backend  # noqa: F401
 from thalweg import results
-from thalweg.errors import InputError
+from thalweg.errors import InputError, whole_number
 from thalweg.operations import number, words_of
 from thalweg.params import path_name
 
@@ -88,7 +88,7 @@ def computation_graph(
     except TypeError as error:
         raise InputError(f"this function cannot be traced: {error}") from error
     inputs = _input_names(f, args)
-    graph = _Graph(most, _prefix(inputs))
+    graph = _Graph(whole_number("most", most, 1), _prefix(inputs))
     leaves = jax.tree_util.tree_leaves(args)
     ids = [graph.input(name, jnp.asarray(v)) for name, v in zip(inputs, leaves, strict=True)]
     outputs = list(graph.follow(program.jaxpr, program.consts, ids))

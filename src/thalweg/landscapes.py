@@ -22,7 +22,7 @@ import xarray as xr
 
 from thalweg import backend, blocks, passes, programs, results
 from thalweg.curvature import hessian
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, one_of
 from thalweg.params import Layout
 from thalweg.planes import Plane, check_is_plane_of
 from thalweg.problem import (
@@ -80,8 +80,7 @@ def landscape(
         )
     wanted = (risks,) if isinstance(risks, str) else tuple(risks)
     for risk in wanted:
-        if not isinstance(risk, str) or risk not in results.RISKS:
-            raise unknown("risk", risk, results.RISKS)
+        one_of("risk", risk, results.RISKS)
     if not wanted:
         raise InputError(f"risks= is empty; ask for some of {', '.join(results.RISKS)}.")
     if "expected" in wanted:

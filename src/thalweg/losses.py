@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from thalweg import backend as _backend  # noqa: F401
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, one_of
 
 __all__ = ["bce_with_logits", "by_name", "cross_entropy", "huber", "l1", "mse", "smooth_l1"]
 
@@ -134,8 +134,7 @@ _KINDS = {
 def by_name(spec: str) -> Loss:
     """The loss called `spec`: a name, or a name and its parameter, as in `huber:1.35`."""
     name, _, argument = spec.partition(":")
-    if name not in NAMED:
-        raise unknown("loss", name, NAMED)
+    one_of("loss", name, NAMED)
     if not argument:
         return NAMED[name]()
     if name not in ("huber", "smooth_l1"):

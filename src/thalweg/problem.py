@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jax.tree_util import Partial
 
 from thalweg import checks, identity, inputs, losses
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, one_of
 from thalweg.params import Layout, Params, promoted
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ class Problem:
         reduction: str = "mean",
         dtype: Any = None,
     ) -> None:
-        if reduction not in _REDUCTIONS:
-            raise InputError(f"reduction must be 'mean' or 'sum', {reduction!r} given.")
+        one_of("reduction", reduction, _REDUCTIONS)
         if params is None and init is None:
             raise InputError(
                 "a problem needs params= (a starting point) or init= (key -> params); neither given."
@@ -171,8 +170,7 @@ class Problem:
         """
         from thalweg.catalogue.functions import FUNCTIONS
 
-        if not isinstance(name, str) or name not in FUNCTIONS:
-            raise unknown("catalogue problem", name, FUNCTIONS)
+        one_of("catalogue problem", name, FUNCTIONS)
         function = FUNCTIONS[name]
         problem = cls.from_function(
             function.f, params=dict(zip(("x", "y"), function.start, strict=True)), dtype=dtype

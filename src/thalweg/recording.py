@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from thalweg import blocks, inputs, results
-from thalweg.errors import InputError, first_line, optional, unknown, whole_number
+from thalweg.errors import InputError, first_line, one_of, optional, unknown, whole_number
 from thalweg.names import coords
 from thalweg.params import Layout
 from thalweg.problem import Problem, check_is_problem, holding
@@ -67,8 +67,7 @@ def record(
     torch = optional("torch", "recording a PyTorch loop needs", "torch")
     wanted = (record,) if isinstance(record, str) else tuple(dict.fromkeys(record))
     for name in wanted:
-        if name not in _RECORDED:
-            raise unknown("record", name, _RECORDED)
+        one_of("record", name, _RECORDED)
     if not callable(getattr(optimizer, "step", None)) or not hasattr(optimizer, "__dict__"):
         raise InputError(f"an optimizer with a step method was expected, {optimizer!r:.80} given.")
     if not isinstance(model, torch.nn.Module):

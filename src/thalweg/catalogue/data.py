@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, one_of
 
 
 def noisy_line(
@@ -111,8 +111,7 @@ def regression(
     Raises:
         InputError: a target that is not in `TARGETS`, less than one sample, a negative noise or seed.
     """
-    if target not in TARGETS:
-        raise unknown("target", target, TARGETS)
+    one_of("target", target, TARGETS)
     if n < 1 or not 0 <= noise < np.inf or seed < 0:
         raise InputError(
             "regression data need at least one sample, and a noise and a seed of at least 0; "

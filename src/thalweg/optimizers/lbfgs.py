@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from thalweg.errors import InputError
+from thalweg.errors import InputError, is_number, one_of
 from thalweg.optimizers.base import At, Optimizer, Params, State, hyper, known, like, switch
 from thalweg.optimizers.wolfe import Point, strong_wolfe
 from thalweg.params import Layout
@@ -46,20 +46,17 @@ class LBFGS(Optimizer):
     line_search_fn: str | None = switch(None)
 
     def check_together(self) -> None:
-        if self.line_search_fn not in (None, "strong_wolfe"):
-            raise InputError(
-                f"LBFGS: line_search_fn must be None or 'strong_wolfe'; "
-                f"{self.line_search_fn!r} given."
-            )
+        if self.line_search_fn is not None:
+            one_of("line_search_fn of LBFGS:", self.line_search_fn, ("strong_wolfe",))
         if self.line_search_fn and (known(self.lr) == 0).any():
             raise InputError("LBFGS: a line search needs a first trial; lr must be above 0.")
         for name in ("max_iter", "max_eval", "history_size"):
             value = getattr(self, name)
             if name == "max_eval" and value is None:
                 continue
-            if not hasattr(value, "__index__") or isinstance(value, bool) or value < 1:
+            if not (is_number(value) and hasattr(value, "__index__") and value >= 1):
                 raise InputError(
-                    f"LBFGS: {name} must be a whole number of at least 1; {value!r} given."
+                    f"LBFGS: {name} must be a whole number of at least 1; {value!r:.80} given."
                 )
 
     def init(self, params: Params) -> State:

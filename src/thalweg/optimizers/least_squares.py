@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from thalweg.errors import unknown
+from thalweg.errors import one_of
 from thalweg.linear import Linearized, check_least_squares, linearized
 from thalweg.optimizers.base import At, Optimizer, Params, State, hyper, like, switch
 from thalweg.params import Layout
@@ -86,8 +86,7 @@ class LevenbergMarquardt(Optimizer):
     scaling: str = switch("identity")
 
     def check_together(self) -> None:
-        if self.scaling not in _SCALINGS:
-            raise unknown("scaling of LevenbergMarquardt:", self.scaling, _SCALINGS)
+        one_of("scaling of LevenbergMarquardt:", self.scaling, _SCALINGS)
 
     def check_problem(self, problem: Problem) -> None:
         check_least_squares(self.name, problem)

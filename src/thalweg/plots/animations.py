@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from thalweg import results
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, one_of, unknown
 from thalweg.plots import films, fits, members, panels, paths, style, surfaces
 
 __all__ = ["Animation", "fit", "path", "pointwise", "save"]
@@ -333,7 +333,7 @@ def fit(
 def _rows(path: xr.Dataset, frames: int | Sequence[int], spacing: str) -> np.ndarray:
     """The recorded steps to show, as indices into the record."""
     members.check_trajectory(path)
-    style.one_of("spacing", spacing, _SPACINGS)
+    one_of("spacing", spacing, _SPACINGS)
     recorded = path["step"].values
     if not recorded.size:
         raise InputError("this trajectory has no recorded steps.")

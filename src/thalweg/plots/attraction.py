@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.patches import Patch
 
 from thalweg import results
-from thalweg.errors import InputError
+from thalweg.errors import InputError, one_of
 from thalweg.plots import paths, style
 
 # Okabe and Ito's colours without black, then the same mixed with white: twelve distinct colours; where they
@@ -53,7 +53,7 @@ def basins(
         raise InputError(
             f"basins were expected, as basins returns them; {type(result).__name__} given."
         )
-    style.one_of("by", by, ("minimum", "loss"))
+    one_of("by", by, ("minimum", "loss"))
     if not 1 <= most <= len(_PALETTE):
         raise InputError(f"most must be from 1 to {len(_PALETTE)} minima; {most!r} given.")
     axes = results.plane_axes(result)

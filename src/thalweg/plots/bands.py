@@ -15,7 +15,7 @@ from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
 from matplotlib.contour import ContourSet
 from matplotlib.ticker import MaxNLocator
 
-from thalweg.errors import InputError, real, whole_number
+from thalweg.errors import InputError, one_of, real, whole_number
 from thalweg.plots import style
 
 KINDS = ("quantile", "linear", "log")
@@ -197,7 +197,7 @@ def choose(values: Any, levels: Any, n_levels: int, center: float | None) -> Ban
         raise InputError(f"at least 2 levels are needed to draw bands; {n_levels!r} given.")
     inside = finite(values)
     if isinstance(levels, str):
-        style.one_of("levels", levels, KINDS)
+        one_of("levels", levels, KINDS)
         if levels == "log":
             if center is not None and center <= 0:
                 raise InputError(f"with levels='log' center must be positive; {center!r} given.")

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from thalweg.errors import InputError, unknown, whole_number
+from thalweg.errors import InputError, one_of, unknown, whole_number
 from thalweg.plots import curves, members, style
 from thalweg.results import member_dims, settings_of
 from thalweg.stability import KNOWN, stability_threshold
@@ -38,7 +38,7 @@ def density(
     Raises:
         InputError: another dataset, an unknown scale.
     """
-    style.one_of("y", y, ("linear", "log"))
+    one_of("y", y, ("linear", "log"))
     if not isinstance(spectrum, xr.Dataset) or "density" not in spectrum:
         raise InputError("a spectral density was expected, as Curvature.density gives it.")
     ax = style.new_axes(ax)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from thalweg import results
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, one_of, unknown
 from thalweg.plots import members, style
 from thalweg.plots.members import Series
 
@@ -67,8 +67,8 @@ def record(
         InputError: a record that is not there or not a scalar, an unknown scale, impossible quantiles.
     """
     members.check_trajectory(path)
-    style.one_of("x", x, _SCALES)
-    style.one_of("y", y, _SCALES)
+    one_of("x", x, _SCALES)
+    one_of("y", y, _SCALES)
     if band is not None:
         style.check_quantiles(band)
     along = clock(path)

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from thalweg.errors import InputError
+from thalweg.errors import InputError, one_of
 from thalweg.plots import curves, members, style
 
 _ROUNDING = 1e-12
@@ -44,7 +44,7 @@ def histogram(
     Raises:
         InputError: a record that is not there, an unknown scale, impossible bins.
     """
-    style.one_of("x", x, ("linear", "log"))
+    one_of("x", x, ("linear", "log"))
     mapping = values if _is_mapping(values) else {label or "": values}
     groups: dict[str, _Ends] = {}
     for prefix, one in mapping.items():

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from thalweg.errors import InputError
+from thalweg.errors import InputError, one_of
 from thalweg.plots import bands, curves, histograms, style
 
 
@@ -55,7 +55,7 @@ def matrix(
         raise InputError(
             f"a matrix with rows and columns was expected; the shape {table.shape} given."
         )
-    style.one_of("scale", scale, ("linear", "log"))
+    one_of("scale", scale, ("linear", "log"))
     numbers = table.values.astype(float)
     norm = _norm(numbers, scale, limits, center)
     ax = style.new_axes(ax, (5.4, 4.6))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.quiver import Quiver
 
 from thalweg import results
-from thalweg.errors import InputError
+from thalweg.errors import InputError, whole_number
 from thalweg.plots import bands, members, paths, style, surfaces
 from thalweg.plots.bands import Bands
 
@@ -28,8 +28,7 @@ def grid(rows: int, columns: int, *, title: str | None = None) -> tuple[Figure, 
     Raises:
         InputError: fewer than one row or column.
     """
-    if rows < 1 or columns < 1:
-        raise InputError(f"a grid needs at least one row and one column; {rows} × {columns} given.")
+    rows, columns = whole_number("rows", rows, 1), whole_number("columns", columns, 1)
     figure = style.new_figure((_PANEL[0] * columns, _PANEL[1] * rows))
     if title:
         figure.suptitle(title)

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, one_of, unknown
 from thalweg.plots import curves, style
 from thalweg.plots.members import MOST
 
@@ -68,9 +68,9 @@ def curve(
             f"a labelled array (xarray.DataArray) was expected, as in dataset['loss']; "
             f"{type(values).__name__} given."
         )
-    style.one_of("x", x, ("linear", "log"))
-    style.one_of("y", y, ("linear", "log"))
-    style.one_of("middle", middle, tuple(_MIDDLES))
+    one_of("x", x, ("linear", "log"))
+    one_of("y", y, ("linear", "log"))
+    one_of("middle", middle, tuple(_MIDDLES))
     _check_band(band, middle)
     if slope is not False and (x, y) != ("log", "log"):
         raise InputError("a slope is fitted to logarithms: give x='log' and y='log' with slope=.")
@@ -210,7 +210,7 @@ def _check_band(band: Any, middle: str) -> None:
     if band is None:
         return
     if isinstance(band, str):
-        style.one_of("band", band, ("error",))
+        one_of("band", band, ("error",))
         if middle != "mean":
             raise InputError("band='error' is of the mean: give middle='mean' with it.")
     else:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from thalweg.errors import InputError, real, unknown
+from thalweg.errors import InputError, real
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish, without the yellow, which is hard to
 # see on white. The cycles' lengths are coprime: 7 × 5 series differ in colour or dash, and print in grey.
@@ -183,12 +183,6 @@ def count_of(count: int, what: str) -> str:
 def titled(ax: Axes, title: str | None, default: str) -> None:
     """Set the title given, or else the default with a capital letter; "" leaves it empty."""
     ax.set_title(default[0].upper() + default[1:] if title is None else title)
-
-
-def one_of(option: str, given: object, known: Sequence[str]) -> None:
-    """Raise an InputError unless an option is one of its known values."""
-    if not isinstance(given, str) or given not in known:
-        raise unknown(option, given, known)
 
 
 def check_quantiles(band: tuple[float, float]) -> None:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.contour import ContourSet
 
 from thalweg import results
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, one_of, unknown
 from thalweg.plots import bands, members, paths, style
 from thalweg.plots.bands import Bands
 
@@ -123,7 +123,7 @@ def profile(
         InputError: a landscape that does not have one axis, a risk that it does not hold.
     """
     (axis,) = _axes(surface, 1)
-    style.one_of("y", y, ("linear", "log"))
+    one_of("y", y, ("linear", "log"))
     held = [r for r in results.RISKS if r in surface]
     wanted = [risks] if isinstance(risks, str) else risks
     wanted = wanted or [r for r in held if r != "pointwise"] or held

@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from thalweg import names, results
-from thalweg.errors import InputError
+from thalweg.errors import InputError, one_of
 from thalweg.plots import curves, members, style
 
 _INSIDE = 6  # most legend entries that fit inside the axes
@@ -38,8 +38,8 @@ def movement_by_parameter(
         InputError: a record that is not there, an unknown scale.
     """
     members.check_trajectory(path)
-    style.one_of("x", x, ("linear", "log"))
-    style.one_of("y", y, ("linear", "log"))
+    one_of("x", x, ("linear", "log"))
+    one_of("y", y, ("linear", "log"))
     records = _records(path, name)
     tensors = list(records)
     ax = style.new_axes(ax)

@@ -14,7 +14,7 @@ from typing import Any
 from jax.tree_util import Partial
 
 from thalweg import identity, inputs
-from thalweg.errors import InputError, optional, unknown
+from thalweg.errors import InputError, one_of, optional
 from thalweg.params import Params
 from thalweg.problem import Problem
 from thalweg.pytorch import given
@@ -63,8 +63,7 @@ def from_torch(
     torch = optional("torch", "PyTorch models need", "torch")
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"an nn.Module was expected, {type(module).__name__} given.")
-    if batch_norm not in _BATCH_NORM:
-        raise unknown("batch_norm policy", batch_norm, _BATCH_NORM)
+    one_of("batch_norm policy", batch_norm, _BATCH_NORM)
     given.refuse_dropout(module)
     with _random_state_kept(torch), torch.inference_mode(False):
         if isinstance(x, torch.utils.data.DataLoader):

@@ -270,7 +270,7 @@ def _text(value: Any) -> str:
 
 
 def _module(name: str) -> Any:
-    if name not in STUDIES | _OWN:
+    if not isinstance(name, str) or name not in STUDIES | _OWN:
         raise unknown("study", name, STUDIES)
     return importlib.import_module(f"thalweg.studies.{name.replace('-', '_')}")
 

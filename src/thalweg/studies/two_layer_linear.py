@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from thalweg import plots, results
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, one_of
 from thalweg.studies import Drawing, Findings, at_least, setting
 
 TITLE = "A linear network of two layers: first order against Levenberg–Marquardt"
@@ -86,8 +86,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
 
 
 def _check(settings: Settings) -> None:
-    if settings.A not in TARGETS:
-        raise unknown("setting A:", settings.A, TARGETS)
+    one_of("setting A:", settings.A, TARGETS)
     at_least(settings, n_samples=1, d_in=1, d_out=1, width=1)
     for name in ("lrs", "adam_lrs", "newton_lrs"):
         if not getattr(settings, name):
