@@ -269,6 +269,7 @@ def test_unknown_names_are_one_line_with_the_nearest(diabetes, tmp_path):
     fit = ("descend", diabetes, "--y", "target", "--out", out)
     assert "did you mean 'bmi'" in fails(*fit, "--x", "bmy")
     assert "did you mean 'huber'" in fails(*fit, "--x", "bmi", "--loss", "hubert")
+    assert "did you mean 'bce_with_logits'" in fails(*fit, "--x", "bmi", "--loss", "bce")
     assert "did you mean 'Adam'" in fails(*fit, "--x", "bmi", "--optimizer", "Adm")
     assert "did you mean 'momentum'" in fails(*fit, "--x", "bmi", "-o", "momentun=0.9")
     assert "did you mean 'polynomial'" in fails(*fit, "--x", "bmi", "--model", "polynom")

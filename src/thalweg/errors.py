@@ -70,7 +70,10 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> InputError:
     """An error for a name that is not among `known`, with the nearest one suggested."""
     known = sorted(known)
     lower = [name.lower() for name in known]
-    near = difflib.get_close_matches(str(given).lower(), lower, n=1, cutoff=0.5)
+    asked = str(given).lower()
+    # an abbreviation looks unlike the whole name, and may look like another one
+    near = [name for name in lower if asked and name.startswith(asked)]
+    near = near or difflib.get_close_matches(asked, lower, n=1, cutoff=0.5)
     hint = f"; did you mean {known[lower.index(near[0])]!r}?" if near else "."
     more = f", … ({len(known)} in all)" if len(known) > _LISTED else ""
     return InputError(
