@@ -152,7 +152,9 @@ def test_a_plane_is_projected_on_as_it_is(problem, path):
         with pytest.raises(InputError, match="a plane or a landscape was expected"):
             tw.project(other, path)
     with pytest.raises(InputError, match="points as an array"):
-        plane.project(problem.params)
+        plane.project([problem.params])
+    at_start = plane.project(problem.params)
+    assert (at_start["w"], at_start["b"], at_start["residual"]) == (6.0, -3.0, 0.0)
 
 
 def test_directions_of_no_length(problem):

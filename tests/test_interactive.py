@@ -254,7 +254,7 @@ def test_a_path_off_the_plane_is_drawn_below_or_above_it_and_says_so():
 
 def test_points_outside_and_axes_that_run_down():
     _, surface = landscape(x=(3.0, -2.0))
-    figure = tw.plotly.surface(surface, points={"far": [9.0, 9.0], "near": [0.0, 0.0]})
+    figure = tw.plotly.surface(surface, points={"far": [9.0, 9.0], "near": {"y": 0.0, "x": 0.0}})
     (deep,) = traces(figure, "surface")
     assert (np.diff(deep.x) > 0).all()
     np.testing.assert_array_equal(deep.z, surface.empirical.sortby("x").transpose("y", "x"))

@@ -685,6 +685,12 @@ def test_several_trajectories_and_a_marked_point() -> None:
     assert style.notes(ax) == ["far lies outside the window"]
     with pytest.raises(InputError, match="one point"):
         plots.mark(surface, np.zeros((2, 2)), ax=ax, label="two")
+    first, second = surface["param"].values
+    plots.mark(surface, {second: -0.5, first: 1.0}, ax=ax, label="by name")
+    np.testing.assert_array_equal(lines(ax, "by name")[0].get_xydata(), [[1.0, -0.5]])
+    for wrong in ({first: 1.0}, {first: 1.0, "c": 2.0}, {first: [1.0, 2.0], second: 1.0}):
+        with pytest.raises(InputError, match="one number for each of the parameters"):
+            plots.mark(surface, wrong, ax=ax, label="wrong")
     _, fresh = plt.subplots()
     assert plots.path(surface, ONE, ax=fresh).get_xlim() == (-2, 3)
     assert not style.notes(fresh)

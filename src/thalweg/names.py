@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, product
 from typing import Any, overload
 
@@ -129,3 +129,26 @@ def in_order(what: str, table: Any, names: Sequence[str]) -> Any:
             f"expected."
         )
     return table[list(names)].to_numpy()
+
+
+def vector(point: Any, names: Sequence[str] | None) -> Any:
+    """A point given by name, {"x": 1.0, "y": 2.0} or nested and with arrays, as a vector (p,) in the order of
+    `names`; anything but a dictionary is returned as it is."""
+    if not isinstance(point, Mapping) or hasattr(point, "data_vars"):
+        return point
+    given = dict(_by_name(point))
+    if names is None or len(given) != len(names) or set(given) != set(names):
+        known = "which this landscape does not name" if names is None else f"{tuple(names[:8])}"
+        raise InputError(
+            f"a point has one number for each of the parameters, {known}; {dict(point)!r:.80} given."
+        )
+    return np.array([given[name] for name in names])
+
+
+def _by_name(point: Mapping[Any, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in point.items():
+        if isinstance(value, Mapping):
+            yield from _by_name(value, f"{within}{key}.")
+        else:
+            array = np.asarray(value)
+            yield from zip(_entries(f"{within}{key}", array.shape), array.ravel(), strict=True)

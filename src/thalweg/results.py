@@ -263,7 +263,8 @@ def project(plane: Any, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Data
     Args:
         plane: a plane, a landscape, or any dataset with `origin` (param) and `directions`
             (direction, param).
-        path: a trajectory, or points with a dimension `param`, or an array (..., p).
+        path: a trajectory, or points with a dimension `param`, or an array (..., p), or one point by
+            name, as in {"x": 1.0, "y": 2.0}.
 
     Returns:
         A dataset with one variable for each axis, bearing its name, and `residual`, the Euclidean
@@ -307,6 +308,7 @@ def project(plane: Any, path: xr.Dataset | xr.DataArray | np.ndarray) -> xr.Data
 def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
     """The points of a trajectory, or of an array, that may be drawn on a plane."""
     original, plane_names = path, names.found(plane)
+    path = names.vector(path, plane_names)
     if isinstance(path, xr.Dataset):
         if "params" not in path:
             raise InputError(

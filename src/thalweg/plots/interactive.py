@@ -57,8 +57,8 @@ def surface(
         path: a trajectory to draw on it, cut at the landscape's window.
         risk: "empirical", "expected" or "pointwise"; the last needs `sample`.
         sample: which sample's pointwise risk.
-        points: points of parameter space to mark, by name, such as a known minimum: (p,) each, in
-            the landscape's order of parameters.
+        points: points of parameter space to mark, by what they are called, such as a known minimum: the
+            parameters by name, as in {"x": 1.0, "y": 2.0}, or (p,) in the landscape's order.
         levels, n_levels, center: the colours' bands, as for `thalweg.plot.contour`.
         log: heights on a log scale; risks at or below zero are left out, and counted.
         title: a title; the risk's name without it.

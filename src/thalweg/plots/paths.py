@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from thalweg import results
+from thalweg import names, results
 from thalweg.errors import InputError
 from thalweg.plots import members, style
 from thalweg.plots.members import Series
@@ -165,7 +164,8 @@ def mark(
 
     Args:
         surface: the landscape that was drawn.
-        point: (p,) in the landscape's order of parameters, an array or a DataArray.
+        point: by name, as in {"x": 1.0, "y": 2.0}; or (p,) in the landscape's order of parameters, an
+            array or a DataArray.
         ax: the axes that show the landscape.
         label: its name in the legend; it also says how far off the plane the point lies.
         marker, color: matplotlib's; by default a plus in the colour of text.
@@ -173,10 +173,7 @@ def mark(
     Raises:
         InputError: not one point of the landscape's parameters.
     """
-    if isinstance(point, Mapping):
-        raise InputError(
-            f"mark draws a point (p,), the parameters in the landscape's order; {point!r:.80} given."
-        )
+    point = names.vector(point, names.found(surface))
     _framed(ax, surface)
     where = results.project(surface, point)
     if where["residual"].ndim:

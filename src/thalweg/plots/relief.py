@@ -164,6 +164,7 @@ def draw_point(
     canvas: Canvas, landscape: xr.Dataset, ground: Ground, text: str, point: Any
 ) -> None:
     """A point of parameter space on the contours and on the surface."""
+    point = names.vector(point, names.found(landscape))
     where = results.project(landscape, point)
     if where["residual"].ndim:
         raise InputError(
