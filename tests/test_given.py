@@ -61,6 +61,24 @@ def test_of_a_part_of_a_trajectory_the_last_iterate_is_the_start(problem, path):
             starts_of(problem, part)
 
 
+def test_a_list_of_points_is_one_start_each(problem):
+    points = [{"w": 6.0, "b": -3.0}, {"w": 1, "b": 0}, {"w": np.float32(2), "b": jnp.array(0.5)}]
+    expected = [[-3.0, 6.0], [0.0, 1.0], [0.5, 2.0]]
+    np.testing.assert_array_equal(starts_of(problem, points), expected)
+    np.testing.assert_array_equal(starts_of(problem, [np.array(row) for row in expected]), expected)
+    # a pytree that is itself a list keeps its leading axis over the runs
+    layers = tw.Problem.from_function(lambda p: p[0] ** 2 + p[1] ** 2, params=[1.0, 2.0])
+    stacked = [np.array([1.0, 2.0]), np.array([3.0, 4.0])]
+    np.testing.assert_array_equal(starts_of(layers, stacked), [[1.0, 3.0], [2.0, 4.0]])
+    for wrong in ([{"w": 6.0}], [{"w": 1.0, "c": 2.0}], [[1.0, 2.0], [3.0]], [None]):
+        with pytest.raises(InputError, match=r"expected \{b \(\), w"):
+            starts_of(problem, wrong)
+    with pytest.raises(InputError, match="must hold real numbers"):
+        starts_of(problem, [{"w": "six", "b": -3.0}])
+    with pytest.raises(InputError, match=r"a list of points, as in .*; dict given"):
+        starts_of(problem, {"w": 6.0, "c": 0.0})
+
+
 def test_tables_go_by_their_columns(problem):
     table = pd.DataFrame({"w": [6.0, 1.0, 2.0], "b": [-3.0, 0.0, 0.5]})
     expected = table[["b", "w"]].to_numpy()

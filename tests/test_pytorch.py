@@ -1347,6 +1347,8 @@ def test_a_state_dict_is_a_point_with_all_its_entries():
     np.testing.assert_array_equal(problem.flatten(state), moved.flatten(moved.params))
     assert tw.sharpness(problem, tw.to_torch(moved)) == tw.sharpness(problem, state)
     tw.interpolation(problem, problem.params, state)
+    started = tw.descend(problem, tw.SGD(), steps=0, starts=[state, problem.params])
+    np.testing.assert_array_equal(started["start"].isel(run=0), problem.flatten(state))
     state["scale"] = torch.tensor([3.0])
     for function in (problem.at, problem.risk, lambda point: tw.hessian(problem, point)):
         with pytest.raises(tw.InputError, match=r"'scale' is another than .* with from_torch"):

@@ -57,8 +57,9 @@ def descend(
         drop_last: leave an epoch's last batch out where it is smaller.
         batches: the sample indices themselves (steps, batch), for the steps of this call; repeated
             where `steps` asks for more.
-        starts: (runs, p) in the order of `problem.names`, or a pytree of the problem's structure with a
-            leading axis, or a trajectory, whose last iterates are taken.
+        starts: (runs, p) in the order of `problem.names`, or a list of points as `Problem.at` takes them
+            (pytrees, `state_dict`s), or a pytree of the problem's structure with a leading axis, or a
+            trajectory, whose last iterates are taken.
         runs: that many random starts; run i starts from init(fold_in(key(seed), i)).
         seed: for starts and batches, 0 by default, or that of `resume`. A list is a swept
             dimension, `seed`.

@@ -236,7 +236,7 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
             )
         vectors = layout.flatten(stacked, lead=1)
     else:
-        vectors = np.asarray(starts)
+        vectors = _rows(problem, starts)
         if vectors.ndim != 2 or vectors.shape[1] != layout.size or not len(vectors):
             raise InputError(
                 f"starts= must have shape (runs, {layout.size}), one row per start in the order "
@@ -247,6 +247,21 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
     if not np.isfinite(vectors).all():
         raise InputError("starts= holds values that are not finite.")
     return layout.unflatten(vectors)
+
+
+def _rows(problem: Problem, starts: Any) -> np.ndarray:
+    """Starts (runs, p) from an array, rows of numbers, or a list of points."""
+    try:
+        vectors = np.asarray(starts)
+    except (KeyError, TypeError, ValueError):  # rows of several lengths, or no numbers at all
+        vectors = np.empty(0, object)
+    if vectors.dtype != object:
+        return vectors
+    if not isinstance(starts, list | tuple):
+        raise InputError(
+            f"starts= must be a list of points, as in [first, second]; {type(starts).__name__} given."
+        )
+    return np.stack([np.asarray(problem.flatten(problem.at(start).params)) for start in starts])
 
 
 def reaches_the_end(path: xr.Dataset) -> bool:
