@@ -152,6 +152,7 @@ def test_one_program_for_paths_of_all_lengths(problem, compilations):
         (["loss"], "nothing to measure"),
         ({"sharp": tw.preconditioned_sharpness}, "needs the optimizer of a descent"),
         (["start"], "unknown observable"),
+        ("sharpness", "give 'sharpness' as a function, {'sharpness': thalweg.sharpness}"),
         ({"loss ": lambda at: np.exp(at.loss)}, "written with jax.numpy"),
         ({"status": lambda at: at.loss}, "is taken"),
     ],

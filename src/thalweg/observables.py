@@ -168,6 +168,11 @@ NAMED: dict[str, Any] = {
 }
 # recorded by the loop itself, but for `batch`, which the host records
 BUILT_IN = ("params", "loss", "grad", "batch")
+# Thalweg's functions that are recorded under a name of the user's choice
+_GIVEN = (
+    "gradient_norm", "empirical_risk", "expected_risk", "movement_by_parameter", "kernel_drift",
+    "sharpness", "preconditioned_sharpness", "gradient_noise", "sample_gradient_norms",
+)  # fmt: skip
 
 
 def chosen(record: Any) -> tuple[dict[str, bool], dict[str, Any]]:
@@ -194,6 +199,10 @@ def chosen(record: Any) -> tuple[dict[str, bool], dict[str, Any]]:
                 raise InputError(f"record: {name!r} is recorded by its name; give True or False.")
             built_in[name] = what
         elif what is True:
+            if name not in NAMED and name in _GIVEN:
+                raise InputError(
+                    f"record: give {name!r} as a function, {{{name!r}: thalweg.{name}}}."
+                )
             if name not in NAMED:
                 raise unknown("observable", name, [*NAMED, *BUILT_IN])
             observables[name] = _as_observable(name, NAMED[name])
