@@ -250,7 +250,9 @@ def member_dims(path: xr.Dataset) -> tuple[str, ...]:
 def plane_axes(surface: xr.Dataset) -> tuple[str, ...]:
     """The names of a landscape's (or plane's) axes: the first drawn across, the second up."""
     if not isinstance(surface, xr.Dataset) or "direction" not in surface.variables:
-        raise InputError(f"a landscape was expected, {type(surface).__name__} given.")
+        kind = surface.attrs.get("kind") if isinstance(surface, xr.Dataset) else None
+        hint = " Give landscape(problem, plane)." if hasattr(surface, "directions") else ""
+        raise InputError(f"a landscape was expected, {kind or type(surface).__name__} given.{hint}")
     return tuple(str(name) for name in surface["direction"].values)
 
 
