@@ -329,7 +329,9 @@ def three(**options):
 
 def test_path3d_is_coloured_by_the_step():
     path = three(optimizer=tw.SGD(lr=0.1), steps=10)
-    figure = tw.plotly.path3d(path, ("d", "a", "c"), points={"minimum": [0.0, 0.0, 0.0]})
+    figure = tw.plotly.path3d(
+        path, ("d", "a", "c"), points={"minimum": {"a": 1.0, "c": 0.0, "d": 2.0}}
+    )
     line = figure.data[0]
     for axis, name in zip("xyz", "dac", strict=True):
         np.testing.assert_array_equal(line[axis][:-1], path.params.sel(param=name))
@@ -342,7 +344,7 @@ def test_path3d_is_coloured_by_the_step():
     assert ends["start"] == (4.0, 1.0, 3.0)
     assert ends["end"] == tuple(path.final.sel(param=["d", "a", "c"]).values)
     (point,) = (t for t in figure.data if t.name == "minimum")
-    assert (point.x[0], point.y[0], point.z[0]) == (0, 0, 0)
+    assert (point.x[0], point.y[0], point.z[0]) == (2, 1, 0)
     assert [f.data[0].x[0] for f in figure.frames] == path.params.sel(param="d").values.tolist()
 
 

@@ -138,7 +138,7 @@ def vector(point: Any, names: Sequence[str] | None) -> Any:
         return point
     given = dict(_by_name(point))
     if names is None or len(given) != len(names) or set(given) != set(names):
-        known = "which this landscape does not name" if names is None else f"{tuple(names[:8])}"
+        known = "which have no names here" if names is None else f"{tuple(names[:8])}"
         raise InputError(
             f"a point has one number for each of the parameters, {known}; {dict(point)!r:.80} given."
         )

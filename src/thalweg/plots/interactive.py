@@ -17,6 +17,7 @@ import xarray as xr
 from matplotlib.colors import to_hex
 
 from thalweg.errors import InputError, unknown
+from thalweg.names import vector as vector_of
 from thalweg.plots import bands, relief, style, surfaces
 from thalweg.plots.canvas import Canvas, axis, plain
 from thalweg.plots.members import in_a_row
@@ -107,7 +108,8 @@ def path3d(
     Args:
         path: a trajectory with recorded parameters.
         params: the names of three of them; the first three without it.
-        points: points to mark, by name: (3,) each, in the order of `params`.
+        points: points to mark, by what they are called: the three parameters by name, or (3,) in the order
+            of `params`.
         title: a title.
 
     Returns:
@@ -147,7 +149,7 @@ def path3d(
         )
     track.mark_ends(canvas, [xyz], named=1 < len(track.lost) == len(track.series))
     for text, point in (points or {}).items():
-        vector = np.asarray(point, float)
+        vector = np.asarray(vector_of(point, names), float)
         if vector.shape != (3,):
             raise InputError(f"point {text!r} needs 3 numbers; shape {vector.shape} given.")
         canvas.mark(text, [vector.tolist()], dict(zip(names, vector, strict=True)))
