@@ -7,6 +7,7 @@ import threading
 import warnings
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
@@ -383,6 +384,39 @@ def test_what_was_lost_is_known_where_iterates_are_not_recorded():
     assert str(path["status"].values) == "diverged"
     assert int(path["diverged_at"]) == 3  # the last that was recorded
     assert np.isnan(path["final"].values).all()
+
+
+def test_a_loss_that_is_not_a_number_has_diverged_at_parameters_that_are_finite():
+    # log w: the first step leads below 0, where the loss is NaN and its derivative 1/w is not
+    class Log(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+        def forward(self):
+            return torch.log(self.w)
+
+    def run(record):
+        model = Log()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        with tw.record(optimizer, model, record=record) as path:
+            for _ in range(4):
+                optimizer.zero_grad()
+                model().backward()
+                optimizer.step()
+        return path, model
+
+    problem = tw.Problem.from_function(lambda w: jnp.log(w), 0.5)
+    descent = tw.descend(problem, tw.SGD(lr=1.0), steps=4)
+    for record in (["params", "loss"], ["loss"]):
+        path, model = run(record)
+        assert np.isfinite(model.w.item())
+        assert str(path["status"].values) == str(descent["status"].values) == "diverged"
+        assert int(path["diverged_at"]) == int(descent["diverged_at"]) == 1
+        np.testing.assert_array_equal(path["loss"], descent["loss"])
+    points = [np.array([0.5]), np.array([-1.5])]
+    assert int(tw.trajectory(points, problem)["diverged_at"]) == 1
+    assert int(tw.trajectory([{"w": p} for p in points])["diverged_at"]) == -1
 
 
 # Checkpoints -----------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def trajectory(
     if not isinstance(key, (str, type(None))):
         raise InputError(f"key must be a checkpoint's key, as in 'ema'; {key!r:.80} given.")
     rows: list[np.ndarray] = []
-    losses: list[float] = []
+    losses: list[float | None] = []
     like = None if problem is None else problem.layout
     for number, checkpoint in enumerate(checkpoints):
         if problem is not None:
@@ -140,7 +140,7 @@ def trajectory(
         if like is None:  # the order that a problem with these tensors would have
             like = Layout.of({name: _array(state[name]) for name in _floating(state)})
         rows.append(_row(state, like, number))
-        losses.append(np.nan)
+        losses.append(None)
     if not rows or like is None:
         raise InputError("no checkpoints were given.")
     try:
@@ -276,7 +276,7 @@ class _Tape:
         if not self.inside:
             return
         if "loss" in self.rows and self.steps and self.steps[-1] == self.step:
-            self.rows["loss"][-1] = np.nan if self.loss is None else self.loss
+            self.rows["loss"][-1] = self.loss
         self.inside = self.closed = self.with_closure = False
         self.loss = None
         self.step += 1
@@ -311,7 +311,7 @@ class _Tape:
         if name == "params":
             return now
         if name == "loss":
-            return np.nan if self.loss is None else self.loss
+            return self.loss
         if name == "lr":
             groups = _groups(self.optimizer)
             return float(groups[0]["lr"]) if groups and "lr" in groups[0] else np.nan
@@ -531,14 +531,17 @@ def _trajectory(
     optimizer: dict[str, Any],
     ends: tuple[np.ndarray, np.ndarray],
 ) -> xr.Dataset:
-    """A trajectory in the schema of `descend`, without an optimizer's state; `data` is modified in place."""
+    """A trajectory in the schema of `descend`, without an optimizer's state; `data` is modified in place. Of
+    losses, None means unknown."""
     start, final = ends
     bad = np.zeros(len(steps), bool)
     bad[-1] = not np.isfinite(final).all()
     if "params" in data:
         bad |= ~np.isfinite(data["params"]).all(axis=1)
     if "loss" in data:
-        bad |= np.isinf(data["loss"])  # NaN means unknown
+        # NaN is a loss that was computed, and may be so at parameters that are finite
+        bad |= [loss is not None and not np.isfinite(loss) for loss in data["loss"]]
+        data["loss"] = data["loss"].astype(float)  # what is unknown becomes NaN
     diverged_at = int(steps[np.argmax(bad)]) if bad.any() else -1
     variables: dict[str, Any] = {}
     for name, values in data.items():
