@@ -141,6 +141,20 @@ def test_what_leaves_the_finite_numbers_diverged():
     assert (found.arrived_at == -1).all()
 
 
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_a_loss_that_overflows_at_the_last_step_diverged_as_in_a_descent(steps):
+    # x⁸ overflows from |x| = 10^38.5 on, where x and the first steps of this size are finite
+    problem = tw.Problem.from_function(lambda w: w**8, 0.0)
+    plane = tw.coordinate_plane(problem, {"w": (0.0, 4e38)}, points=9)
+    result = tw.basins(problem, tw.SGD(lr=1e-308), plane, steps)
+    starts = plane.coordinates[0][:, None]
+    path = tw.descend(problem, tw.SGD(lr=1e-308), steps=steps, starts=starts)
+    diverged = path["status"].values == "diverged"
+    assert diverged.any()
+    assert not diverged.all()
+    np.testing.assert_array_equal(result["basin"].values == -2, diverged)
+
+
 def test_a_budget_of_nothing_still_says_who_starts_in_a_ball():
     problem = bowl_problem()
     found = tw.basins(problem, tw.SGD(lr=0.1), square(problem, 3, 5), 0)

@@ -92,8 +92,8 @@ def basins(
     if scale == 0:
         raise InputError("basins needs a plane with more than one point.")
     crowd = _Crowd(problem, optimizer, starts, scale)
-    with ThreadPoolExecutor(crowd.workers()) as pool:
-        crowd.look(0)
+    with blocks.interruptible(), ThreadPoolExecutor(crowd.workers()) as pool:
+        crowd.round(0, pool, 0, 0)  # of no steps: who has arrived or diverged at the start
         _, interrupted = blocks.until(
             steps,
             partial(crowd.round, steps, pool),
@@ -123,8 +123,8 @@ def _points(plane: Plane) -> np.ndarray:
 
 
 def _span(first: int, last: int) -> Span:
-    """From step `first` to step `last`, with a single recorded row, which is not used."""
-    return Span.of(first, last, every=_NEVER, begun=first, ends=False)
+    """From step `first` to step `last`, at which divergence is looked for too; the rows are not used."""
+    return Span.of(first, last, every=_NEVER, begun=first, ends=True)
 
 
 class _Crowd:
