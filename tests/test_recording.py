@@ -386,6 +386,28 @@ def test_what_was_lost_is_known_where_iterates_are_not_recorded():
     assert np.isnan(path["final"].values).all()
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_loss_whose_gradient_is_zero_is_accumulated(set_to_none):
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    seen = []
+    with tw.record(optimizer, model, record=["loss"]) as path:
+        for _ in range(3):
+            # a step that is left out, as where the gradient is too large
+            (100 * model(torch.ones(1, 1))).sum().backward()
+            optimizer.zero_grad(set_to_none=set_to_none)
+            seen.append(0.0)
+            for x in (-1.0, 2.0, -1.0):  # the unit is off where x is negative
+                loss = (torch.relu(model(torch.tensor([[x]]))) - 3).square().sum()
+                loss.backward()
+                seen[-1] += loss.item()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=set_to_none)
+    np.testing.assert_allclose(path["loss"][:-1], seen)
+
+
 def test_a_loss_that_is_not_a_number_has_diverged_at_parameters_that_are_finite():
     # log w: the first step leads below 0, where the loss is NaN and its derivative 1/w is not
     class Log(nn.Module):

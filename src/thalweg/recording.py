@@ -216,6 +216,7 @@ class _Tape:
         self.with_closure = False  # within a step that was called with a closure
         self.reached = False  # whether the current backward pass reached the model's parameters
         self.loss: float | None = None
+        self.versions: list[Any] = []  # of the gradients, after the last backward pass
         self.steps: list[int] = []
         self.rows: dict[str, list[Any]] = {name: [] for name in wanted}
 
@@ -224,8 +225,10 @@ class _Tape:
 
     def before_backward(self) -> None:
         self.reached = False
-        # gradients zeroed without a step (a GradScaler skips steps that overflow): drop that loss
-        if not self.closed and not any(map(_has_gradient, self.tensors.values())):
+        # gradients zeroed without a step (a GradScaler skips steps that overflow): drop that loss. Untouched
+        # since the last backward pass, zeros are the gradient of that loss.
+        zeros = not any(map(_has_gradient, self.tensors.values()))
+        if not self.closed and zeros and self._versions() != self.versions:
             self.loss = None
 
     def after_backward(self, tensors: Any) -> None:
@@ -233,12 +236,18 @@ class _Tape:
         several times: only the first evaluation is at the iterate."""
         if not self.reached or self.closed:
             return
+        self.versions = self._versions()
         for tensor in tensors if isinstance(tensors, (list, tuple)) else [tensors]:
             scalar = hasattr(tensor, "numel") and tensor.numel() == 1
             if scalar and not tensor.is_complex():
                 self.loss = (self.loss or 0.0) + float(_unscaled.get(tensor, tensor).detach())
         if self.inside and not self.with_closure:
             self.after_closure()
+
+    def _versions(self) -> list[Any]:
+        """How often each gradient was changed in place; None where there is none."""
+        gradients = (p.grad for p in self.tensors.values())
+        return [None if gradient is None else gradient._version for gradient in gradients]
 
     def after_closure(self) -> None:
         """The step's gradient is complete: the closure has run all its backward passes, and any clipping."""
