@@ -19,13 +19,12 @@ from jax.tree_util import Partial
 from thalweg import curvature, lanczos, products
 from thalweg.errors import InputError
 from thalweg.observables import At, Observable, documented
-from thalweg.params import Layout, Params, promoted
+from thalweg.params import Layout, Params, norm, promoted
 from thalweg.problem import Problem, in_precision
 
-# Lanczos vectors for the first measurement, and for those that start from the previous eigenvector; repeated
-# until the residual is at most _TOLERANCE times the eigenvalue (whose error goes as the residual's square),
-# or _MOST vectors are spent
-_COLD, _WARM = 40, 10
+# Products of a measurement, which starts from the last eigenvector; repeated until the residual is at most
+# _TOLERANCE times the eigenvalue (whose error goes as the residual's square), or _MOST products are spent
+_PRODUCTS = 10
 _TOLERANCE = 1e-3
 _MOST = 400
 
@@ -40,7 +39,7 @@ class Sharpness(Observable):
         return float(curvature.hessian(problem, params).top(1)[0][0])
 
 
-def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any]:
+def _top(preconditioned: bool, at: At, start: Any) -> tuple[Any, Any]:
     """The largest eigenvalue of the (preconditioned) Hessian at the iterate, on all data, and its vector."""
     # sums over samples overflow half precision
     problem, params = in_precision(at.problem, jnp.float32), promoted(at.params, jnp.float32)
@@ -50,7 +49,9 @@ def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any
     def product(vector: Any) -> Any:
         return products.whole_product("hessian", problem, layout, point, vector)
 
-    leading = partial(lanczos.leading, steps=steps, tolerance=_TOLERANCE, most=_MOST // steps)
+    leading = partial(
+        lanczos.leading, steps=_PRODUCTS, tolerance=_TOLERANCE, most=_MOST // _PRODUCTS
+    )
 
     if not preconditioned:
         return leading(product, start)
@@ -66,10 +67,10 @@ def _top(steps: int, preconditioned: bool, at: At, start: Any) -> tuple[Any, Any
     return leading(lambda v: scale * product(scale * v), start)
 
 
-def _first(preconditioned: bool, at: At) -> Any:
+def _first(at: At) -> Any:
     layout = Layout.of(promoted(at.params, jnp.float32))
-    start = jax.random.normal(jax.random.key(0), (layout.size,), layout.dtype)
-    return _top(_COLD, preconditioned, at, start)[1]
+    vector = jax.random.normal(jax.random.key(0), (layout.size,), layout.dtype)
+    return vector / norm(vector)
 
 
 def _next(preconditioned: bool, at: At, vector: Any) -> tuple[Any, Any]:
@@ -78,11 +79,11 @@ def _next(preconditioned: bool, at: At, vector: Any) -> tuple[Any, Any]:
     # Some noise, as the new top eigenvector may be orthogonal to the previous one.
     size = vector.shape[0] ** -0.5
     noise = size * jax.random.normal(jax.random.fold_in(jax.random.key(1), at.step), vector.shape)
-    return _top(_WARM, preconditioned, at, vector + 0.1 * noise.astype(vector.dtype))
+    return _top(preconditioned, at, vector + 0.1 * noise.astype(vector.dtype))
 
 
 def _of(preconditioned: bool) -> tuple[Any, Any]:
-    return Partial(partial(_first, preconditioned)), Partial(partial(_next, preconditioned))
+    return Partial(_first), Partial(partial(_next, preconditioned))
 
 
 sharpness = documented(

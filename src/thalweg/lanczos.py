@@ -28,6 +28,8 @@ _MOST_RESTARTS = 60
 # Convergence is first checked at this many Krylov vectors, and then after every so many more
 _FIRST_LOOK = 16
 _LOOKS = 8
+# Ritz vectors that `leading` keeps at a restart
+_KEPT = 4
 
 
 class Pairs(NamedTuple):
@@ -210,8 +212,8 @@ def projected(
     steps: int,
     key: Any,
 ) -> Float[np.ndarray, "m m"]:
-    """An operator's projection (steps, steps) on the Krylov space from `start` (p,), as by `krylov`, but with
-    the product called from the host; NaN where it is not finite."""
+    """An operator's projection (steps, steps) on the Krylov space from `start` (p,), the product being called
+    from the host; NaN where it is not finite."""
     basis = jnp.zeros((steps + 1, start.shape[0]), start.dtype)
     basis = basis.at[0].set(start / norm(start))
     columns, scale = np.zeros((steps, steps)), 0.0
@@ -225,55 +227,54 @@ def projected(
     return np.triu(columns) + np.triu(columns, 1).T
 
 
-def krylov(product: Product, start: Any, steps: int, key: Any) -> tuple[Any, Any, Any]:
-    """A Krylov space's basis (steps, p), the operator's projection on it (steps, steps), and the length of
-    the residual vector; for use inside a trace.
-
-    `steps` is at most p, and `start` not zero.
-    """
-    basis = jnp.zeros((steps + 1, start.shape[0]), start.dtype)
-    basis = basis.at[0].set(start / norm(start))
-
-    def advance(j: Any, carry: Any) -> Any:
-        basis, projected, scale, _ = carry
-        image = product(basis[j])
-        scale = jnp.maximum(scale, norm(image))
-        basis, column, left = absorb(basis, image, j + 1, scale, jax.random.fold_in(key, j))
-        return basis, projected.at[:, j].set(column[:steps]), scale, left
-
-    projected = jnp.zeros((steps, steps), start.dtype)
-    none = jnp.zeros((), start.dtype)
-    basis, projected, _, left = jax.lax.fori_loop(0, steps, advance, (basis, projected, none, none))
-    upper = jnp.triu(projected)
-    return basis[:steps], upper + jnp.triu(upper, 1).T, left
-
-
 def leading(
     product: Product, start: Any, steps: int, tolerance: float, most: int
 ) -> tuple[Any, Any]:
-    """The largest eigenvalue of an operator and its vector (p,), from Krylov spaces of `steps` vectors, the
-    first from `start` (p,) and each from the best vector of the one before; for use inside a trace.
+    """The largest eigenvalue of an operator and its vector (p,), from Krylov spaces that grow from `start`
+    by `steps` products at a time and then restart from the best vectors; for use inside a trace.
 
-    It stops once ‖A v − λ v‖ ≤ tolerance · |λ|, at the latest after `most` Krylov spaces.
+    It stops once ‖A v − λ v‖ ≤ tolerance · |λ|, at the latest after `most` restarts.
     """
-    steps = min(steps, start.shape[0])
+    p = start.shape[0]
+    kept = min(_KEPT, max(p - steps, 0))
+    full = min(p, kept + steps)
+
+    def grown(j: Any, carry: Any) -> Any:
+        basis, projected, scale, _ = carry
+        image = product(basis[j])
+        scale = jnp.maximum(scale, norm(image))
+        key = jax.random.fold_in(jax.random.key(0), j)
+        basis, column, left = absorb(basis, image, j + 1, scale, key)
+        return basis, projected.at[:, j].set(column[:full]), scale, left
 
     def closer(carry: Any) -> Any:
-        vector, _, _, _, count = carry
-        basis, projected, left = krylov(product, vector, steps, jax.random.key(0))
-        values, vectors = jnp.linalg.eigh(projected)
+        basis, ritz, scale, _, _, _, count = carry
+        projected = jnp.zeros((full, full), start.dtype)
+        space = (basis, projected, scale, jnp.zeros((), start.dtype))
+        basis, projected, scale, left = jax.lax.fori_loop(kept, full, grown, space)
+        # where no vectors are kept yet, their places are below all eigenvalues
+        ritz = jnp.where(count == 0, -2 * jnp.abs(projected).sum(), ritz)
+        upper = jnp.triu(projected).at[:kept, :kept].set(jnp.diag(ritz))
+        values, vectors = jnp.linalg.eigh(upper + jnp.triu(upper, 1).T, symmetrize_input=False)
         off = left * abs(vectors[-1, -1])
         # rounding sets a floor where eigenvalues of the other sign are far larger
-        floor = jnp.finfo(start.dtype).eps ** 0.75 * abs(values[0])
+        floor = jnp.finfo(start.dtype).eps ** 0.75 * scale
         enough = jnp.maximum(tolerance * abs(values[-1]), floor)
-        return matmul(vectors[:, -1], basis), values[-1], off, enough, count + 1
+        best = matmul(vectors[:, full - max(kept, 1) :].T, basis[:full])
+        # the best vectors, and the one that the space would have been grown by next
+        rest = jnp.zeros((full - kept, p), start.dtype)
+        basis = jnp.concatenate([best[len(best) - kept :], basis[full:], rest])
+        return basis, values[full - kept :], scale, best[-1], values[-1], off - enough, count + 1
 
     def far(carry: Any) -> Any:
-        _, _, off, enough, count = carry
-        return (off > enough) & (count < most)
+        *_, excess, count = carry
+        return (excess > 0) & (count < most)
 
     none = jnp.zeros((), start.dtype)
-    vector, value, *_ = jax.lax.while_loop(far, closer, (start, none, none + 1, none, 0))
+    basis = jnp.zeros((full + 1, p), start.dtype).at[kept].set(start / norm(start))
+    ritz = jnp.zeros(kept, start.dtype)
+    carry = (basis, ritz, none, start, none, none + 1, 0)
+    _, _, _, vector, value, *_ = jax.lax.while_loop(far, closer, carry)
     return value, vector
 
 
