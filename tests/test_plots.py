@@ -1111,3 +1111,70 @@ def test_a_picture_that_is_refused_leaves_no_figure_behind(draw):
     with pytest.raises(InputError, match="2 × 2"):
         plots.contour(landscape(na=1))
     assert not plt.get_fignums()
+
+
+# A surface in three dimensions -----------------------------------------------------------------
+
+
+def bowl(points=9, low=-2.0, high=2.0):
+    problem = tw.Problem.from_function(
+        lambda p: p["a"] ** 2 + 3 * p["b"] ** 2, {"a": 1.5, "b": -1.0}
+    )
+    plane = tw.coordinate_plane(problem, {"a": (low, high), "b": (low, high)}, points)
+    return problem, tw.landscape(problem, plane)
+
+
+def cells_of(ax):
+    """(n, 4, 3): the corners of the cells that are drawn."""
+    (drawn,) = ax.collections
+    return np.asarray(drawn._faces)
+
+
+def test_a_surface_has_the_landscapes_heights():
+    problem, landscape = bowl()
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=5)
+    ax = plots.surface(landscape, path, points={"minimum": {"b": 0.0, "a": 0.0}}, view=(20, 40))
+    x, y, z = np.moveaxis(cells_of(ax), -1, 0)
+    assert len(x) == 8 * 8
+    np.testing.assert_allclose(z, x**2 + 3 * y**2, atol=1e-12)
+    drawn = {line.get_label(): line for line in ax.lines}
+    a, b, height = drawn["minimum"].get_data_3d()
+    assert (a, b, height) == ([0], [0], [0])
+    # the start lies between grid points, where the surface is as high as the planes through them
+    start = drawn["_o"].get_data_3d()
+    np.testing.assert_allclose(np.ravel(start), [1.5, -1.0, 1.5**2 + 3])
+    end = drawn["_*"].get_data_3d()
+    np.testing.assert_allclose(np.ravel(end)[:2], path["params"][-1])
+    assert (ax.elev, ax.azim) == (20, 40)
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_zlabel()) == ("a", "b", "risk")
+
+
+def test_a_surface_on_a_log_scale_has_a_hole_where_there_is_no_logarithm():
+    _, landscape = bowl(points=5)
+    ax = plots.surface(landscape, log=True, colorbar=False)
+    x, y, z = np.moveaxis(cells_of(ax), -1, 0)
+    assert len(x) == 4 * 4 - 4  # those around the minimum, whose risk is 0
+    np.testing.assert_allclose(10**z, x**2 + 3 * y**2)
+    assert style.notes(ax) == ["hole: 1 of 25 points ≤ 0 (log levels)"]
+    ax.figure.canvas.draw()
+    texts = [float(tick.get_text()) for tick in ax.get_zticklabels()]
+    np.testing.assert_allclose(texts, 10 ** ax.get_zticks(), rtol=5e-3)  # three digits
+
+
+def test_a_fine_landscape_is_drawn_from_some_of_its_lines():
+    _, landscape = bowl(points=400)
+    ax = plots.surface(landscape)
+    assert len(cells_of(ax)) == 149 * 149
+    assert style.notes(ax) == ["drawn from 150 × 150 of the grid's lines"]
+    assert cells_of(ax)[..., :2].min() == -2
+    assert cells_of(ax)[..., :2].max() == 2
+
+
+def test_what_a_surface_cannot_be_drawn_on():
+    _, landscape = bowl()
+    with pytest.raises(InputError, match="axes of three dimensions"):
+        plots.surface(landscape, ax=plt.gca())
+    with pytest.raises(InputError, match="view must be two angles"):
+        plots.surface(landscape, view=30)
+    flat = landscape.assign(empirical=landscape["empirical"] * np.nan)
+    assert style.notes(plots.surface(flat)) == ["no risk is finite"]

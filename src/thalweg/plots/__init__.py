@@ -10,6 +10,7 @@ from thalweg.plots.bands import quantile_levels
 from thalweg.plots.convergence import convergence
 from thalweg.plots.curvature import density, explained_variance, sharpness
 from thalweg.plots.curves import loss, movement, record
+from thalweg.plots.elevation import surface
 from thalweg.plots.fits import batches, fit, fit_and_residuals, points, residual_scatter, residuals
 from thalweg.plots.graphs import graph
 from thalweg.plots.histograms import histogram
@@ -53,5 +54,6 @@ __all__ = [
     "sharpness",
     "spectrum",
     "step_panels",
+    "surface",
     "targets",
 ]

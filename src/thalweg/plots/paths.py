@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from thalweg import names, results
 from thalweg.errors import InputError
 from thalweg.plots import members, style
-from thalweg.plots.members import Series
 
+ENDS = ("start", "end", "lost")
 _MARK_EVERY = 0.12  # distance between markers along a path, relative to the window
 
 
@@ -81,15 +81,61 @@ class Trail:
     def until(self, row: int) -> None:
         """Show the iterates up to and including this recorded step."""
         x, y = self.x[: row + 1], self.y[: row + 1]
-        first, last = _ends(x, y)
-        gone = self.lost & _is_gone(x, y)
         for line, marks, across, up in zip(self.lines, self.marks, x.T, y.T, strict=True):
             line.set_data(across, up)
             line.set_markevery([mark for mark in marks if mark <= row])
         self.rim.set_data(members.in_a_row(x), members.in_a_row(y))
-        self.start.set_data(*first)
-        self.end.set_data(*last[:, ~gone])
-        self.cross.set_data(*last[:, gone])
+        for artist, place in zip(
+            (self.start, self.end, self.cross), ends(x, y, self.lost), strict=True
+        ):
+            artist.set_data(*place)
+
+
+@dataclass(frozen=True, eq=False)
+class Strand:
+    """Members of a trajectory that are drawn alike; those that diverge come last, to be on top.
+
+    Args:
+        x, y: (recorded steps, members) coordinates, NaN where they are not finite.
+        lost: (members) which of them diverge.
+        look, name, gid: how they are drawn, what the legend calls them, and by what their artists are known.
+        many: whether some strand of the trajectory has several members: lines are thin then.
+        alone: whether the trajectory has one member.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    lost: np.ndarray
+    look: style.Style
+    name: str
+    gid: str
+    many: bool
+    alone: bool
+
+
+def strands(
+    ax: Axes,
+    path: xr.Dataset,
+    x: np.ndarray,
+    y: np.ndarray,
+    label: str | None,
+    look: style.Style | None = None,
+) -> list[Strand]:
+    """A trajectory's members (step, …members) as strands, in styles new to the axes or in `look`."""
+    lost = members.diverged(path)
+    groups = members.each(path)
+    many = any(len(g.members) > 1 for g in groups)
+    taken = style.styles_taken(ax)
+    found = []
+    for i, group in enumerate(groups):
+        order = sorted(group.members, key=lambda m: bool(lost[m]))
+        gone = np.array([bool(lost[m]) for m in order])
+        across, up = (np.stack([c[(slice(None), *m)] for m in order], axis=1) for c in (x, y))
+        name = style.joined(label and style.plain(label), group.label, by=": ") or "path"
+        gid, own = f"{style.SERIES}-{taken + i}", look or style.style(taken + i)
+        alone = len(groups) == 1 and not many
+        found.append(Strand(across, up, gone, own, name, gid, many, alone))
+    return found
 
 
 def draw(
@@ -101,54 +147,42 @@ def draw(
     end: str = "end",
     look: style.Style | None = None,
 ) -> list[Trail]:
-    """`trace`, with a legend entry `end` for the last iterate and an optional style for all members."""
+    """`path`, with a legend entry `end` for the last iterate and an optional style for all members."""
     _framed(ax, surface)
     x, y = coordinates(ax, surface, path, label)
-    lost = members.diverged(path)
-    groups = members.each(path)
-    many = any(len(g.members) > 1 for g in groups)
-    alone = len(groups) == 1 and not many
-    taken = style.styles_taken(ax)
-    trails = []
-    for i, group in enumerate(groups):
-        series_style = look or style.style(taken + i)
-        name = style.joined(label and style.plain(label), group.label, by=": ") or "path"
-        gid = f"{style.SERIES}-{taken + i}"
-        # Diverged members are drawn last, on top of the others.
-        order = sorted(group.members, key=lambda m: bool(lost[m]))
-        gone = np.array([bool(lost[m]) for m in order])
-        across, up = (np.stack([c[(slice(None), *m)] for m in order], axis=1) for c in (x, y))
-        marks = [
-            [] if many or alone else _marks(ax, *column)
-            for column in zip(across.T, up.T, strict=True)
-        ]
-        rim = _rim(ax, across, up, style.rim(series_style.color), wide=1.7 if many else 3.2)
-        lines = [
-            ax.plot(
-                *column,
-                color=series_style.color,
-                ls=_dash(series_style, many, left),
-                lw=0.8 if many else 1.6,
-                alpha=_alpha(len(order)),
-                marker=None if many or alone else series_style.marker,
-                markevery=marked,
-                ms=4.5,
-                zorder=3,
-                label=f"_{name}",
-                gid=gid,
-            )[0]
-            for *column, marked, left in zip(across.T, up.T, marks, gone, strict=True)
-        ]
-        kept = len(order) - int(gone.sum())
-        _legend_entries(
-            ax, group, name, series_style, kept, len(order) - kept, gid, marked=not alone
-        )
-        ends = _draw_ends(ax, series_style.color, small=many)
-        trails.append(Trail(across, up, gone, tuple(lines), tuple(marks), rim, *ends))
-        trails[-1].until(len(across) - 1)
-    _legend_of_ends(ax, path, *_ends(x, y), lost & _is_gone(x, y), end)
+    trails = [_trail(ax, strand) for strand in strands(ax, path, x, y, label, look)]
+    legend_of_ends(ax, path, x, y, end)
     style.legend(ax)
     return trails
+
+
+def _trail(ax: Axes, strand: Strand) -> Trail:
+    look, many = strand.look, strand.many
+    columns = [*zip(strand.x.T, strand.y.T, strict=True)]
+    marks = [[] if many or strand.alone else _marks(ax, *column) for column in columns]
+    rim = _rim(ax, strand.x, strand.y, style.rim(look.color), wide=1.7 if many else 3.2)
+    lines = [
+        ax.plot(
+            *column,
+            color=look.color,
+            ls=_dash(look, many, left),
+            lw=0.8 if many else 1.6,
+            alpha=_alpha(len(columns)),
+            marker=None if many or strand.alone else look.marker,
+            markevery=marked,
+            ms=4.5,
+            zorder=3,
+            label=f"_{strand.name}",
+            gid=strand.gid,
+        )[0]
+        for column, marked, left in zip(columns, marks, strand.lost, strict=True)
+    ]
+    legend_entries(ax, strand, marked=not strand.alone)
+    looks = [end_looks(kind, look.color, many) for kind in ENDS]
+    ends = [ax.plot([], [], ls="", zorder=4, **each)[0] for each in looks]
+    trail = Trail(strand.x, strand.y, strand.lost, tuple(lines), tuple(marks), rim, *ends)
+    trail.until(len(strand.x) - 1)
+    return trail
 
 
 def mark(
@@ -173,21 +207,31 @@ def mark(
     Raises:
         InputError: not one point of the landscape's parameters.
     """
-    point = names.vector(point, names.found(surface))
     _framed(ax, surface)
-    where = results.project(surface, point)
-    if where["residual"].ndim:
-        raise InputError(f"mark draws one point; {dict(where['residual'].sizes)} given.")
-    off = off_plane(surface, point, where)
+    (across, up), text = place_of(surface, point, label)
     color = style.shade(0) if color is None else color
-    across, up = (where[a].values for a in _two_axes(surface))
-    text = style.joined(style.plain(label), f"{style.number(off)} off the plane" if off else None)
     looks = {"marker": marker, "color": color, "mec": style.shade(1), "ms": 10}
     ax.plot([across], [up], ls="", zorder=5, label=text, **looks)
     if not _inside(ax, across, up):
         style.note(ax, f"{style.plain(label)} lies outside the window")
     style.legend(ax)
     return ax
+
+
+def place_of(
+    surface: xr.Dataset, point: Any, label: str
+) -> tuple[tuple[np.ndarray, np.ndarray], str]:
+    """A point's coordinates across and up, and its legend entry, with its distance from the plane."""
+    point = names.vector(point, names.found(surface))
+    where = results.project(surface, point)
+    if where["residual"].ndim:
+        raise InputError(
+            f"point {label!r} must be one point; {dict(where['residual'].sizes)} given."
+        )
+    off = off_plane(surface, point, where)
+    text = style.joined(style.plain(label), f"{style.number(off)} off the plane" if off else None)
+    across, up = (where[axis].values for axis in _two_axes(surface))
+    return (across, up), text
 
 
 def coordinates(
@@ -306,19 +350,13 @@ def _marks(ax: Axes, x: np.ndarray, y: np.ndarray) -> list[int]:
     return finite[1:][np.diff(along, prepend=0) > 0].tolist()
 
 
-def _legend_entries(
-    ax: Axes,
-    group: Series,
-    name: str,
-    look: style.Style,
-    kept: int,
-    gone: int,
-    gid: str,
-    marked: bool,
-) -> None:
-    """One legend entry for a series, one more for those of its members that diverged."""
+def legend_entries(ax: Axes, strand: Strand, marked: bool) -> None:
+    """One legend entry for a strand, one more for those of its members that diverged."""
+    look, name = strand.look, strand.name
+    gone = int(strand.lost.sum())
+    kept = len(strand.lost) - gone
     entries: list[tuple[str, Any, str | None]]
-    if len(group.members) == 1:
+    if len(strand.lost) == 1:
         text = f"{name} (diverged)" if gone else name
         entries = [(text, look.dash, look.marker if marked else None)]
     else:
@@ -327,10 +365,16 @@ def _legend_entries(
         if gone:
             text = style.joined(name, f"{gone:,} diverged", by=": ")
             entries.append((text, _dash(look, True, True), "X"))
+    looks = {"color": look.color, "ms": 4.5, "lw": 1.6, "gid": strand.gid}
     for text, dash, marker in entries:
-        ax.plot(
-            [], [], color=look.color, ls=dash, marker=marker, ms=4.5, lw=1.6, label=text, gid=gid
-        )
+        ax.plot([], [], ls=dash, marker=marker, label=text, **looks)
+
+
+def ends(x: np.ndarray, y: np.ndarray, lost: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Members' starts, their last iterates, and the last finite iterates of the `lost`, (2, members) each."""
+    first, last = _ends(x, y)
+    gone = lost & _is_gone(x, y)
+    return first, last[:, ~gone], last[:, gone]
 
 
 def _ends(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -345,37 +389,28 @@ def _ends(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )  # pyright: ignore[reportReturnType]
 
 
-def _draw_ends(ax: Axes, color: str, small: bool) -> list[Line2D]:
-    """Empty artists for the members' starts (circles), ends (stars) and last finite iterates (crosses)."""
+def end_looks(kind: str, color: str, small: bool) -> dict[str, Any]:
+    """How the members' "start", "end", or last finite iterate ("lost") is marked."""
     ink, ground = style.shade(0), style.rim(color)
-    return [
-        ax.plot(
-            [],
-            [],
-            ls="",
-            marker=marker,
-            ms=size,
-            mfc=face,
-            mec=rim,
-            mew=0.3 if small and rim == ground else 0.8,
-            zorder=4,
-            label=f"_{marker}",
-        )[0]
-        for marker, size, face, rim in (
-            ("o", 3 if small else 8, ground, ink if small else color),
-            ("*", 5 if small else 13, color, ground),
-            ("X", 4 if small else 9, color, ground),
-        )
-    ]
+    marker, size, face, rim = {
+        "start": ("o", 3 if small else 8, ground, ink if small else color),
+        "end": ("*", 5 if small else 13, color, ground),
+        "lost": ("X", 4 if small else 9, color, ground),
+    }[kind]
+    thick = 0.3 if small and rim == ground else 0.8
+    looks = {"marker": marker, "ms": size, "mfc": face, "mec": rim, "mew": thick}
+    return looks | {"label": f"_{marker}"}
 
 
-def _legend_of_ends(
-    ax: Axes, path: xr.Dataset, first: np.ndarray, last: np.ndarray, lost: np.ndarray, end: str
+def legend_of_ends(
+    ax: Axes, path: xr.Dataset, x: np.ndarray, y: np.ndarray, end: str = "end"
 ) -> None:
     """Legend entries for circle, star and cross, each at most once, if one is visible in the window."""
     labels = ax.get_legend_handles_labels()[1]
     step = int(path["step"].values[0]) if path.sizes["step"] else 0
     ink = style.shade(0)
+    first, last = _ends(x, y)
+    lost = members.diverged(path) & _is_gone(x, y)
     entries = [
         ("start" if step == 0 else f"step {step}", "o", "white", _inside(ax, *first)),
         (end, "*", ink, _inside(ax, *last) & ~lost),

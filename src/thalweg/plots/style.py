@@ -202,10 +202,11 @@ def note(ax: Axes, text: str) -> None:
             if text not in artist.get_text().split("\n"):
                 artist.set_text(f"{artist.get_text()}\n{text}")
             return
+    solid = ax.name == "3d"  # where the axis labels lie depends on the view
     ax.annotate(
         text,
-        xy=(0.5, 0),
-        xycoords=ax.xaxis.label,
+        xy=(0.5, -0.04 if solid else 0),
+        xycoords="axes fraction" if solid else ax.xaxis.label,
         xytext=(0, -3),
         textcoords="offset points",
         ha="center",
@@ -318,8 +319,11 @@ _PLACES = {
 def _emptiest(ax: Axes, entries: int) -> str:
     """The location for a legend with this many entries that covers least of the drawing.
 
-    Counted is the area that lines and points touch, not how many there are.
+    Counted is the area that lines and points touch, not how many there are. In three dimensions it is the
+    upper corner away from the labels of the third axis.
     """
+    if ax.name == "3d":
+        return "upper right" if ax.azim % 180 < 90 else "upper left"  # pyright: ignore[reportAttributeAccessIssue]
     points = _outline(ax)
     points = points[((points >= 0) & (points <= 1)).all(axis=1)]
     cells = np.unique(np.floor(points * _CELLS), axis=0) / _CELLS

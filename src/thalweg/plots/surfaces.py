@@ -37,7 +37,7 @@ def contour(
 
     Args:
         surface: a landscape.
-        path: a trajectory to draw on it, as `trace` does.
+        path: a trajectory to draw on it, as `path` does.
         risk: "empirical", "expected" or "pointwise"; the last needs `sample`.
         sample: which sample's pointwise risk.
         levels: "quantile" (each band holds equally many points of the grid), "linear", "log" (risks
@@ -62,8 +62,8 @@ def contour(
             recorded ones.
     """
     values = risk_values(surface, risk, sample)
-    _check_grid(values)
-    _check_path(surface, path)
+    check_grid(values)
+    check_path(surface, path)
     chosen = bands.choose(values, levels, n_levels, center)
     ax = style.new_axes(ax)
     lines = draw_contours(ax, surface, values, chosen, filled=filled, log=is_log(levels))
@@ -91,7 +91,7 @@ def heatmap(
     Arguments, returned axes and errors are those of `contour`; any number of points will do.
     """
     values = risk_values(surface, risk, sample)
-    _check_path(surface, path)
+    check_path(surface, path)
     chosen = bands.choose(values, levels, n_levels, center)
     ax = style.new_axes(ax)
     _draw_cells(ax, surface, values, chosen, log=is_log(levels))
@@ -226,10 +226,10 @@ def draw_contours(
     log: bool = False,
 ) -> ContourSet | None:
     """Draw contours, with limits, axis labels, and notes on what is left out; returns the lines, if any."""
-    _check_grid(values)
+    check_grid(values)
     across, up = results.plane_axes(surface)
     x, y = surface[across].values, surface[up].values
-    shown = _masked(ax, surface, values, log, "grey: " if filled else "")
+    shown = drawable(ax, surface, values, log, "grey: " if filled else "")
     lines = None
     if chosen is not None and filled:
         options = {"cmap": chosen.cmap, "norm": chosen.norm, "extend": chosen.extend}
@@ -251,14 +251,14 @@ def _draw_cells(
 ) -> None:
     across, up = results.plane_axes(surface)
     x, y = cell_edges(surface[across].values), cell_edges(surface[up].values)
-    shown = _masked(ax, surface, values, log, "grey: ")
+    shown = drawable(ax, surface, values, log, "grey: ")
     if chosen is not None:
         ax.pcolormesh(x, y, shown.T, cmap=chosen.cmap, norm=chosen.norm, rasterized=True)
     ax.set_facecolor(style.MISSING)
     paths.frame(ax, surface, (x.min(), x.max()), (y.min(), y.max()))
 
 
-def _check_grid(values: np.ndarray) -> None:
+def check_grid(values: np.ndarray) -> None:
     if min(values.shape) < 2:
         raise InputError(
             f"contours need at least 2 × 2 points; this landscape has {' × '.join(map(str, values.shape))}. "
@@ -266,7 +266,7 @@ def _check_grid(values: np.ndarray) -> None:
         )
 
 
-def _check_path(surface: xr.Dataset, path: xr.Dataset | None) -> None:
+def check_path(surface: xr.Dataset, path: xr.Dataset | None) -> None:
     """Check a path before a figure is made, which an error later would leave behind empty."""
     if path is not None:
         results.points_of(surface, members.check_trajectory(path))
@@ -281,7 +281,7 @@ def cell_edges(points: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * points[0] - middle[0]], middle, [2 * points[-1] - middle[-1]]])
 
 
-def _masked(
+def drawable(
     ax: Axes, surface: xr.Dataset, values: np.ndarray, log: bool, how: str
 ) -> np.ma.MaskedArray:
     """The values that can be drawn; the others are counted below the axes."""
@@ -313,10 +313,21 @@ def _finish(
     lines: ContourSet | None = None,
 ) -> None:
     """Colour bar, title and path."""
-    name = risk_name(surface, risk, sample)
+    finish(ax, chosen, risk_name(surface, risk, sample), colorbar, title, lines)
+    if path is not None:
+        paths.path(surface, path, ax=ax, label=label)
+
+
+def finish(
+    ax: Axes,
+    chosen: Bands | None,
+    name: str,
+    colorbar: bool | str,
+    title: str | None,
+    lines: ContourSet | None = None,
+) -> None:
+    """Colour bar and title."""
     if colorbar and chosen is not None:
         words = f"\n({chosen.words})" if chosen.words else ""
         chosen.colorbar(ax, colorbar if isinstance(colorbar, str) else name + words, lines)
     style.titled(ax, title, name)
-    if path is not None:
-        paths.path(surface, path, ax=ax, label=label)
