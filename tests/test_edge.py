@@ -201,6 +201,10 @@ def test_a_schedule_has_a_threshold_a_step():
     problem = tw.Problem.from_function(stretched, {"w": 1.0})
     path = tw.descend(problem, tw.SGD(lr=lambda t: 0.1 / (t + 1)), steps=4)
     np.testing.assert_allclose(tw.stability_threshold(path), 20 * np.array([1, 2, 3, 4, 4]))
+    further = tw.descend(problem, tw.SGD(lr=lambda t: 0.1 / (t + 1)), steps=5, resume=path, every=2)
+    threshold = tw.stability_threshold(further)
+    np.testing.assert_array_equal(threshold.step, [4, 6, 8, 9])
+    np.testing.assert_allclose(threshold, 20 * np.array([5, 7, 9, 9]))
     with pytest.raises(InputError, match="was made by LBFGS"):
         tw.stability_threshold(tw.descend(problem, tw.LBFGS(), steps=1))
 
