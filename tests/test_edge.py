@@ -83,7 +83,10 @@ def test_sharpness_in_half_precision():
     [
         (tw.Adam(lr=1e-3), lambda s, t: (1 - 0.9**t) * (np.sqrt(s["v"] / (1 - 0.999**t)) + 1e-8)),
         (tw.RMSprop(lr=1e-3), lambda s, t: np.sqrt(s["r"]) + 1e-8),
-        (tw.Adagrad(lr=1e-2), lambda s, t: np.sqrt(s["sum"]) + 1e-10),
+        (
+            tw.Adagrad(lr=1e-2, lr_decay=0.3),
+            lambda s, t: (1 + 0.3 * (t - 1)) * (np.sqrt(s["sum"]) + 1e-10),
+        ),
     ],
     ids=["Adam", "RMSprop", "Adagrad"],
 )
