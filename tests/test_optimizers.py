@@ -439,11 +439,13 @@ def test_what_torch_allows_is_allowed(name: str, options: dict[str, Any]) -> Non
         (ours.SGD(nesterov=[True, False]), "nesterov is True or False and cannot be swept"),
         (ours.Adam(betas=[0.9, 0.999]), r"betas is a pair, \(beta1, beta2\)"),
         (ours.LBFGS(line_search_fn="armijo"), "unknown line_search_fn of LBFGS: 'armijo'"),
+        (ours.Adam(betas=(0.9, 0.99, 0.999)), r"betas is a pair, .*\(0.9, 0.99, 0.999\) given"),
         (ours.LBFGS(max_iter=0), "max_iter must be a whole number"),
         (ours.LBFGS(history_size=2.5), "history_size must be a whole number"),
         (ours.LBFGS(max_eval=0), "max_eval must be a whole number"),
         (ours.LBFGS(lr=0.0, line_search_fn="strong_wolfe"), "lr must be above 0"),
         (ours.SGD, r"give SGD\(\.\.\.\)"),
+        (torch.optim.SGD, r"such as thalweg.SGD\(lr=0.1\) was expected, type given"),
     ],
 )
 def test_bad_input_gets_one_clear_error(optimizer: Any, says: str) -> None:
