@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch.optim.lbfgs import _strong_wolfe
 
 import thalweg.optimizers as ours
 from thalweg.errors import InputError
 from thalweg.optimizers.base import check
+from thalweg.optimizers.wolfe import Point, strong_wolfe
 
 STEPS = 200
 _OTHERS = ("Optimizer", "Optax", "GaussNewton", "LevenbergMarquardt")  # not torch.optim's
@@ -314,6 +316,60 @@ def test_lbfgs_ends_a_step_as_torch_does() -> None:
         expected, evaluations, _ = torch_on(regression_task(), "LBFGS", options, steps=4)
         assert_close(got, expected)
         assert info["evaluations"].tolist() == evaluations
+
+
+def wavy(x: Any, sin: Any, c: Any) -> tuple[Any, Any]:
+    """A wave, a parabola and a kink, and the derivative."""
+    a, b, shift, bend, kink, place = c
+    side = (x > place) * 2.0 - 1
+    value = a * sin(b * x + shift) + bend * x * x + kink * (x - place) * side
+    return value, a * b * sin(b * x + shift + math.pi / 2) + 2 * bend * x + kink * side
+
+
+def test_the_line_search_is_torchs_on_lines_with_waves_and_kinks() -> None:
+    """150 lines x = t·d: the point that is found, and after how many evaluations. None is so short that
+    rounding decides where the search goes."""
+    rng, n = np.random.default_rng(0), 150
+    lines = np.stack(
+        [
+            rng.uniform(0.0, 2.0, n),
+            rng.uniform(0.5, 6.0, n),
+            rng.uniform(0.0, 6.0, n),
+            rng.uniform(0.0, 0.3, n),
+            rng.uniform(0.0, 3.0, n) * (np.arange(n) % 2),
+            rng.uniform(0.0, 3.0, n),
+        ],
+        axis=1,
+    )
+    trials, most = 10 ** rng.uniform(-1, 1, n), np.resize([3, 25, 25, 60], n)
+    reach = 10 ** rng.uniform(-1, 0, n)
+    slope = np.array([wavy(0.0, math.sin, c)[1] for c in lines])
+    d = -np.sign(slope) * reach
+
+    def search(c: Any, d: Any, trial: Any, most: Any) -> Any:
+        def point(t: Any) -> Point:
+            value, grad = wavy(t * d, jnp.sin, c)
+            return Point(t, value, grad[None], grad * d)
+
+        end, spent = strong_wolfe(point, point(jnp.zeros(())), trial, jnp.abs(d), most)
+        return end.t, end.value, end.gradient[0], spent
+
+    got = np.stack(jax.jit(jax.vmap(search))(lines, d, trials, most), axis=1)
+    expected = []
+    for c, d_, trial, limit in zip(lines, d, trials, most, strict=True):
+
+        def at(x: Any, t: float, step: Any, c: Any = c) -> tuple[float, Any]:
+            value, grad = wavy(float(t * step), math.sin, c)
+            return value, torch.tensor([grad], dtype=torch.float64)
+
+        step = torch.tensor([d_])
+        value, grad = at(None, 0.0, step)
+        value, grad, t, spent = _strong_wolfe(
+            at, None, trial, step, value, grad, grad.dot(step), max_ls=int(limit)
+        )
+        expected.append([float(t), value, float(grad), spent])
+    np.testing.assert_array_equal(got[:, 3], np.array(expected)[:, 3])
+    np.testing.assert_allclose(got, expected, rtol=1e-9)
 
 
 # Sweeps, and what is traced ----------------------------------------------------------------------
