@@ -87,7 +87,7 @@ def summed_product(
         values = losses(w)
         if center is None:
             return values
-        values = values - backend.matmul(center, w - point).astype(values.dtype)
+        values = values - backend.matmul(center, w).astype(values.dtype)
         return values if problem.mask is None else jnp.where(problem.mask, values, 0)
 
     # Σ g_k (g_kᵀ v): a JVP of the pointwise risks along v, then a VJP; no single gradient is stored
