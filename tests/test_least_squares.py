@@ -398,7 +398,7 @@ def test_by_name_and_its_errors():
     assert by_name("LevenbergMarquardt", scaling="marquardt").scaling == "marquardt"
     with pytest.raises(tw.InputError, match="did you mean 'marquardt'"):
         tw.descend(wave_problem(), tw.LevenbergMarquardt(scaling="marquard"), steps=1)
-    with pytest.raises(tw.InputError, match="decrease must be between 0 and 1"):
+    with pytest.raises(tw.InputError, match="decrease must be between 0 and 1; 2 given"):
         tw.descend(wave_problem(), tw.LevenbergMarquardt(decrease=2.0), steps=1)
     with pytest.raises(tw.InputError, match="damping must be at least 0"):
         tw.descend(wave_problem(), tw.LevenbergMarquardt(damping=-1.0), steps=1)
