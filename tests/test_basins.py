@@ -20,6 +20,11 @@ def slope(w):
     return w["x"] + w["y"] ** 2
 
 
+def downhill(w):
+    """Curved upwards everywhere, and without a minimum: Newton's steps have length 1 for ever."""
+    return jnp.exp(-w["x"]) + w["y"] ** 2
+
+
 def hill(w):
     return -(w["x"] ** 4) - w["y"] ** 4
 
@@ -125,8 +130,20 @@ def test_optimizers_with_a_memory_settle(optimizer):
     np.testing.assert_array_equal(np.sign(chosen), sign)
 
 
-def test_without_minima_nobody_arrives():
-    problem = problem_of(slope)
+def test_minima_of_a_function_in_other_units():
+    unit = 1e-5
+    scaled = problem_of(lambda w: two_wells({k: v / unit for k, v in w.items()}))
+    plane = square(problem_of(two_wells), 1.5, 6)
+    expected = tw.basins(problem_of(two_wells), tw.SGD(lr=0.01), plane, 500)
+    found = tw.basins(scaled, tw.SGD(lr=0.01 * unit**2), square(scaled, 1.5 * unit, 6), 500)
+    np.testing.assert_array_equal(found.basin, expected.basin)
+    np.testing.assert_allclose(found.minima / unit, expected.minima, atol=1e-9)
+    np.testing.assert_allclose(found.radius / unit, expected.radius, rtol=1e-9)
+
+
+@pytest.mark.parametrize("f", [slope, downhill])
+def test_without_minima_nobody_arrives(f):
+    problem = problem_of(f)
     found = tw.basins(problem, tw.SGD(lr=0.01), square(problem, 1, 4), 100)
     assert found.sizes["minimum"] == 0
     assert (found.basin == -1).all()
