@@ -259,6 +259,9 @@ def test_eigenvectors_by_their_place(problem):
     np.testing.assert_allclose(plane.dataset()["eigenvalue"], values[chosen], rtol=1e-10)
     along = (plane.directions * vectors[:, chosen].T).sum(axis=1)
     np.testing.assert_allclose(np.abs(along), 1, rtol=1e-9)
+    assert tw.hessian_plane(problem, problem.params).axes == ("top1", "bottom1")
+    last = tw.hessian_plane(problem, problem.params, (-P, P - 1)).dataset()["eigenvalue"]
+    np.testing.assert_allclose(last, values[[-1, 0]], rtol=1e-10)
     surface = tw.landscape(problem, tw.hessian_plane(problem, problem.params, (0,), points=3))
     middle, step = surface.empirical.values, 1.0
     second = (middle[0] - 2 * middle[1] + middle[2]) / step**2
@@ -272,6 +275,14 @@ def test_three_minima_lie_where_they_are_said_to(problem):
     np.testing.assert_allclose(seen["to_b"], [0, 1, 0], atol=1e-9)
     np.testing.assert_allclose(seen["to_c"], [0, 0, 1], atol=1e-9)
     assert tw.interpolation(problem, a, b).axes == ("t",)
+
+
+def test_two_parameters_have_two_principal_directions():
+    bowl = tw.Problem.from_function(lambda w: (w**2).sum(), np.zeros(2))
+    # along (3, 4) five times as far as across
+    points = np.array([[3, 4], [-3, -4], [0.8, -0.6], [-0.8, 0.6]])
+    plane = tw.pca_plane(bowl, points)
+    np.testing.assert_allclose(np.abs(plane.directions), [[0.6, 0.8], [0.8, 0.6]], rtol=1e-12)
 
 
 def test_minima_of_very_different_distances_span_a_plane():
@@ -301,6 +312,7 @@ def test_bad_input_is_one_line(problem):
         (lambda: tw.pca_plane(problem, walk(), origin="end"), "unknown origin"),
         (lambda: tw.hessian_plane(problem, start, (0, 0)), "different whole numbers"),
         (lambda: tw.hessian_plane(problem, start, (0, P)), "between −12 and 11"),
+        (lambda: tw.hessian_plane(problem, start, (0, -P - 1)), "between −12 and 11"),
         (lambda: tw.hessian_plane(problem, start, (0.9, 1.9)), "different whole numbers"),
         (lambda: tw.random_plane(problem, start, filter_axis=7), "filter_axis must be an axis"),
         (lambda: tw.random_plane(problem, start, seed=None), "seed must be a whole number"),
