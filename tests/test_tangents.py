@@ -264,6 +264,8 @@ def test_what_does_not_fit_is_one_line(what):
         what(problem, problem.params, x=np.full((4, 2), np.nan))
     with pytest.raises(tw.InputError, match="has no data"):
         what(bowl_problem(), {"x": 1.0, "y": 2.0}, x=np.ones(3))
+    with pytest.raises(tw.InputError, match="first axis over samples; a scalar was given"):
+        what(problem, problem.params, x=1.0)
     with pytest.raises(tw.InputError, match=r"thalweg\.Problem was expected"):
         what(three_outputs, problem.params)
 
