@@ -1,5 +1,6 @@
 """Long jobs in blocks."""
 
+import contextlib
 import io
 import math
 import os
@@ -40,6 +41,31 @@ def test_blocks_are_no_longer_than_allowed():
     lengths = []
     blocks.run(100, lambda s, n: lengths.append(n), lambda s, n, h: None, most=7, label="job")
     assert max(lengths) == 7
+
+
+def test_the_next_block_takes_about_as_long_as_aimed_at():
+    aim, most = blocks._AIM, 1000
+    for seconds, size in ((aim, 16), (aim / 2, 32), (2 * aim, 8), (aim / 9, 128), (99 * aim, 1)):
+        assert blocks._next_size(16, 16, seconds, most) == size
+    assert blocks._next_size(16, 4, aim, most) == 4  # a shorter block, at the end
+    assert blocks._next_size(200, 200, aim / 8, most) == most
+    assert blocks._next_size(16, 16, 0.0, most) == 128
+
+
+def test_units_of_unknown_work_are_counted_once(monkeypatch):
+    shown = []
+    bar = contextlib.nullcontext(SimpleNamespace(update=shown.append))
+    monkeypatch.setattr(blocks, "bar", lambda *_: bar)
+    options = {"most": 5, "label": "job", "unit": "unit"}
+    assert blocks.until(7, lambda done, size: min(done + 3, 7), **options) == (7, False)
+    assert shown == [3, 3, 1]
+
+
+def test_ctrl_c_in_the_last_block_loses_nothing():
+    def press(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert blocks.run(5, lambda *_: None, press, most=5, label="job") == (5, False)
 
 
 def test_a_finished_job_ends_early_as_complete():
