@@ -318,6 +318,15 @@ def test_lbfgs_ends_a_step_as_torch_does() -> None:
         assert info["evaluations"].tolist() == evaluations
 
 
+def test_lbfgs_goes_on_where_every_parameter_falls() -> None:
+    task = Task(quadratic, {"w": np.array([3.0])}, (np.array([[2.0]]), np.zeros(1)))
+    options = {"lr": 0.1, "max_iter": 5}
+    got, info, _ = ours_on(task, ours.LBFGS(**options), steps=2)
+    expected, evaluations, _ = torch_on(task, "LBFGS", options, steps=2)
+    assert_close(got, expected)
+    assert info["evaluations"].tolist() == evaluations == [5, 5]
+
+
 def wavy(x: Any, sin: Any, c: Any) -> tuple[Any, Any]:
     """A wave, a parabola and a kink, and the derivative."""
     a, b, shift, bend, kink, place = c
