@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import thalweg as tw
-from thalweg import blocks, recording
+from thalweg import blocks
 from thalweg.errors import InputError, MemoryEstimateError
+from thalweg.recording import tape
 
 
 @pytest.fixture
@@ -302,17 +303,17 @@ def test_sparse_gradients_of_an_embedding():
 def test_a_row_that_fails_is_left_out_whole(training, monkeypatch):
     model, x, y = training
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    gradient = recording._Tape._gradient
+    gradient = tape.Tape._gradient
 
-    def interrupted(tape, name, known=True):
+    def interrupted(self, name, known=True):
         if known:
             raise KeyboardInterrupt
-        return gradient(tape, name, known)
+        return gradient(self, name, known)
 
     watched = tw.record(optimizer, model, record=["params", "grad"])
     with contextlib.suppress(KeyboardInterrupt), watched as path:
         loop(model, optimizer, x, y, 2)
-        monkeypatch.setattr(recording._Tape, "_gradient", interrupted)
+        monkeypatch.setattr(tape.Tape, "_gradient", interrupted)
         loop(model, optimizer, x, y, 1)
     assert list(path["step"].values) == [0, 1, 2]
 
