@@ -130,6 +130,21 @@ def test_the_fisher_information_of_classes_is_an_average_over_them():
     np.testing.assert_allclose(operator.dense(), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("loss", ["mse", "bce_with_logits"])
+def test_the_fisher_information_of_outputs_on_their_own(loss, reduction):
+    """E[s sᵀ] of the scores s = (y − mean) dŷ/dw of coins, and s = 2 (y − ŷ) dŷ/dw of Gaussians, whose
+    variance is ½; a penalty has no part in it."""
+    problem = made(loss, (3, 5, 4), reduction=reduction, penalty=decay)
+    rows = np.asarray(tw.jacobian(problem, problem.params))
+    heads = 1 / (1 + np.exp(-np.asarray(problem.predict(problem.params, problem.x)).ravel()))
+    square = heads * (1 - heads) if loss == "bce_with_logits" else 4 * 0.5
+    expected = rows.T @ (np.reshape(square, (-1, 1)) * rows)
+    expected /= len(rows) if reduction == "mean" else 1
+    operator = tw.fisher(problem, problem.params)
+    np.testing.assert_allclose(operator.dense(), expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("size", [1, 7, 20])
 @pytest.mark.parametrize("kind", products.KINDS)
