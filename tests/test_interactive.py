@@ -1,11 +1,15 @@
 """Interactive pictures, tested by their traces' data."""
 
+import base64
+import io
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
 
 import thalweg as tw
 from thalweg.errors import InputError, MissingExtra
@@ -155,6 +159,33 @@ def test_the_slider_moves_a_marker_along_the_path(descended):
     assert "Play" in play.label
     assert play.args[0] is None, "plotly's word for all frames"
     assert pause.args[0] == (None,)
+
+
+def test_a_picture_of_the_contours_lies_beneath_them_where_there_is_an_animation(descended):
+    surface, path = descended
+    surface = surface.copy(deep=True)
+    surface["empirical"][5, 3] = np.nan
+    figure = tw.plotly.surface(surface, path, n_levels=4)
+    (picture,) = figure.layout.images
+    assert (picture.xref, picture.yref, picture.layer) == ("x", "y", "below")
+    assert (picture.x, picture.y, picture.sizex, picture.sizey) == (-2.0, 2.0, 5.0, 3.0)
+    file = io.BytesIO(base64.b64decode(picture.source.partition(",")[2]))
+    colors = np.asarray(Image.open(file).convert("RGB"))
+    assert {to_hex(c / 255) for c in np.unique(colors.reshape(-1, 3), axis=0)} == {
+        "#cccccc",
+        *(color for _, color in traces(figure, "contour")[0].colorscale),
+    }
+    # one pixel of each cell, by the risk there
+    edges = np.nanquantile(surface.empirical, np.linspace(0, 1, 5))
+    x, y = np.linspace(-2, 3, colors.shape[1]), np.linspace(2, -1, colors.shape[0])
+    scale = [color for _, color in traces(figure, "contour")[0].colorscale][::2]
+    for row in range(80, 1000, 167):
+        for column in range(50, 1000, 100):
+            risk = twisted({"x": x[column], "y": y[row]})
+            missing = 0 < x[column] < 1 and 0 < y[row] < 1  # the cells around (0.5, 0.5)
+            band = np.clip(np.searchsorted(edges, risk) - 1, 0, 3)
+            assert to_hex(colors[row, column] / 255) == ("#cccccc" if missing else scale[band])
+    assert not tw.plotly.surface(surface).layout.images
 
 
 def test_long_paths_are_thinned_and_many_members_are_one_series():

@@ -227,6 +227,38 @@ def test_a_slider_let_go_of_while_its_step_is_drawn_follows_the_play_button(own_
         )
 
 
+GREY = (204, 204, 204)  # of points without a risk, and where there is no map
+
+
+def test_the_contours_stay_while_a_path_is_animated(own_report, tmp_path, visit):
+    problem = tw.Problem.from_function(
+        lambda w: w["x"] ** 2 + 5 * w["y"] ** 2, params={"x": 1.5, "y": 1.0}
+    )
+    surface = tw.landscape(problem, tw.coordinate_plane(problem, {"x": (-2, 2), "y": (-1, 2)}, 21))
+    figure = tw.plotly.surface(surface, tw.descend(problem, tw.SGD(lr=0.05), steps=60))
+    figure.write_html(tmp_path / "surface.html")
+    for file in (tmp_path / "surface.html", own_report / "report.html"):
+        page = visit(file)
+        (plot,) = (
+            plot
+            for plot in page.locator(".js-plotly-plot").all()
+            if plot.evaluate("p => !!(p.layout.sliders && p.layout.xaxis)")
+        )
+        plot.scroll_into_view_if_needed()
+        if page.url.endswith("surface.html"):  # plays by itself
+            assert _grey_share(page, plot) < 0.2
+        for _ in range(3):
+            plot.locator(".updatemenu-button").first.click()
+            page.wait_for_timeout(200)
+            assert _grey_share(page, plot) < 0.2
+
+
+def _grey_share(page, plot):
+    picture = page.screenshot(clip=plot.locator(".nsewdrag").bounding_box())
+    colors = Image.open(io.BytesIO(picture)).convert("RGB").getcolors(1_000_000)
+    return sum(n for n, color in colors if color == GREY) / sum(n for n, _ in colors)
+
+
 _HAS_LOADED = """v => new Promise((resolve, reject) => {
     const done = () => resolve(v.videoWidth > 0 && isFinite(v.duration) ? v.duration : 0);
     if (v.readyState >= 1) return done();

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import matplotlib.image
+import numpy as np
 
 from thalweg.errors import optional
 
@@ -47,6 +52,7 @@ class Canvas:
         self._go = optional("plotly.graph_objects", "interactive figures need", extra="plotly")
         self._traces: list[Any] = []
         self._moving: list[tuple[int, Callable[[int], Sequence[Any]]]] = []
+        self._pictures: list[dict[str, Any]] = []
         self._known = 0
         self.notes: list[str] = []
 
@@ -57,6 +63,25 @@ class Canvas:
     def place(self, coordinates: Sequence[Any], **options: Any) -> None:
         """Add a scatter trace, in 2-D or 3-D by the number of coordinates."""
         self.add(_SCATTER[len(coordinates)], **_named(coordinates), **options)
+
+    def beneath(self, colors: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+        """Lay a picture beneath the 2-D traces: colours (len(y), len(x), 4) at these coordinates."""
+        file = io.BytesIO()
+        colors = np.round(255 * colors).astype(np.uint8)
+        matplotlib.image.imsave(file, colors, format="png", origin="lower")
+        self._pictures.append(
+            {
+                "source": f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}",
+                "xref": "x",
+                "yref": "y",
+                "x": float(x[0]),
+                "y": float(y[-1]),
+                "sizex": float(x[-1] - x[0]),
+                "sizey": float(y[-1] - y[0]),
+                "sizing": "stretch",
+                "layer": "below",
+            }
+        )
 
     def moving(self, at: Callable[[int], Sequence[Any]], row: int, **options: Any) -> None:
         """Add a scatter trace that the slider moves; `at(row)` gives its coordinates."""
@@ -120,6 +145,7 @@ class Canvas:
                     "itemsizing": "constant",
                 },
                 "annotations": self._notes(below),
+                "images": self._pictures,
                 **layout,
             },
         )

@@ -85,6 +85,8 @@ def surface(
     if chosen is not None:
         relief.draw(canvas, landscape, ground, chosen, name)
     steps = [] if path is None else relief.draw_path(canvas, landscape, ground, path, label)
+    if steps and chosen is not None:
+        relief.draw_beneath(canvas, ground, chosen)
     for text, point in (points or {}).items():
         relief.draw_point(canvas, landscape, ground, text, point)
     title = name[0].upper() + name[1:] if title is None else title

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgba
 
 from thalweg import names, results
 from thalweg.errors import InputError
@@ -24,6 +25,7 @@ _NOTED = (
     0.01  # differences between recorded loss and surface beyond this share of its height are noted
 )
 _LIGHT = {"ambient": 0.75, "diffuse": 0.45, "specular": 0.05, "roughness": 0.9, "fresnel": 0.0}
+_PIXELS = 1_000  # across and up, of the map beneath the contours
 _SHADOW, _MISSING = "#8a8f98", "#cccccc"
 
 
@@ -53,10 +55,7 @@ def draw(canvas: Canvas, landscape: xr.Dataset, ground: Ground, chosen: Bands, n
     The contours' colour scale steps at the levels, so that the risks themselves are the data. The surface's
     scale has 256 colours, too few for narrow steps: its data are the numbers of the bands.
     """
-    inside = bands.finite(ground.height)
-    low = [inside.min()] if chosen.extend in ("min", "both") else []
-    high = [inside.max()] if chosen.extend in ("max", "both") else []
-    edges = np.concatenate([low, chosen.edges, high])
+    edges = _edges(ground, chosen)
     number = np.arange(len(edges))
     across, up = map(plain, results.plane_axes(landscape))
     hover_text = (
@@ -103,6 +102,27 @@ def draw(canvas: Canvas, landscape: xr.Dataset, ground: Ground, chosen: Bands, n
         showlegend=False,
         hoverinfo="skip",
     )
+
+
+def draw_beneath(canvas: Canvas, ground: Ground, chosen: Bands) -> None:
+    """A picture of the contours beneath them, for a figure that is animated.
+
+    From one frame to the next, plotly takes the contours away and draws them anew, and on many a machine
+    the frame after that comes before they are seen. It leaves a picture where it is.
+    """
+    x, y = (np.linspace(along[0], along[-1], _PIXELS) for along in (ground.x, ground.y))
+    height = replace(ground, log=False).at(x, y[:, None])  # as plotly interpolates
+    band = np.searchsorted(_edges(ground, chosen), height) - 1
+    colors = chosen.colors[np.clip(band, 0, len(chosen.colors) - 1)]
+    canvas.beneath(np.where(np.isnan(height)[..., None], to_rgba(_MISSING), colors), x, y)
+
+
+def _edges(ground: Ground, chosen: Bands) -> np.ndarray:
+    """The levels, and the ends of the bands beyond them."""
+    inside = bands.finite(ground.height)
+    low = [inside.min()] if chosen.extend in ("min", "both") else []
+    high = [inside.max()] if chosen.extend in ("max", "both") else []
+    return np.concatenate([low, chosen.edges, high])
 
 
 def draw_path(
@@ -197,8 +217,9 @@ def layout(landscape: xr.Dataset, ground: Ground, name: str) -> dict[str, Any]:
     if ground.log:
         z["type"] = "log"
     return {
-        "xaxis": x | {"domain": [0, 0.385], "title_standoff": 4},
-        "yaxis": y,
+        # without a grid, which contours hide: in an animation it would be seen whenever they are away
+        "xaxis": x | {"domain": [0, 0.385], "title_standoff": 4, "showgrid": False},
+        "yaxis": y | {"showgrid": False},
         "plot_bgcolor": _MISSING,
         "scene": {
             "domain": {"x": [0.52, 1], "y": [0, 1]},
