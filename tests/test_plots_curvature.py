@@ -8,6 +8,7 @@ from test_edge import regression
 
 import thalweg as tw
 from thalweg.errors import InputError
+from thalweg.plots.style import notes
 
 
 def series(ax):
@@ -50,6 +51,42 @@ def test_sharpness_and_what_is_stable(problem):
     one = tw.plot.sharpness(path.isel(lr=0), title="One")
     assert "stable below 40" in series(one)
     assert one.get_title() == "One"
+
+
+@pytest.mark.parametrize("y", ["linear", "log"])
+def test_the_axis_follows_the_sharpness_where_the_limit_goes_to_infinity(problem, y):
+    path = tw.descend(
+        problem,
+        tw.SGD(lr=lambda t: 0.1 * (1 - t / 20)),
+        steps=21,
+        record={"sharpness": tw.sharpness},
+    )
+    ax = tw.plot.sharpness(path, y=y, label="a")
+    limit = series(ax)["a: limit of stability"].get_ydata()
+    np.testing.assert_array_equal(limit, tw.stability_threshold(path))
+    assert np.isinf(limit[-1])
+    highest = path["sharpness"].values.max()
+    assert limit[0] < ax.get_ylim()[1] < (1.5 * limit[0] if y == "linear" else 300 * highest)
+    assert "a: the limit of stability leaves the window and is infinite at some steps" in notes(ax)
+    assert faults(ax.figure) == []
+    # a second trajectory, sharper than the axis was high, is seen as well
+    higher = path.assign(sharpness=10 * path["sharpness"])
+    tw.plot.sharpness(higher, y=y, ax=ax, label="b")
+    assert ax.get_ylim()[1] > 10 * highest
+
+
+def test_a_limit_above_the_sharpness_is_seen(problem):
+    path = tw.descend(problem, tw.SGD(lr=[0.001, 0.1]), steps=4, record={"sharpness": tw.sharpness})
+    ax = tw.plot.sharpness(path)
+    assert ax.get_ylim()[1] > 2000
+    assert notes(ax) == []
+    slowly = tw.descend(
+        problem,
+        tw.SGD(lr=lambda t: 0.1 - 0.001 * t),
+        steps=4,
+        record={"sharpness": tw.sharpness},
+    )
+    assert notes(tw.plot.sharpness(slowly)) == []
 
 
 def test_a_schedules_threshold_moves(problem):

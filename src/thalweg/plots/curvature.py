@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from thalweg.errors import InputError, one_of, unknown, whole_number
 from thalweg.plots import curves, members, style
 from thalweg.results import member_dims, settings_of
 from thalweg.stability import KNOWN, stability_threshold
+
+# The axis follows a limit of stability up to this multiple of the sharpness: where a schedule ends at a
+# learning rate of 0 the limit becomes infinite, and the sharpness beside it a flat line.
+_ROOM_FOR_LIMITS = {"linear": 3.0, "log": 100.0}
 
 
 def density(
@@ -131,21 +136,45 @@ def sharpness(
     text = style.joined(style.plain(label) if label else None, text, by=": ")
     drawn = [color for name, color in _series(ax).items() if name not in before]
     colors = _limits_colors(path, swept, drawn, alone=not before)
-    for i, (limit, color) in enumerate(zip(rows, colors, strict=True)):
-        ax.plot(
+    lines = [np.broadcast_to(np.asarray(limit.values, float), steps.shape) for limit in rows]
+    _draw_limits(ax, steps, lines, colors, text, _top(path, name, lines, y))
+    if y == "linear":  # room for the legend above curves that fill the width
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high + 0.35 * (high - low), auto=None)
+    every = np.concatenate(lines)
+    if (every > ax.get_ylim()[1]).any():
+        infinite = " and is infinite at some steps" if np.isinf(every).any() else ""
+        leaves = f"the limit of stability leaves the window{infinite}"
+        style.note(ax, style.joined(style.plain(label) if label else None, leaves, by=": "))
+    style.legend(ax)
+    return ax
+
+
+def _top(path: xr.Dataset, name: str, limits: list[np.ndarray], y: str) -> float:
+    """How far up the axis follows the limits: some way above the sharpness, or up to where each is lowest."""
+    kept = path[name].where(path["status"] != "diverged").values
+    lowest = [limit[np.isfinite(limit)].min(initial=np.inf) for limit in limits]
+    highest = kept[np.isfinite(kept)].max(initial=0)
+    return max(_ROOM_FOR_LIMITS[y] * highest, *(low for low in lowest if np.isfinite(low)), 0.0)
+
+
+def _draw_limits(
+    ax: Axes, steps: np.ndarray, limits: list[np.ndarray], colors: list[Any], text: str, top: float
+) -> None:
+    """Draw limits of stability on axes that follow them up to `top`."""
+    for i, (limit, color) in enumerate(zip(limits, colors, strict=True)):
+        line = Line2D(
             steps,
-            np.broadcast_to(np.asarray(limit.values, float), steps.shape),
+            limit,
             color=color,
             ls=style.DIVERGED_DASH,
             lw=1.4,
             zorder=1.5,
             label="_limit" if i else text,
         )
-    if y == "linear":  # room for the legend above curves that fill the width
-        low, high = ax.get_ylim()
-        ax.set_ylim(low, high + 0.35 * (high - low))
-    style.legend(ax)
-    return ax
+        ax.add_artist(line)  # add_line would let it set the limits
+        ax.update_datalim(np.column_stack([steps, limit])[limit <= top])
+    ax.autoscale_view()
 
 
 def _series(ax: Axes) -> dict[str, Any]:
