@@ -50,6 +50,31 @@ def test_runs_are_a_median_with_a_band():
     assert ax.get_title() == "Drift against alpha"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (0.31, 0.72, ["0.3", "0.4", "0.6"]),
+        (0.2, 3, ["0.2", "0.3", "0.4", "0.6", "1", "2", "3"]),
+        (1, 80, ["1", "10"]),
+        (0.011, 900, [rf"$\mathdefault{{10^{{{k}}}}}$" for k in range(-2, 4)]),
+        (3e-7, 9e-7, [rf"$\mathdefault{{{k}\times10^{{-7}}}}$" for k in (3, 4, 6)]),
+    ],
+)
+def test_the_numbers_of_a_short_log_axis_are_plain(low, high, shown):
+    ends = np.array([low, high])
+    values = xr.DataArray(ends, {"alpha": ends}, name="drift")
+    ax = plots.curve(values, "alpha", x="log", y="log")
+    ax.figure.draw_without_rendering()
+    for axis in (ax.xaxis, ax.yaxis):
+        near, far = axis.get_view_interval()
+        ticks = {
+            tick.get_loc(): tick.label1.get_text()
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+            if tick.label1.get_text() and near <= tick.get_loc() <= far
+        }
+        assert [text for _, text in sorted(ticks.items())] == shown
+
+
 def test_a_mean_with_two_standard_errors():
     ax = plots.curve(power(), middle="mean", band="error", label="measured")
     drawn = line(ax, "measured: mean of 3 runs ± 2 standard errors")

@@ -15,7 +15,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Polygon
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator
 
 from thalweg.errors import InputError, real
 
@@ -267,14 +267,33 @@ class _Ticks(LogLocator):
         return super().tick_values(max(low, 1e-200), min(high, 1e200))
 
 
+class _Labels(LogFormatterSciNotation):
+    """matplotlib's labels of a log axis, but plain numbers where it spans about two decades of short ones:
+    0.4 and 0.6 instead of 4 × 10⁻¹ and 6 × 10⁻¹."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        text = super().__call__(x, pos)
+        low, high = sorted(self.axis.get_view_interval())  # pyright: ignore[reportOptionalMemberAccess]
+        short = low > 5e-4 and high < 2e4 and high < 200 * low
+        return f"{x:.6g}" if text and short else text
+
+
+def log_ticks(axis: Axis) -> None:
+    """The ticks and labels of a log axis."""
+    axis.set_major_locator(_Ticks())
+    axis.set_minor_locator(_Ticks(subs=None))
+    axis.set_major_formatter(_Labels())
+    # up to one and a half decades, some of the ticks between the powers of ten are labelled
+    axis.set_minor_formatter(_Labels(minor_thresholds=(1.5, 0.4)))
+
+
 def scale(ax: Axes, x: str | None = None, y: str | None = None) -> None:
     """Make the axes "linear" or "log"; what is not given stays."""
     for kind, axis, change in ((x, ax.xaxis, ax.set_xscale), (y, ax.yaxis, ax.set_yscale)):
         if kind:
             change(kind)
         if kind == "log":
-            axis.set_major_locator(_Ticks())
-            axis.set_minor_locator(_Ticks(subs=None))
+            log_ticks(axis)
 
 
 def whole_ticks(axis: Axis, most: int | str = "auto") -> None:
