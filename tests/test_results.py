@@ -197,6 +197,21 @@ def test_there_is_no_place_to_save(tmp_path):
         tw.save(example(), tmp_path)
 
 
+@pytest.mark.parametrize("ending", [".csv", ".JSON", ".npz", ".pt"])
+def test_a_file_that_another_program_would_read_is_refused(tmp_path, ending):
+    said = (
+        rf"netCDF, as in 'p\.nc'; '\{ending}' given\. A table is path\['loss'\]\.to_dataframe\(\)"
+    )
+    with pytest.raises(InputError, match=said):
+        tw.save(example(), tmp_path / f"results{ending}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["results", "results.h5", "run.lr0.1"])
+def test_any_other_name_will_do(tmp_path, name):
+    assert tw.load(tw.save(example(), tmp_path / name)).attrs == example().attrs
+
+
 def truncated(path):
     whole = tw.save(example(), path).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

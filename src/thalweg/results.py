@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import platform
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -25,6 +26,11 @@ from thalweg import names
 from thalweg.errors import InputError, first_line, unknown
 
 SCHEMA_VERSION = 1
+# Endings of files in other formats, by which other programs would read what `save` writes.
+_OF_OTHERS = re.compile(
+    r"\.(csv|tsv|txt|json|xlsx?|parquet|feather|np[yz]|mat|zarr|pkl|pickle|pth?|safetensors|png|pdf|svg|html)",
+    re.IGNORECASE,
+)
 
 # Dimensions that any result may have; axes of planes and records must not use these names.
 RESERVED_DIMS = (
@@ -115,8 +121,15 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
     A table of your own, made of results, may be saved too: it is given the schema's version.
 
     Raises:
-        InputError: where the folder does not exist, or a name or attribute cannot be stored.
+        InputError: where the folder does not exist, a name or attribute cannot be stored, or the file's
+            name ends as another format's does.
     """
+    ending = _path(path).suffix
+    if _OF_OTHERS.fullmatch(ending):
+        raise InputError(
+            f"results are saved as netCDF, as in 'p.nc'; {ending!r} given. A table is "
+            "path['loss'].to_dataframe().to_csv('p.csv')."
+        )
     with replacing(path) as scratch:
         if not isinstance(result, (xr.Dataset, xr.DataTree)):
             raise InputError(
