@@ -543,6 +543,10 @@ def test_a_profile() -> None:
     assert style.notes(log) == ["1 value ≤ 0 (log axis) not shown"]
     both = plots.profile(LINE, ax=log, label="other")
     assert "other: empirical risk" in legend(both)
+    assert log.get_title() == "Risk along t"
+    between = LINE.assign_coords(t=LINE["t"].assign_attrs(long_name="from a (0) to b (1)"))
+    named = plots.profile(between)
+    assert (named.get_title(), named.get_xlabel()) == ("Risk along the line", "from a (0) to b (1)")
     broken = LINE.copy(deep=True)
     broken["empirical"][1] = np.nan
     assert style.notes(plots.profile(broken)) == ["1 value not finite not shown"]
@@ -843,6 +847,14 @@ def test_each_swept_value_is_a_line_and_more_than_ten_are_alike() -> None:
     assert legend(ax) == ["12 settings, median of up to 3 runs", "1 diverged"]
     assert legend(plots.loss(many, band=None)) == ["12 settings, 3 runs each", "1 diverged"]
     assert legend(plots.loss(trajectory(lr=np.arange(12.0)))) == ["12 settings"]
+
+
+def test_the_learning_rate_is_named_in_words() -> None:
+    path = trajectory()
+    path["lr"] = 0.1 + 0 * path["loss"]
+    for ax in (plots.record(path, "lr"), plots.curve(path["lr"], "step")):
+        assert ax.get_ylabel() == "learning rate"
+        assert ax.get_title() in ("Learning rate", "Learning rate against step")
 
 
 def test_log_axes_say_what_they_leave_out() -> None:

@@ -17,6 +17,7 @@ from thalweg.plots.members import Series
 LABELS = {
     "risk": "empirical risk",
     "expected": "expected risk",
+    "lr": "learning rate",
     "grad_norm": r"gradient norm $\|\nabla L\|$",
     "movement": r"movement $\|w_t - w_0\|$",
     "relative_movement": r"movement $\|w_t - w_0\|\,/\,\|w_0\|$",

@@ -156,7 +156,9 @@ def profile(
     for why, count in left_out.items():
         if count:
             style.note(ax, f"{style.count_of(count, 'value')} {why} not shown")
-    style.titled(ax, title, f"risk along {style.plain(axis)}")
+    # a line through two points says on its axis from which to which
+    along = "the line" if "long_name" in surface[axis].attrs else style.plain(axis)
+    style.titled(ax, title, f"risk along {along}")
     style.legend(ax)
     return ax
 
