@@ -51,6 +51,46 @@ def test_rows_run_downwards_and_ticks_name_their_coordinates():
     assert mesh(ax).norm.vmax == 9
 
 
+def written(ax):
+    """Cells (row, column) to (number, colour)."""
+    return {
+        tuple(reversed(text.get_position())): (text.get_text(), text.get_color())
+        for text in ax.texts
+        if text.get_gid() == "thalweg-number"
+    }
+
+
+def test_large_cells_hold_their_numbers():
+    values = xr.DataArray([[1.0, -20.0, 3.14159], [np.nan, 0.5, 80.0]], dims=("lr", "momentum"))
+    ax = plots.matrix(values)
+    assert {cell: text for cell, (text, _) in written(ax).items()} == {
+        (0, 0): "1",
+        (0, 1): "−20",
+        (0, 2): "3.14",
+        (1, 1): "0.5",
+        (1, 2): "80",
+    }
+    assert written(ax)[0, 1][1] == "white", "on the darkest cell"
+    assert written(ax)[1, 2][1] == "black", "on the lightest"
+    ax.figure.draw_without_rendering()
+    cell = ax.get_window_extent().width / 3
+    for text in ax.texts:
+        if text.get_gid() == "thalweg-number":
+            assert text.get_window_extent().width < cell
+    assert not written(plots.matrix(np.arange(900.0).reshape(30, 30)))
+    assert not written(plots.matrix(np.arange(21).reshape(3, 7) * 1.2345e-11))
+
+
+def test_a_logarithmic_bar_has_numbers_between_the_powers_of_ten():
+    ax = plots.matrix(np.array([[0.011, 0.3], [1.0, 5.0]]), scale="log")
+    ax.figure.draw_without_rendering()
+    axis = bar(ax).ax.yaxis
+    ticks = (*axis.get_major_ticks(), *axis.get_minor_ticks())
+    shown = {t.label1.get_text() or t.label2.get_text(): t.get_loc() for t in ticks}
+    assert {"0.02", "0.1", "0.3", "1", "3"} <= set(shown)
+    assert all(float(text) == pytest.approx(at) for text, at in shown.items() if text)
+
+
 def test_a_plain_array_and_a_square_one():
     ax = plots.matrix(np.eye(3))
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("column", "row")

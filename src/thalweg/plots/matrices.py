@@ -7,11 +7,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from thalweg.errors import InputError, one_of
 from thalweg.plots import bands, curves, histograms, style
+
+_NUMBER = "thalweg-number"
+_BRIGHTNESS = (0.299, 0.587, 0.114)  # what red, green and blue add to how bright a colour seems
 
 
 def matrix(
@@ -27,7 +32,8 @@ def matrix(
     """A matrix as a heat map: rows downwards, columns across, one cell per entry.
 
     Cells are equally wide; the ticks name their coordinates, such as the step of a column or the
-    eigenvalue of a row. Two matrices are compared by the same limits.
+    eigenvalue of a row. Two matrices are compared by the same limits. Where all cells are large enough the
+    numbers stand in them, to three significant digits.
 
     Args:
         values: two dimensions, rows first; a labelled array's dimensions name the axes, and its name,
@@ -81,15 +87,18 @@ def matrix(
         axis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axis.set_major_formatter(FuncFormatter(_tick(table[dim])))
         axis.set_label_text(style.label_of(table[dim], style.plain(dim)))
+    _write(ax, mesh, np.where(missing | low, np.nan, numbers))
     text = curves.label_of(str(table.name)) if table.name is not None else "entry"
     if colorbar:
         inside = numbers[~(missing | low)]
-        style.figure_of(ax).colorbar(
+        bar = style.figure_of(ax).colorbar(
             mesh,
             ax=ax,
             label=colorbar if isinstance(colorbar, str) else style.label_of(table, text),
             extend=bands.passed(inside, *mesh.get_clim()),
         )
+        if scale == "log":
+            style.log_ticks(bar.ax.yaxis, decades=3, named=3)  # a bar is long
     style.titled(ax, title, "matrix" if table.name is None else text)
     return ax
 
@@ -169,6 +178,34 @@ def spectrum(
     style.titled(ax, title, "spectrum")
     style.legend(ax)
     return ax
+
+
+def _write(ax: Axes, mesh: QuadMesh, shown: np.ndarray) -> None:
+    """Write the numbers into the cells, if each has room for it on paper; NaN stays empty."""
+    rows, columns = shown.shape
+    size = FontProperties(size="small").get_size_in_points() / 72  # inches, the height of a line
+    box = ax.get_window_extent()
+    # a part of the width and height is left for the colour bar and labels, which are laid out later
+    wide, high = 0.75 * np.array([box.width, box.height]) / style.figure_of(ax).dpi
+    if ax.get_aspect() == 1:
+        wide = high = min(wide, high)
+    if rows * 1.5 * size > high or columns * size > wide:
+        return
+    texts = [[style.number(value).replace("-", "−") for value in row] for row in shown]
+    if columns * 0.65 * size * (1 + max(len(text) for row in texts for text in row)) > wide:
+        return
+    for row, column in zip(*np.nonzero(np.isfinite(shown)), strict=True):
+        light = np.dot(mesh.to_rgba(shown[row, column])[:3], _BRIGHTNESS) > 0.5
+        ax.text(
+            column,
+            row,
+            texts[row][column],
+            ha="center",
+            va="center",
+            fontsize="small",
+            color="black" if light else "white",
+            gid=_NUMBER,
+        )
 
 
 def _norm(

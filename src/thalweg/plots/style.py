@@ -268,23 +268,27 @@ class _Ticks(LogLocator):
 
 
 class _Labels(LogFormatterSciNotation):
-    """matplotlib's labels of a log axis, but plain numbers where it spans about two decades of short ones:
-    0.4 and 0.6 instead of 4 × 10⁻¹ and 6 × 10⁻¹."""
+    """matplotlib's labels of a log axis, but plain numbers where it spans few decades of short ones: 0.4 and
+    0.6 instead of 4 × 10⁻¹ and 6 × 10⁻¹."""
+
+    def __init__(self, decades: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._ratio = 2 * 10**decades
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         text = super().__call__(x, pos)
         low, high = sorted(self.axis.get_view_interval())  # pyright: ignore[reportOptionalMemberAccess]
-        short = low > 5e-4 and high < 2e4 and high < 200 * low
+        short = low > 5e-4 and high < 2e4 and high < self._ratio * low
         return f"{x:.6g}" if text and short else text
 
 
-def log_ticks(axis: Axis) -> None:
-    """The ticks and labels of a log axis."""
+def log_ticks(axis: Axis, decades: float = 2, named: float = 1.5) -> None:
+    """The ticks and labels of a log axis: plain numbers up to about `decades`, and up to `named` decades not
+    only at powers of ten."""
     axis.set_major_locator(_Ticks())
     axis.set_minor_locator(_Ticks(subs=None))
-    axis.set_major_formatter(_Labels())
-    # up to one and a half decades, some of the ticks between the powers of ten are labelled
-    axis.set_minor_formatter(_Labels(minor_thresholds=(1.5, 0.4)))
+    axis.set_major_formatter(_Labels(decades))
+    axis.set_minor_formatter(_Labels(decades, minor_thresholds=(named, 0.4)))
 
 
 def scale(ax: Axes, x: str | None = None, y: str | None = None) -> None:
