@@ -849,6 +849,15 @@ def test_each_swept_value_is_a_line_and_more_than_ten_are_alike() -> None:
     assert legend(plots.loss(trajectory(lr=np.arange(12.0)))) == ["12 settings"]
 
 
+@pytest.mark.parametrize("draw", [plots.loss, plots.movement])
+def test_a_record_has_the_colour_it_is_given(draw: Any) -> None:
+    path = trajectory(lr=[0.1, 0.2], run=np.arange(3), lost=[(0, 1)])
+    ax = draw(path, color="tab:purple")
+    assert {line.get_color() for line in ax.lines} == {"tab:purple"}
+    assert {to_hex(band.get_facecolor()[0]) for band in ax.collections} == {to_hex("tab:purple")}
+    assert len(legend(ax)) == 3
+
+
 def test_the_learning_rate_is_named_in_words() -> None:
     path = trajectory()
     path["lr"] = 0.1 + 0 * path["loss"]

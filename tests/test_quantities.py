@@ -75,6 +75,14 @@ def test_the_numbers_of_a_short_log_axis_are_plain(low, high, shown):
         assert [text for _, text in sorted(ticks.items())] == shown
 
 
+def test_one_colour_for_all_curves():
+    ax = plots.curve(power(), "alpha", over=(), color="tab:purple")
+    assert {one.get_color() for one in ax.lines} == {"tab:purple"}
+    assert len({one.get_linestyle() for one in ax.lines}) > 1
+    plots.curve(power(), "alpha", ax=ax)
+    assert ax.lines[-1].get_color() == style.style(3).color, "the next call goes on"
+
+
 def test_a_mean_with_two_standard_errors():
     ax = plots.curve(power(), middle="mean", band="error", label="measured")
     drawn = line(ax, "measured: mean of 3 runs ± 2 standard errors")

@@ -43,6 +43,7 @@ def record(
     title: str | None = None,
     label: str | None = None,
     dash: int | None = None,
+    color: str | None = None,
 ) -> Axes:
     """A scalar record against the step, or against time where the trajectory has a coordinate `time`.
 
@@ -60,6 +61,7 @@ def record(
         title: a title; the record's name without it.
         label: the trajectory's name in the legend.
         dash: the number of the dash that all its lines have; without it they take the next ones.
+        color: one colour for all of them, matplotlib's; without it they take the next ones.
 
     Returns:
         The axes.
@@ -88,7 +90,7 @@ def record(
         style.note(ax, f"{style.count_of(low, 'value')} ≤ 0 not shown (log axis)")
     groups = members.by_sweep(path)
     words = label_of(name).split(" $")[0]
-    curves = _Curves(ax, steps, values, members.diverged(path), x, y, words, dash)
+    curves = _Curves(ax, steps, values, members.diverged(path), x, y, words, dash, color)
     prefix = style.plain(label) if label else ""
     if len(groups) > members.MOST:
         curves.crowd(groups, prefix, band)
@@ -113,12 +115,13 @@ def loss(
     band: tuple[float, float] | None = (0.1, 0.9),
     title: str | None = None,
     label: str | None = None,
+    color: str | None = None,
 ) -> Axes:
     """The loss against the step: that of the batch the step used, before its update.
 
     Arguments, returned axes and errors are those of `record`.
     """
-    return record(path, "loss", ax=ax, x=x, y=y, band=band, title=title, label=label)
+    return record(path, "loss", ax=ax, x=x, y=y, band=band, title=title, label=label, color=color)
 
 
 def movement(
@@ -131,6 +134,7 @@ def movement(
     band: tuple[float, float] | None = (0.1, 0.9),
     title: str | None = None,
     label: str | None = None,
+    color: str | None = None,
 ) -> Axes:
     """How far the parameters are from where they started, against the step.
 
@@ -158,6 +162,7 @@ def movement(
         band=band,
         title="Movement from the start" if title is None else title,
         label=label,
+        color=color,
     )
     if name == "relative_movement" and "start" in path:
         zero = ~path["start"].values.any(axis=path["start"].get_axis_num("param"))
@@ -219,13 +224,14 @@ class _Curves:
         y: str,
         words: str,
         dash: int | None,
+        color: str | None,
     ) -> None:
         self.ax, self.steps, self.lost = ax, steps, lost
         self.words = words  # the legend entry of a single curve without a label
         self.raw = values
         self.x, self.y = x, y
         self.values = self._positive(values)
-        self.dash = dash
+        self.dash, self.color = dash, color
         self.taken = style.styles_taken(ax)
         self.drawn: list[np.ndarray] = []  # the values of diverging runs
 
@@ -312,7 +318,7 @@ class _Curves:
         return np.where(values > 0, values, np.nan) if self.y == "log" else values
 
     def _next(self) -> tuple[style.Style, str]:
-        look, gid = style.style(self.taken, self.dash), f"{style.SERIES}-{self.taken}"
+        look, gid = style.style(self.taken, self.dash, self.color), f"{style.SERIES}-{self.taken}"
         self.taken += 1
         return look, gid
 

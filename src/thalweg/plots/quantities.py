@@ -32,6 +32,7 @@ def curve(
     ax: Axes | None = None,
     title: str | None = None,
     label: str | None = None,
+    color: str | None = None,
 ) -> Axes:
     """A quantity against a coordinate, with its spread and, on log axes, its slope.
 
@@ -55,6 +56,7 @@ def curve(
         ax: where to draw; a new figure without it.
         title: a title; the names of both axes without it.
         label: what the legend calls the quantity.
+        color: one colour for all of its curves, matplotlib's; without it they take the next ones.
 
     Returns:
         The axes.
@@ -92,7 +94,7 @@ def curve(
     words = _pooled_words(pooled, numbers.shape[-1], middle, band if alone else None)
     low = 0
     for i, index in enumerate(indices):
-        look = style.style(taken + (i if alone else 0))
+        look = style.style(taken + (i if alone else 0), color=color)
         gid = f"{style.SERIES}-{taken + (i if alone else 0)}"
         which = style.count_of(len(indices), "curve")
         if alone:

@@ -54,12 +54,12 @@ class Style:
     marker: str
 
 
-def style(index: int, dash: int | None = None) -> Style:
-    """The style of the series with this index; `dash` overrides the index of its dash."""
+def style(index: int, dash: int | None = None, color: str | None = None) -> Style:
+    """The style of the series with this index; `dash` overrides the index of its dash, `color` its colour."""
     dash = index if dash is None else dash
-    color = COLORS[index % len(COLORS)]
+    own = COLORS[index % len(COLORS)]
     return Style(
-        shade(0) if color == _BLACK else color,
+        color or (shade(0) if own == _BLACK else own),
         DASHES[dash % len(DASHES)],
         MARKERS[index % len(MARKERS)],
     )
