@@ -645,6 +645,20 @@ def test_a_path_that_leaves_the_window_says_so_and_does_not_move_it() -> None:
     assert style.notes(plots.heatmap(landscape(), runs)) == ["1 of 3 paths leaves the window"]
 
 
+def test_a_path_that_hardly_moves_in_the_plane_says_so() -> None:
+    path = trajectory(p=3, run=[0, 1])
+    path["params"][:] = 0.5 + 0.001 * path["params"]
+    path["params"][:, 2] = 0.1 * path["step"]
+    ax = plots.contour(landscape(p=3), path, label="a")
+    flat = path["params"].isel(param=[0, 1])
+    shown = np.linalg.norm(flat - flat[0], axis=1).max() / 2
+    assert style.notes(ax) == [
+        f"a: iterates lie up to 2 off the plane, which shows {100 * shown:.2g} % of their movement"
+    ]
+    note = next(a.text for a in tw.plotly.surface(landscape(p=3), path).layout.annotations)
+    assert style.notes(ax)[0].removeprefix("a: ") in note.split("<br>")
+
+
 def test_a_path_off_the_plane_says_how_far() -> None:
     path = trajectory(p=3)
     path["params"][:, 2] = np.linspace(0, 0.37, 21)

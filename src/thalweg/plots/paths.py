@@ -16,6 +16,7 @@ from thalweg.errors import InputError
 from thalweg.plots import members, style
 
 ENDS = ("start", "end", "lost")
+_LITTLE = 0.1  # of a path's movement: where a plane shows less, a note says how little
 _MARK_EVERY = 0.12  # distance between markers along a path, relative to the window
 
 
@@ -246,7 +247,7 @@ def coordinates(
     dims = ("step", *results.member_dims(path))
     with np.errstate(all="ignore"):  # a run on its way to infinity
         where = results.project(surface, path).transpose(*dims)
-        off = off_plane(surface, path["params"], where)
+        off = off_plane_text(surface, path["params"], where)
     x, y = (np.where(np.isfinite(where[a]), where[a], np.nan) for a in (across, up))
     outside = np.isfinite(x) & np.isfinite(y) & ~_inside(ax, x, y)
     leaving, total = int(outside.any(axis=0).sum()), int(np.prod(x.shape[1:]))
@@ -254,8 +255,7 @@ def coordinates(
     if leaving:
         style.note(ax, style.joined(name, leaving_text(leaving, total), by=": "))
     if off:
-        text = f"iterates lie up to {style.number(off)} off the plane"
-        style.note(ax, style.joined(name, text, by=": "))
+        style.note(ax, style.joined(name, off, by=": "))
     return x, y
 
 
@@ -305,6 +305,35 @@ def off_plane(surface: xr.Dataset, points: Any, where: xr.Dataset) -> float:
     precision = np.finfo(values.dtype if values.dtype.kind == "f" else float).eps
     largest = float(residual[np.isfinite(residual)].max(initial=0))
     return largest if largest > 32 * precision * size * np.sqrt(surface.sizes["param"]) else 0.0
+
+
+def off_plane_text(surface: xr.Dataset, points: xr.DataArray, where: xr.Dataset) -> str:
+    """How far a path's points (step, …, param) lie off the plane, and how little of its movement the plane
+    shows, so that it is not taken for a short path; "" for a path in the plane."""
+    off = off_plane(surface, points, where)
+    if not off:
+        return ""
+    text = f"iterates lie up to {style.number(off)} off the plane"
+    share = _share_of_movement(surface, points, where)
+    little = f"which shows {100 * share:.2g} % of their movement" if share < _LITTLE else None
+    return style.joined(text, little)
+
+
+def _share_of_movement(surface: xr.Dataset, points: xr.DataArray, where: xr.Dataset) -> float:
+    """The largest distance from a member's first point in the plane, relative to that in all parameters."""
+    rest = [dim for dim in points.dims if dim not in ("step", "param")]
+    every = points.transpose("step", *rest, "param").values
+    across_up = [where[a].transpose("step", *rest).values for a in _two_axes(surface)]
+    directions = surface["directions"].transpose("direction", "param").values.astype(float)
+    with np.errstate(all="ignore"):  # a run on its way to infinity
+        # one step at a time: all of them in double precision may fill the memory
+        first = every[0].astype(float)
+        moved = np.stack([np.linalg.norm(now.astype(float) - first, axis=-1) for now in every])
+        shift = np.stack([c - c[0] for c in across_up], axis=-1)
+        shown = np.sqrt(np.sum(shift @ (directions @ directions.T) * shift, axis=-1))
+    finite = np.isfinite(moved) & np.isfinite(shown)
+    largest = moved[finite].max(initial=0)
+    return float(shown[finite].max() / largest) if largest else 1.0
 
 
 def _inside(ax: Axes, x: Any, y: Any) -> np.ndarray:

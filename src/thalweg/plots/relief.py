@@ -134,7 +134,7 @@ def draw_path(
     points = xr.DataArray(track.params, dims=("step", "run", "param"))
     with np.errstate(all="ignore"):  # a run on its way to infinity
         where = results.project(landscape, points)
-        off = paths.off_plane(landscape, track.params, where)
+        off = paths.off_plane_text(landscape, points, where)
     x, y = (where[name].values for name in results.plane_axes(landscape))
     finite = np.isfinite(x) & np.isfinite(y)
     x, y = np.where(finite, x, np.nan), np.where(finite, y, np.nan)
@@ -145,8 +145,7 @@ def draw_path(
     leaving = int((finite & ~visible).any(axis=0).sum())
     if leaving:
         canvas.note(paths.leaving_text(leaving, len(track.lost)))
-    if off:
-        canvas.note(f"iterates lie up to {style.number(off)} off the plane")
+    canvas.note(off)
     _note_difference(canvas, ground, height, track.loss)
     floor, _ = _floor_and_ceiling(ground)
     more = {"height here": height}
