@@ -27,6 +27,7 @@ def scratch(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.docs
 def test_the_readme_runs_from_top_to_bottom(scratch):
     assert pages.run(ROOT / "README.md", small=False) >= 6
     assert (scratch / "paths.png").exists()
