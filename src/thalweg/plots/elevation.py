@@ -67,20 +67,21 @@ def surface(
         InputError: what `contour` raises; axes of two dimensions.
     """
     values = surfaces.risk_values(landscape, risk, sample)
-    surfaces.check_grid(values)
+    surfaces.check_grid(values, "a surface needs")
     surfaces.check_path(landscape, path)
     elevation, azimuth = _angles(view)
     log = log or surfaces.is_log(levels)
     chosen = bands.choose(
         np.where(values > 0, values, np.nan) if log else values, levels, n_levels, center
     )
+    name = surfaces.risk_name(landscape, risk, sample)
     ax = _axes(ax)
     ground = _ground(ax, landscape, values, log)
-    _frame(ax, landscape, ground, surfaces.risk_name(landscape, risk, sample))
+    _frame(ax, landscape, ground, name)
     ax.view_init(elevation, azimuth)
     if chosen is not None:
         _draw(ax, ground, chosen)
-    surfaces.finish(ax, chosen, surfaces.risk_name(landscape, risk, sample), colorbar, title)
+    surfaces.finish(ax, chosen, name, colorbar, title)
     if path is not None:
         _draw_path(ax, landscape, ground, path, label)
     for text, point in (points or {}).items():
@@ -196,10 +197,10 @@ def _draw_path(
 
 
 def _draw_point(ax: Axes3D, landscape: xr.Dataset, ground: Ground, text: str, point: Any) -> None:
-    where, name = paths.place_of(landscape, point, text)
+    where, off = paths.place_of(landscape, point, text)
     if not ground.inside(*where):
         style.note(ax, f"{style.plain(text)} lies outside the window")
         return
     place = (*([v] for v in where), [_drawn(ground, ground.at(*where))])
     looks = {"marker": "P", "color": style.shade(0), "mec": style.shade(1), "ms": 10}
-    ax.plot(*place, ls="", zorder=5, label=name, **looks)
+    ax.plot(*place, ls="", zorder=5, label=paths.entry_of(text, off), **looks)

@@ -73,11 +73,7 @@ def surface(
     """
     canvas = Canvas()
     values = surfaces.risk_values(landscape, risk, sample)
-    if min(values.shape) < 2:
-        raise InputError(
-            "a surface needs at least 2 × 2 points; this landscape has "
-            f"{' × '.join(map(str, values.shape))}. Use plot.heatmap."
-        )
+    surfaces.check_grid(values, "a surface needs")
     name = surfaces.risk_name(landscape, risk, sample)
     positive = log or (isinstance(levels, str) and levels == "log")
     ground = relief.ground(canvas, landscape, values, log, positive)

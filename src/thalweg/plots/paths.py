@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ def path(
     Raises:
         InputError: a path of other parameters, or without recorded ones.
     """
-    look = None if color is None else replace(style.style(style.styles_taken(ax)), color=color)
+    look = None if color is None else style.style(style.styles_taken(ax), color=color)
     draw(surface, path, ax, label, look=look)
     return ax
 
@@ -209,7 +209,8 @@ def mark(
         InputError: not one point of the landscape's parameters.
     """
     _framed(ax, surface)
-    (across, up), text = place_of(surface, point, label)
+    (across, up), off = place_of(surface, point, label)
+    text = entry_of(label, off)
     color = style.shade(0) if color is None else color
     looks = {"marker": marker, "color": color, "mec": style.shade(1), "ms": 10}
     ax.plot([across], [up], ls="", zorder=5, label=text, **looks)
@@ -221,18 +222,25 @@ def mark(
 
 def place_of(
     surface: xr.Dataset, point: Any, label: str
-) -> tuple[tuple[np.ndarray, np.ndarray], str]:
-    """A point's coordinates across and up, and its legend entry, with its distance from the plane."""
+) -> tuple[tuple[np.ndarray, np.ndarray], float]:
+    """A point's coordinates across and up, and its distance from the plane.
+
+    Raises:
+        InputError: not one point of the landscape's parameters.
+    """
     point = names.vector(point, names.found(surface))
     where = results.project(surface, point)
     if where["residual"].ndim:
         raise InputError(
             f"point {label!r} must be one point; {dict(where['residual'].sizes)} given."
         )
-    off = off_plane(surface, point, where)
-    text = style.joined(style.plain(label), f"{style.number(off)} off the plane" if off else None)
     across, up = (where[axis].values for axis in _two_axes(surface))
-    return (across, up), text
+    return (across, up), off_plane(surface, point, where)
+
+
+def entry_of(label: str, off: float) -> str:
+    """A marked point's legend entry, with its distance from the plane."""
+    return style.joined(style.plain(label), f"{style.number(off)} off the plane" if off else None)
 
 
 def coordinates(

@@ -11,7 +11,6 @@ import xarray as xr
 from matplotlib.colors import to_hex, to_rgba
 
 from thalweg import names, results
-from thalweg.errors import InputError
 from thalweg.plots import bands, paths, style
 from thalweg.plots.bands import Bands
 from thalweg.plots.canvas import CAMERA, Canvas, axis, plain
@@ -184,12 +183,7 @@ def draw_point(
 ) -> None:
     """A point of parameter space on the contours and on the surface."""
     point = names.vector(point, names.found(landscape))
-    where = results.project(landscape, point)
-    if where["residual"].ndim:
-        raise InputError(
-            f"point {text!r} must be one point; {dict(where['residual'].sizes)} given."
-        )
-    x, y = (where[name].values for name in results.plane_axes(landscape))
+    (x, y), off = paths.place_of(landscape, point, text)
     if not ground.inside(x, y):
         canvas.note(f"{text} lies outside the window")
         return
@@ -197,7 +191,6 @@ def draw_point(
     shown_names = (names.found(landscape) or ())[:IN_HOVER]
     hover_values = dict(zip(shown_names, np.asarray(point, float), strict=False))
     hover_values["height here"] = height
-    off = paths.off_plane(landscape, point, where)
     if off:
         hover_values["off the plane"] = off
     canvas.mark(text, [(x, y), (x, y, _lifted(ground, height, 2 * _LIFT))], hover_values)

@@ -260,11 +260,12 @@ def _draw_cells(
     paths.frame(ax, surface, (x.min(), x.max()), (y.min(), y.max()))
 
 
-def check_grid(values: np.ndarray) -> None:
+def check_grid(values: np.ndarray, what: str = "contours need") -> None:
+    """An InputError where there are no four neighbouring points."""
     if min(values.shape) < 2:
         raise InputError(
-            f"contours need at least 2 × 2 points; this landscape has {' × '.join(map(str, values.shape))}. "
-            "Use heatmap."
+            f"{what} at least 2 × 2 points; this landscape has {' × '.join(map(str, values.shape))}. "
+            "Use plot.heatmap."
         )
 
 

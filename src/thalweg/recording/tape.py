@@ -40,8 +40,8 @@ class Tape:
         self.reached = False
         # gradients zeroed without a step (a GradScaler skips steps that overflow): drop that loss. Untouched
         # since the last backward pass, zeros are the gradient of that loss.
-        zeros = not any(map(_has_gradient, self.tensors.values()))
-        if not self.closed and zeros and self._versions() != self.versions:
+        touched = not self.closed and self._versions() != self.versions
+        if touched and not any(map(_has_gradient, self.tensors.values())):
             self.loss = None
 
     def after_backward(self, tensors: Any, unscaled: Mapping[Any, Any]) -> None:
