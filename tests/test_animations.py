@@ -208,6 +208,36 @@ def test_frames_are_spread_over_long_paths_and_the_picture_says_so(problem, surf
     assert animations.path(surface, path, frames=1).steps == (1000,)
 
 
+def test_several_by_name_move_at_one_pace(problem, surface, sweep):
+    paths = {
+        "all": tw.descend(problem, tw.SGD(lr=0.05), steps=7),
+        "thirds": tw.descend(problem, tw.SGD(lr=0.1), steps=21, every=3),
+    }
+    animation = animations.path(surface, paths)
+    (ax, _) = animation.figure.axes
+    # the steps that both recorded and, beyond the end of the one, those of the other
+    assert animation.steps == (0, 3, 6, 9, 12, 15, 18, 21)
+    for frame, step in enumerate(animation.steps):
+        animation.draw(frame)
+        for name, path in paths.items():
+            (line,) = lines_of(ax, f"_{name}")
+            so_far = path.sel(step=slice(0, step))
+            np.testing.assert_array_equal(
+                line.get_xydata(), so_far["params"].sel(param=["a", "b"]).values
+            )
+        losses = [path["loss"].sel(step=slice(0, step)).values[-1] for path in paths.values()]
+        low, high = min(losses), max(losses)
+        text = f"loss {low:.3g}" if step == 0 else f"losses {low:.3g} to {high:.3g}"
+        assert ax.get_title().endswith(f"step {step}, {text}")
+    chosen = animations.path(surface, paths, frames=[5, 15])
+    assert chosen.steps == (5, 15)
+    chosen.draw(0)
+    (line,) = lines_of(chosen.figure.axes[0], "_thirds")
+    assert len(line.get_xdata()) == 2
+    ended = animations.path(surface, {"fine": paths["all"], "lost": sweep.isel(lr=2)})
+    assert ended.steps == tuple(range(8))  # of what diverges at step 1 there is nothing to see
+
+
 def test_a_film_ends_where_all_have_diverged(problem, surface):
     path = tw.descend(problem, tw.SGD(lr=1e30), steps=500, record=["grad"])
     animation = animations.path(surface, path)
@@ -405,7 +435,7 @@ def test_nothing_outside_is_changed(surface, sweep, tmp_path, capfd):
     ("options", "words"),
     [
         ({"frames": 0}, "at least 1 frame"),
-        ({"frames": [0, 99]}, "steps that the path recorded"),
+        ({"frames": [0, 99]}, "steps that were recorded"),
         ({"frames": "all"}, "frames must be a number"),
         ({"spacing": "geometrc"}, "did you mean 'geometric'"),
         ({"fps": 0}, "fps must be a positive number"),

@@ -73,7 +73,7 @@ def test_dashes_may_be_shared():
 
 
 def test_bad_input():
-    with pytest.raises(tw.InputError, match="one trajectory and one record"):
+    with pytest.raises(tw.InputError, match="at least one trajectory is needed"):
         tw.plot.convergence({})
     with pytest.raises(tw.InputError, match="a trajectory was expected"):
         tw.plot.convergence({"a": xr.Dataset()})

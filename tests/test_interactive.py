@@ -205,6 +205,37 @@ def test_long_paths_are_thinned_and_many_members_are_one_series():
     assert len(slider_marker.x) == 40
 
 
+def test_several_by_name_are_drawn_together():
+    problem, surface = landscape()
+    paths = {
+        "SGD": tw.descend(problem, tw.SGD(lr=0.05), steps=12),
+        "<Adam>": tw.descend(problem, tw.Adam(lr=[0.02, 0.04]), steps=30, every=10),
+    }
+    figure = tw.plotly.surface(surface, paths)
+    legend = [t.name for t in figure.data if t.showlegend]
+    assert legend == [
+        "SGD",
+        *(f"&lt;Adam&gt;: lr = {lr}" for lr in (0.02, 0.04)),
+        "start",
+        "end",
+        "the slider's step",
+    ]
+    lines = [t for t in traces(figure, "scatter", mode="lines") if t.showlegend]
+    assert len({line.line.color for line in lines}) == 3
+    at = {"SGD": paths["SGD"]["params"], "low": paths["<Adam>"]["params"].isel(lr=0)}
+    np.testing.assert_allclose(lines[0].x[:-1], at["SGD"].sel(param="x"), rtol=1e-6)
+    np.testing.assert_allclose(lines[1].x[:-1], at["low"].sel(param="x"), rtol=1e-6)
+    # each slider step moves every marker to what that path had recorded by then
+    assert [frame.name for frame in figure.frames] == [str(s) for s in (*range(13), 20, 30)]
+    for frame in figure.frames:
+        step = int(frame.name)
+        one, _, _, two, *_ = frame.data
+        expected = at["SGD"].sel(step=min(step, 12), param="x")
+        np.testing.assert_allclose(one.x, [float(expected)])
+        expected = paths["<Adam>"]["params"].sel(step=step // 10 * 10, param="x")
+        np.testing.assert_allclose(two.x, expected.values)
+
+
 def test_paths_are_cut_at_the_window_and_diverged_ones_named():
     problem, surface = landscape(bowl, x=(-2.0, 2.0), y=(-1.0, 1.0))
     path = tw.descend(problem, tw.SGD(lr=[0.01, 5.0]), steps=400)

@@ -631,6 +631,83 @@ def test_all_runs_diverged_even_at_the_start() -> None:
     ax.figure.canvas.draw()
 
 
+def several() -> dict[str, xr.Dataset]:
+    """Trajectories that have neither length nor members nor recorded steps in common."""
+    return {
+        "SGD": trajectory(steps=20),
+        "$Adam$": trajectory(steps=60).isel(step=slice(None, None, 10)),
+        "sweep": trajectory(steps=30, lost=[(1,)], lr=[0.1, 0.5]),
+    }
+
+
+def drawn(ax: Any) -> list[Any]:
+    """All of what lines and notes hold."""
+    legend = ax.get_legend()
+    lines = [
+        (np.asarray(line.get_data()).tolist(), line.get_color(), str(line.get_linestyle()))
+        for line in ax.lines
+    ]
+    names = [text.get_text() for text in legend.get_texts()]
+    return [repr(lines), names, style.notes(ax), ax.get_xlim(), ax.get_ylim()]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path, ax, **o: plots.path(landscape(), path, ax=ax, **o),
+        lambda path, ax, **o: plots.loss(path, ax=ax, **o),
+        lambda path, ax, **o: plots.record(path, "relative_movement", x="log", ax=ax, **o),
+        lambda path, ax, **o: plots.movement(path, ax=ax, **o),
+    ],
+)
+def test_several_by_name_are_drawn_as_one_after_the_other(draw: Any) -> None:
+    together, apart = (plt.subplots()[1] for _ in range(2))
+    assert draw(several(), together) is together
+    for name, path in several().items():
+        draw(path, apart, label=name)
+    assert drawn(together) == drawn(apart)
+    assert {"SGD", r"\$Adam\$", "sweep: lr = 0.1"} < set(drawn(together)[1])
+
+
+@pytest.mark.parametrize("draw", [plots.contour, plots.heatmap, plots.surface])
+def test_a_landscape_with_several_paths(draw: Any) -> None:
+    ax = draw(landscape(), several())
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names[:4] == ["SGD", r"\$Adam\$", "sweep: lr = 0.1", "sweep: lr = 0.5 (diverged)"]
+    lines = [line for line in ax.lines if str(line.get_gid()).startswith(style.SERIES)]
+    assert len({line.get_color() for line in lines}) == 4
+
+
+@pytest.mark.parametrize(
+    ("paths", "label", "words"),
+    [
+        ({}, None, "at least one trajectory is needed"),
+        ({"a": trajectory()}, "b", "several have their own"),
+        ({"a": trajectory(), "b": landscape()}, None, "landscape given"),
+        ([trajectory(), trajectory()], None, "Name several, as in {'SGD': first"),
+    ],
+)
+def test_several_that_cannot_be_drawn(paths: Any, label: str | None, words: str) -> None:
+    for draw in (
+        lambda: plots.loss(paths, label=label),
+        lambda: plots.movement(paths, label=label),
+        lambda: plots.contour(landscape(), paths, label=label),
+        lambda: plots.surface(landscape(), paths, label=label),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            draw()
+    assert not plt.get_fignums()
+
+
+def test_several_with_times_and_with_steps_are_not_on_one_axis() -> None:
+    path = trajectory()
+    flow = path.assign_coords(time=("step", 0.1 * path["step"].values))
+    with pytest.raises(InputError, match="draw them apart"):
+        plots.loss({"descent": path, "flow": flow})
+    with pytest.raises(InputError, match="these trajectories share no record of the movement"):
+        plots.movement({"a": path, "b": path.drop_vars("relative_movement")})
+
+
 def test_a_path_that_leaves_the_window_says_so_and_does_not_move_it() -> None:
     path = ONE.copy(deep=True)
     path["params"][5:, 0] = 50.0

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from thalweg import results
 from thalweg.errors import InputError, one_of, unknown
 from thalweg.plots import films, fits, members, panels, paths, style, surfaces
+from thalweg.plots.members import Paths
 
 __all__ = ["Animation", "fit", "path", "pointwise", "save"]
 
@@ -121,7 +122,7 @@ def save(animation: Animation, path: str | os.PathLike[str]) -> Path:
 
 def path(
     surface: xr.Dataset,
-    path: xr.Dataset,
+    path: Paths,
     *,
     risk: str = "empirical",
     sample: int | None = None,
@@ -135,45 +136,48 @@ def path(
     title: str | None = None,
     label: str | None = None,
 ) -> Animation:
-    """A trajectory that grows on its landscape, all its members at once.
+    """A trajectory that grows on its landscape, all its members at once; or several together.
 
     The title names the step and its loss; over several members, the smallest and the largest. A member
     that diverges ends in a cross; when all have, the film ends.
 
     Args:
         surface: a landscape of two axes.
-        path: a trajectory with recorded parameters.
+        path: a trajectory with recorded parameters, or several by name. One that ends before the others
+            stays where it is.
         risk, sample, levels, n_levels, center: as for `contour`.
-        frames: at most how many; or the recorded steps to show.
+        frames: at most how many; or the recorded steps to show. At a step that a trajectory did not record
+            it is shown at the last one before.
         spacing: of the frames along a path of more steps: "even", or "geometric" for most of them at
             the beginning. The first and the last step are always shown, and a note says how many are.
         fps: frames a second.
         dpi: pixels an inch.
         title: what stands before the step; the risk's name without it.
-        label: the path's name in the legend.
+        label: the name in the legend of a path that is given alone.
 
     Raises:
         InputError: what `contour` raises; steps that the path did not record, no frames, fps or dpi
             that are not positive.
     """
-    rows = _rows(path, frames, spacing)
+    several = paths.named(surface, path, label)
+    trajectories = [each for _, each in several]
+    steps, recorded = _steps(trajectories, frames, spacing)
     _check_speed(fps, dpi)
     ax = surfaces.contour(
         surface, risk=risk, sample=sample, levels=levels, n_levels=n_levels, center=center
     )
     name = ax.get_title() if title is None else title
-    draw_path = _growing(ax, surface, path, label)
-    _say_left_out(ax, rows)
-    says = [_says(path, int(row)) for row in rows]
+    draw_paths = _growing(ax, surface, several)
+    _say_left_out(ax, steps, recorded)
+    says = [_says(trajectories, step) for step in steps]
     # if one frame's title needs two lines, all get two, so that nothing jumps
     by = ":\n" if max(map(len, says)) + len(name) > _LINE else ": "
 
     def draw(frame: int) -> list[Artist]:
-        row = int(rows[frame])
         ax.set_title(style.joined(name, says[frame], by=by))
-        return [*draw_path(row), ax.title]
+        return [*draw_paths(steps[frame]), ax.title]
 
-    return _finished(ax, draw, path, rows, name, fps, dpi)
+    return _finished(ax, draw, steps, name, fps, dpi)
 
 
 def pointwise(
@@ -207,13 +211,13 @@ def pointwise(
         InputError: what `step_panels` and `path` raise.
     """
     path = panels.one_member(path, "pointwise", arrow)
-    rows = _rows(path, frames, spacing)
+    steps, recorded = _steps([path], frames, spacing)
     _check_speed(fps, dpi)
-    where = results.project(surface, path)
+    where = results.project(surface, path).sel(step=steps)
     finite = np.logical_and.reduce([np.isfinite(where[a]) for a in results.plane_axes(surface)])
-    if finite[rows].any():
-        rows = rows[finite[rows]]  # a diverged iterate has neither a place nor a sample
-    now = [path.isel(step=[row]) for row in rows]
+    if finite.any():  # a diverged iterate has neither a place nor a sample
+        steps = np.asarray(steps)[finite].tolist()
+    now = [path.sel(step=[step]) for step in steps]
     samples = [panels.sample_of(step) if sample is None else sample for step in now]
     center = panels.middle_risk(surface) if center is None else center
     shared = panels.shared_bands(surface, levels, n_levels, center)
@@ -222,13 +226,13 @@ def pointwise(
     panels.shared_colorbar(ax, shared)
     changing: list[Artist] = list(ax.collections)
     style.drop_notes(ax)
-    shown = path.isel(step=slice(0, rows[-1] + 1))
-    draw_path = _growing(ax, surface, shown, panels.SO_FAR, panels.look())
+    shown = path.sel(step=slice(None, steps[-1]))
+    draw_path = _growing(ax, surface, [(panels.SO_FAR, shown)], panels.look())
     if arrow is not None:
         name = f"{panels.arrow_name(surface, arrow)}\n(none where it is zero)"
         panels.name_arrow(ax, name)
         style.legend(ax)
-    _say_left_out(ax, rows)
+    _say_left_out(ax, steps, recorded)
     initial_notes = style.notes(ax)
 
     def draw(frame: int) -> list[Artist]:
@@ -242,13 +246,12 @@ def pointwise(
             changing.append(panels.draw_arrow(ax, ends))
         for line in initial_notes:
             style.note(ax, line)
-        row = int(rows[frame])
-        ax.set_title(_says(path, row, f"sample {samples[frame]}").capitalize())
-        return [*changing, *ax.spines.values(), *draw_path(row), *ax.texts, ax.title]
+        ax.set_title(_says([path], steps[frame], f"sample {samples[frame]}").capitalize())
+        return [*changing, *ax.spines.values(), *draw_path(steps[frame]), *ax.texts, ax.title]
 
     title = "Pointwise risk of each step's sample, and the trajectory"
     # A spare line below the axes, for notes that only some frames have.
-    return _finished(ax, draw, path, rows, title, fps, dpi, spare="\n")
+    return _finished(ax, draw, steps, title, fps, dpi, spare="\n")
 
 
 def fit(
@@ -300,15 +303,13 @@ def fit(
     common = path.sel(step=np.intersect1d(path["step"], table["step"]))
     if not common.sizes["step"]:
         raise InputError("the table's curves and the path have no step in common.")
-    chosen = _rows(common, frames, spacing)
-    steps = common["step"].values[chosen]
-    rows = np.searchsorted(path["step"].values, steps)
+    steps, recorded = _steps([common], frames, spacing)
     _check_speed(fps, dpi)
     figure, axes = panels.grid(1, 2, title="step")
     left, right = axes[0]
     surfaces.contour(surface, risk=risk, levels=levels, n_levels=n_levels, center=center, ax=right)
-    draw_path = _growing(right, surface, path, None)
-    _say_left_out(right, chosen)
+    draw_path = _growing(right, surface, [(None, path)])
+    _say_left_out(right, steps, recorded)
     table = table.sel(step=steps)
     fits.fit(table.isel(step=-1), ax=left, title="Data and fit", label=label)
     curves = [line for line in left.lines if str(line.get_gid()).startswith(style.SERIES)]
@@ -319,44 +320,69 @@ def fit(
     def draw(frame: int) -> list[Artist]:
         for curve, heights in zip(curves, values[frame].T, strict=True):
             curve.set_ydata(heights)
-        words = style.joined(title, _says(path, int(rows[frame])), by=": ")
+        words = style.joined(title, _says([path], steps[frame]), by=": ")
         above = figure.suptitle(words if title else words.capitalize())
         left_artists = [left.get_legend(), *curves]
-        return [*left_artists, *draw_path(int(rows[frame])), above]
+        return [*left_artists, *draw_path(steps[frame]), above]
 
-    return _finished(left, draw, path, rows, title or "The fit and the path", fps, dpi)
+    return _finished(left, draw, steps, title or "The fit and the path", fps, dpi)
 
 
 # Shared by all animations --------------------------------------------------------------------
 
 
-def _rows(path: xr.Dataset, frames: int | Sequence[int], spacing: str) -> np.ndarray:
-    """The recorded steps to show, as indices into the record."""
-    members.check_trajectory(path)
+def _steps(
+    trajectories: Sequence[xr.Dataset], frames: int | Sequence[int], spacing: str
+) -> tuple[list[int], np.ndarray]:
+    """The steps to show, and those they are chosen from."""
     one_of("spacing", spacing, _SPACINGS)
-    recorded = path["step"].values
-    if not recorded.size:
+    if not all(each.sizes["step"] for each in trajectories):
         raise InputError("this trajectory has no recorded steps.")
+    recorded = np.unique(np.concatenate([each["step"].values for each in trajectories]))
     if not isinstance(frames, (int, np.integer)) or isinstance(frames, bool):
         steps = np.asarray(frames)
         if steps.ndim != 1 or not steps.size or not np.isin(steps, recorded).all():
             raise InputError(
-                f"frames must be a number, or steps that the path recorded; {frames!r} given."
+                f"frames must be a number, or steps that were recorded; {frames!r} given."
             )
-        return np.searchsorted(recorded, np.unique(steps))
+        return np.unique(steps).tolist(), recorded
     if frames < 1:
         raise InputError(f"an animation needs at least 1 frame; frames={frames} given.")
-    # Once all members have diverged, nothing moves any more.
-    lost = path["diverged_at"].values
-    end = np.searchsorted(recorded, lost.max()) if (lost >= 0).all() else recorded.size
-    count = min(int(end) + 1, recorded.size)
+    shared = _shared(trajectories, recorded)
+    count = int(np.searchsorted(shared, max(map(_end, trajectories)))) + 1
+    count = min(count, len(shared))
     if frames >= count:
-        return np.arange(count)
-    if frames == 1:
-        return np.array([count - 1])
-    if spacing == "even":
-        return np.linspace(0, count - 1, frames).round().astype(int)
-    return np.unique(np.geomspace(1, count, frames).round().astype(int)) - 1
+        rows = np.arange(count)
+    elif frames == 1:
+        rows = np.array([count - 1])
+    elif spacing == "even":
+        rows = np.linspace(0, count - 1, frames).round().astype(int)
+    else:
+        rows = np.unique(np.geomspace(1, count, frames).round().astype(int)) - 1
+    return shared[rows].tolist(), shared
+
+
+def _shared(trajectories: Sequence[xr.Dataset], recorded: np.ndarray) -> np.ndarray:
+    """The steps that all trajectories recorded that had begun and not ended: were one seen more often than
+    another, its steps would seem slower."""
+    kept = np.ones(len(recorded), bool)
+    for steps in (each["step"].values for each in trajectories):
+        going_on = (recorded >= steps[0]) & (recorded <= steps[-1])
+        kept &= ~going_on | np.isin(recorded, steps)
+    kept[-1] = True
+    return recorded[kept]
+
+
+def _end(path: xr.Dataset) -> int:
+    """The last step at which something moves: once all members have diverged, nothing does."""
+    steps, lost = path["step"].values, path["diverged_at"].values
+    row = np.searchsorted(steps, lost.max()) if (lost >= 0).all() else len(steps)
+    return int(steps[min(row, len(steps) - 1)])
+
+
+def _row(path: xr.Dataset, step: int) -> int:
+    """The record at a step, or the last one before it; the first where there is none."""
+    return max(0, int(np.searchsorted(path["step"].values, step, side="right")) - 1)
 
 
 def _check_speed(fps: float, dpi: float) -> None:
@@ -368,12 +394,15 @@ def _check_speed(fps: float, dpi: float) -> None:
 def _growing(
     ax: Axes,
     surface: xr.Dataset,
-    path: xr.Dataset,
-    label: str | None,
+    several: Sequence[tuple[str | None, xr.Dataset]],
     look: style.Style | None = None,
 ) -> Callable[[int], list[Artist]]:
-    """Draw a path; returns a function that shows it up to a recorded step, and returns its artists."""
-    trails = paths.draw(surface, path, ax, label, end=_ITERATE, look=look)
+    """Draw trajectories; returns a function that shows them up to a step, and returns their artists."""
+    trails = [
+        (path, trail)
+        for label, path in several
+        for trail in paths.draw(surface, path, ax, label, end=_ITERATE, look=look)
+    ]
     if _ITERATE not in ax.get_legend_handles_labels()[1]:
         # All members diverge or leave the window, so `draw` added no star; earlier frames do have one.
         ax.plot(
@@ -381,37 +410,44 @@ def _growing(
         )
         style.legend(ax)
 
-    def draw(row: int) -> list[Artist]:
-        for trail in trails:
-            trail.until(row)
+    def draw(step: int) -> list[Artist]:
+        for path, trail in trails:
+            trail.until(_row(path, step))
         legend = ax.get_legend()
         assert legend is not None
-        return [*(artist for trail in trails for artist in trail.artists), legend]
+        return [*(artist for _, trail in trails for artist in trail.artists), legend]
 
     return draw
 
 
-def _says(path: xr.Dataset, row: int, *more: str) -> str:
+def _says(trajectories: Sequence[xr.Dataset], step: int, *more: str) -> str:
     """ "step 12, loss 0.53": a frame's title."""
-    step = f"step {int(path['step'].values[row]):,}"
-    lost = path["diverged_at"].values
-    gone = int(((lost >= 0) & (lost <= path["step"].values[row])).sum())
-    losses = path["loss"].isel(step=row).values if "loss" in path else np.empty(0)
+    lost = np.concatenate([each["diverged_at"].values.ravel() for each in trajectories])
+    gone = int(((lost >= 0) & (lost <= step)).sum())
+    losses = np.concatenate(
+        [
+            each["loss"].isel(step=_row(each, step)).values.ravel()
+            for each in trajectories
+            if "loss" in each
+        ]
+        or [np.empty(0)]
+    )
     losses = losses[np.isfinite(losses)]
     text = None
     if losses.size:
         low, high = style.number(losses.min()), style.number(losses.max())
         text = f"loss {low}" if low == high else f"losses {low} to {high}"
-        if results.settings_of(path).get("batch_size") and not more:
+        if all(results.settings_of(each).get("batch_size") for each in trajectories) and not more:
             text = f"batch {text}"
     fate = None
     if gone:
         fate = "diverged" if lost.size == 1 else f"{gone:,} of {lost.size:,} diverged"
-    return style.joined(step, *more, text, fate)
+    return style.joined(f"step {step:,}", *more, text, fate)
 
 
-def _say_left_out(ax: Axes, rows: np.ndarray) -> None:
-    """Note which steps are shown, unless all of them are."""
+def _say_left_out(ax: Axes, steps: Sequence[int], recorded: np.ndarray) -> None:
+    """Note which of the recorded steps are shown, unless all up to the last are."""
+    rows = np.searchsorted(recorded, steps)
     count = int(rows[-1]) + 1
     if len(rows) == count:
         return
@@ -438,8 +474,7 @@ def _room(y: np.ndarray, curves: np.ndarray) -> tuple[float, float]:
 def _finished(
     ax: Axes,
     draw: Callable[[int], list[Artist]],
-    path: xr.Dataset,
-    rows: np.ndarray,
+    steps: Sequence[int],
     title: str,
     fps: float,
     dpi: float,
@@ -448,12 +483,11 @@ def _finished(
     """The animation, showing its last frame, with the layout fixed so that nothing jumps between frames."""
     figure = ax.get_figure(root=True)
     assert figure is not None
-    draw(len(rows) - 1)
+    draw(len(steps) - 1)
     if spare:
         style.note(ax, spare)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    draw(len(rows) - 1)
+    draw(len(steps) - 1)
     plt.close(figure)  # pyplot forgets it: it is shown as an animation
-    steps = tuple(int(step) for step in path["step"].values[rows])
-    return Animation(figure, draw, steps, title, fps, dpi)
+    return Animation(figure, draw, tuple(steps), title, fps, dpi)

@@ -83,10 +83,14 @@ class Canvas:
             }
         )
 
-    def moving(self, at: Callable[[int], Sequence[Any]], row: int, **options: Any) -> None:
-        """Add a scatter trace that the slider moves; `at(row)` gives its coordinates."""
+    def moving(self, at: Callable[[int], Sequence[Any]], step: int, **options: Any) -> None:
+        """Add a scatter trace that the slider moves; `at(step)` gives its coordinates."""
         self._moving.append((len(self._traces), at))
-        self.place(at(row), **options)
+        self.place(at(step), **options)
+
+    def names(self, text: str) -> bool:
+        """Whether the legend has an entry of this name."""
+        return any(trace.name == text and trace.showlegend for trace in self._traces)
 
     def mark(self, name: str, places: Sequence[Sequence[Any]], told: Mapping[str, Any]) -> None:
         """Mark a known point, in each panel at one of `places`; its hover text lists `told`."""
@@ -117,10 +121,8 @@ class Canvas:
         if text and text not in self.notes:
             self.notes.append(text)
 
-    def figure(
-        self, title: str, layout: dict[str, Any], steps: Sequence[tuple[int, int]] = ()
-    ) -> Any:
-        """The figure; `steps` are the slider's (row, step)."""
+    def figure(self, title: str, layout: dict[str, Any], steps: Sequence[int] = ()) -> Any:
+        """The figure; `steps` are the slider's."""
         below = 55 + (_CONTROLS if steps else 0) + 17 * len(self.notes)
         figure = self._go.Figure(
             data=self._traces,
@@ -172,14 +174,14 @@ class Canvas:
             }
         ]
 
-    def _add_slider(self, figure: Any, steps: Sequence[tuple[int, int]]) -> None:
+    def _add_slider(self, figure: Any, steps: Sequence[int]) -> None:
         figure.frames = [
             self._go.Frame(
                 name=str(step),
-                data=[{"type": self._traces[i].type, **_named(at(row))} for i, at in self._moving],
+                data=[{"type": self._traces[i].type, **_named(at(step))} for i, at in self._moving],
                 traces=[i for i, _ in self._moving],
             )
-            for row, step in steps
+            for step in steps
         ]
         now: dict[str, Any] = {"mode": "immediate", "transition": {"duration": 0}}
         jump = now | {"frame": {"duration": 0, "redraw": True}}
@@ -189,7 +191,7 @@ class Canvas:
                 "active": 0,
                 "steps": [
                     {"method": "animate", "label": f"{step}", "args": [[str(step)], jump]}
-                    for _, step in steps
+                    for step in steps
                 ],
                 "currentvalue": {"prefix": "step ", "xanchor": "left", "font": {"size": 13}},
                 "x": 0.14,

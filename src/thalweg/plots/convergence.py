@@ -11,13 +11,14 @@ from matplotlib.figure import Figure, SubFigure
 
 from thalweg.errors import InputError
 from thalweg.plots import curves, members, style
+from thalweg.plots.members import Paths
 
 _PANEL = (4.8, 3.6)  # inches
 _ROW = 0.2  # inches per row of the legend
 
 
 def convergence(
-    paths: Mapping[str, xr.Dataset],
+    paths: Paths,
     records: Sequence[str] = ("loss", "grad_norm"),
     *,
     last: int | None = None,
@@ -34,7 +35,7 @@ def convergence(
     `record` draws them. One that stopped ends where it did.
 
     Args:
-        paths: trajectories, by the name that the legend gives them.
+        paths: trajectories, by the name that the legend gives them; or a single one.
         records: what to draw, each in a panel.
         last: the last step to draw; all without it.
         guides: curves (step,) to compare the first panel's with, by name, in grey.
@@ -50,24 +51,20 @@ def convergence(
     Raises:
         InputError: no trajectory, no record, and what `record` raises.
     """
-    if not isinstance(paths, Mapping):
-        raise InputError(
-            f"paths must be a mapping from names to trajectories; {type(paths).__name__} given."
-        )
-    if not paths or not records:
-        raise InputError("convergence needs at least one trajectory and one record.")
-    drawn = {name: members.check_trajectory(path) for name, path in paths.items()}
+    drawn = members.named(paths)
+    if not records:
+        raise InputError("convergence needs at least one record; none given.")
     if last is not None:
-        drawn = {name: path.sel(step=slice(0, last)) for name, path in drawn.items()}
+        drawn = [(name, path.sel(step=slice(0, last))) for name, path in drawn]
     if figure is None:
-        entries = sum(len(members.by_sweep(path)) for path in drawn.values())
+        entries = sum(len(members.by_sweep(path)) for _, path in drawn)
         entries += len(guides or {}) + len(behind or {})
         figure = style.new_figure(
             (_PANEL[0] * len(records), _PANEL[1] + _ROW * (1 + entries // (2 * len(records))))
         )
     panels = list(figure.subplots(1, len(records), squeeze=False)[0])
     for ax, name in zip(panels, records, strict=True):
-        for dash, (label, path) in enumerate(drawn.items()):
+        for dash, (label, path) in enumerate(drawn):
             curves.record(path, name, ax=ax, x=x, y=y, label=label, dash=dash)
     for i, (name, guide) in enumerate((guides or {}).items()):
         _guide(panels[0], name, guide, i, last)

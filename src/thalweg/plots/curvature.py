@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from thalweg.errors import InputError, one_of, unknown, whole_number
 from thalweg.plots import curves, members, style
+from thalweg.plots.members import Paths
 from thalweg.results import member_dims, settings_of
 from thalweg.stability import KNOWN, stability_threshold
 
@@ -78,7 +79,7 @@ def density(
 
 
 def sharpness(
-    path: xr.Dataset,
+    path: Paths,
     name: str = "sharpness",
     *,
     preconditioned: bool | None = None,
@@ -91,7 +92,7 @@ def sharpness(
     """Sharpness along a descent, and the largest at which its optimizer is stable, where that is known.
 
     Args:
-        path: a trajectory that recorded it: record={"sharpness": thalweg.sharpness}.
+        path: a trajectory that recorded it, or several by name: record={"sharpness": thalweg.sharpness}.
         name: the record's name.
         preconditioned: whether it is the preconditioned Hessian's (thalweg.preconditioned_sharpness):
             the limit of Adam and its like is for that one, and SGD's for the Hessian itself. By
@@ -99,7 +100,7 @@ def sharpness(
         x, y: "linear" or "log".
         ax: where to draw; a new figure without it.
         title: a title; "Sharpness" without it.
-        label: the trajectory's name in the legend.
+        label: the name in the legend of a trajectory that is given alone.
 
     Returns:
         The axes.
@@ -107,22 +108,40 @@ def sharpness(
     Raises:
         InputError: a record that is not there, an unknown scale.
     """
-    path = members.check_trajectory(path)
-    if name not in path:
-        raise unknown("record", name, [str(v) for v in path if "step" in path[v].dims])
-    before = {} if ax is None else _series(ax)
-    ax = curves.record(path, name, ax=ax, x=x, y=y, title=title or "Sharpness", label=label)
+    paths = members.named(path, label)
+    for _, each in paths:
+        if name not in each:
+            raise unknown("record", name, [str(v) for v in each if "step" in each[v].dims])
+    for text, each in paths:
+        before = {} if ax is None else _series(ax)
+        ax = curves.record(each, name, ax=ax, x=x, y=y, title=title or "Sharpness", label=text)
+        alone = len(paths) == 1 and not before
+        _add_limit(ax, each, name, preconditioned, before, alone, text and style.plain(text))
+    assert ax is not None
+    return ax
+
+
+def _add_limit(
+    ax: Axes,
+    path: xr.Dataset,
+    name: str,
+    preconditioned: bool | None,
+    before: dict[str, Any],
+    alone: bool,
+    label: str | None,
+) -> None:
+    """The limit of stability beside the sharpness of a trajectory; `before` are the series of others."""
     settings = settings_of(path)
     optimizer = settings.get("optimizer", {}).get("name")  # a flow has none
     if preconditioned is None:
         preconditioned = name.startswith("preconditioned")
     if preconditioned is (optimizer == "SGD") or optimizer not in KNOWN:
-        return ax
+        return
     try:
         limits = stability_threshold(path)
     except InputError:  # a recorded loop's learning rates may be unknown
         style.note(ax, "its limit of stability is not known")
-        return ax
+        return
     if settings.get("batch_size") is not None:
         style.note(ax, "the limit is that of full batches")
     steps = path["step"].values
@@ -133,10 +152,11 @@ def sharpness(
     text = "limit of stability"
     if len(steady) == len(rows):
         text = f"stable below {', '.join(map(style.number, steady))}"
-    text = style.joined(style.plain(label) if label else None, text, by=": ")
+    text = style.joined(label, text, by=": ")
     drawn = [color for name, color in _series(ax).items() if name not in before]
-    colors = _limits_colors(path, swept, drawn, alone=not before)
+    colors = _limits_colors(path, swept, drawn, alone)
     lines = [np.broadcast_to(np.asarray(limit.values, float), steps.shape) for limit in rows]
+    y = ax.get_yscale()
     _draw_limits(ax, steps, lines, colors, text, _top(path, name, lines, y))
     if y == "linear":  # room for the legend above curves that fill the width
         low, high = ax.get_ylim()
@@ -145,9 +165,8 @@ def sharpness(
     if (every > ax.get_ylim()[1]).any():
         infinite = " and is infinite at some steps" if np.isinf(every).any() else ""
         leaves = f"the limit of stability leaves the window{infinite}"
-        style.note(ax, style.joined(style.plain(label) if label else None, leaves, by=": "))
+        style.note(ax, style.joined(label, leaves, by=": "))
     style.legend(ax)
-    return ax
 
 
 def _top(path: xr.Dataset, name: str, limits: list[np.ndarray], y: str) -> float:

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from thalweg import results
 from thalweg.errors import InputError, one_of, unknown
 from thalweg.plots import members, style
-from thalweg.plots.members import Series
+from thalweg.plots.members import Paths, Series
 
 LABELS = {
     "risk": "empirical risk",
@@ -33,7 +33,7 @@ _HEADROOM = {"log": 1e3, "linear": 2.0}
 
 
 def record(
-    path: xr.Dataset,
+    path: Paths,
     name: str,
     *,
     ax: Axes | None = None,
@@ -52,15 +52,15 @@ def record(
     lines. Called again with the same axes, it goes on with the next styles.
 
     Args:
-        path: a trajectory.
+        path: a trajectory, or several by name.
         name: one of its records with one number a step and member.
         ax: where to draw; a new figure without it.
         x, y: "linear" or "log". On a log axis step (or time) 0, and values at or below zero, are
             left out; a note below the axes says so.
         band: the band's two quantiles; None draws each run.
         title: a title; the record's name without it.
-        label: the trajectory's name in the legend.
-        dash: the number of the dash that all its lines have; without it they take the next ones.
+        label: the name in the legend of a trajectory that is given alone.
+        dash: the number of the dash that all lines have; without it they take the next ones.
         color: one colour for all of them, matplotlib's; without it they take the next ones.
 
     Returns:
@@ -69,45 +69,48 @@ def record(
     Raises:
         InputError: a record that is not there or not a scalar, an unknown scale, impossible quantiles.
     """
-    members.check_trajectory(path)
+    paths = members.named(path, label)
     one_of("x", x, _SCALES)
     one_of("y", y, _SCALES)
     if band is not None:
         style.check_quantiles(band)
-    along = clock(path)
-    steps, values = path[along].values, _read(path, name)
+    along, *others = {clock(each) for _, each in paths}
+    if others:
+        raise InputError("some trajectories have a time, others steps alone: draw them apart.")
+    columns = [(each[along].values, _read(each, name)) for _, each in paths]
     ax = style.new_axes(ax)
     style.scale(ax, x, y)
     if along == "step":
         style.whole_ticks(ax.xaxis)
-    if x == "log" and (steps <= 0).any():
-        steps, values = steps[steps > 0], values[steps > 0]
+    if x == "log" and any((steps <= 0).any() for steps, _ in columns):
+        columns = [(steps[steps > 0], values[steps > 0]) for steps, values in columns]
         style.note(ax, f"{along} 0 not shown (log axis)")
-    if not np.isfinite(values).any():
+    if not any(np.isfinite(values).any() for _, values in columns):
         style.note(ax, "no finite values")
-    low = int((values <= 0).sum())
+    low = sum(int((values <= 0).sum()) for _, values in columns)
     if y == "log" and low:
         style.note(ax, f"{style.count_of(low, 'value')} ≤ 0 not shown (log axis)")
-    groups = members.by_sweep(path)
     words = label_of(name).split(" $")[0]
-    curves = _Curves(ax, steps, values, members.diverged(path), x, y, words, dash, color)
-    prefix = style.plain(label) if label else ""
-    if len(groups) > members.MOST:
-        curves.crowd(groups, prefix, band)
-    else:
-        for group in groups:
-            curves.series(group, prefix, band)
-    curves.show_diverged()
+    for (text, each), (steps, values) in zip(paths, columns, strict=True):
+        groups = members.by_sweep(each)
+        curves = _Curves(ax, steps, values, members.diverged(each), x, y, words, dash, color)
+        prefix = style.plain(text) if text else ""
+        if len(groups) > members.MOST:
+            curves.crowd(groups, prefix, band)
+        else:
+            for group in groups:
+                curves.series(group, prefix, band)
+        curves.show_diverged()
     _without_margin(ax, y)
-    text = LABELS.get(name, style.plain(name))
-    ax.set(xlabel=style.label_of(path[along], along), ylabel=style.label_of(path[name], text))
+    first, text = paths[0][1], LABELS.get(name, style.plain(name))
+    ax.set(xlabel=style.label_of(first[along], along), ylabel=style.label_of(first[name], text))
     style.titled(ax, title, words)
     style.legend(ax)
     return ax
 
 
 def loss(
-    path: xr.Dataset,
+    path: Paths,
     *,
     ax: Axes | None = None,
     x: str = "linear",
@@ -125,7 +128,7 @@ def loss(
 
 
 def movement(
-    path: xr.Dataset,
+    path: Paths,
     name: str | None = None,
     *,
     ax: Axes | None = None,
@@ -144,12 +147,14 @@ def movement(
     The other arguments, the returned axes and the errors are those of `record`. Where a start has
     norm zero its relative movement is the absolute one; a note says so.
     """
-    members.check_trajectory(path)
+    paths = [each for _, each in members.named(path, label)]
     if name is None:
-        available = [n for n in ("relative_movement", "movement") if n in path]
+        kinds = ("relative_movement", "movement")
+        available = [n for n in kinds if all(n in each for each in paths)]
         if not available:
+            which = "this trajectory has" if len(paths) == 1 else "these trajectories share"
             raise InputError(
-                "this trajectory has no record of the movement: descend with "
+                f"{which} no record of the movement: descend with "
                 "record=['relative_movement'], or say with name= which record it is."
             )
         name = available[0]
@@ -164,8 +169,11 @@ def movement(
         label=label,
         color=color,
     )
-    if name == "relative_movement" and "start" in path:
-        zero = ~path["start"].values.any(axis=path["start"].get_axis_num("param"))
+    starts = [each["start"] for each in paths if "start" in each]
+    if name == "relative_movement" and starts:
+        zero = np.concatenate(
+            [~s.values.any(axis=s.get_axis_num("param"), keepdims=True).ravel() for s in starts]
+        )
         if zero.any():
             which = "" if zero.all() else f" for {int(zero.sum())} of {zero.size} starts"
             style.note(ax, f"absolute{which}: the start is zero")

@@ -18,6 +18,7 @@ from thalweg.errors import InputError, real
 from thalweg.plots import bands, paths, style, surfaces
 from thalweg.plots.bands import Bands
 from thalweg.plots.ground import Ground
+from thalweg.plots.members import Paths
 
 # Grid lines along an axis: with more, a picture takes seconds, and a cell is smaller than a pixel
 _MOST_LINES = 150
@@ -27,7 +28,7 @@ _DARKEST = 0.55  # of a cell that the sun does not reach
 
 def surface(
     landscape: xr.Dataset,
-    path: xr.Dataset | None = None,
+    path: Paths | None = None,
     *,
     risk: str = "empirical",
     sample: int | None = None,
@@ -50,7 +51,7 @@ def surface(
 
     Args:
         landscape: as `thalweg.landscape` returns it.
-        path: a trajectory to draw on it, cut at the landscape's window.
+        path: a trajectory to draw on it, or several by name, cut at the landscape's window.
         risk: "empirical", "expected" or "pointwise"; the last needs `sample`.
         sample: which sample's pointwise risk.
         points: points of parameter space to mark, by what they are called, such as a known minimum: the
@@ -61,14 +62,14 @@ def surface(
         colorbar: whether to draw one, or its label.
         ax: where to draw: axes with projection="3d"; a new figure without it.
         title: a title; the risk's name without it.
-        label: the path's name in the legend.
+        label: the name in the legend of a path that is given alone.
 
     Raises:
         InputError: what `contour` raises; axes of two dimensions.
     """
     values = surfaces.risk_values(landscape, risk, sample)
     surfaces.check_grid(values, "a surface needs")
-    surfaces.check_path(landscape, path)
+    drawn = paths.named(landscape, path, label)
     elevation, azimuth = _angles(view)
     log = log or surfaces.is_log(levels)
     chosen = bands.choose(
@@ -82,8 +83,8 @@ def surface(
     if chosen is not None:
         _draw(ax, ground, chosen)
     surfaces.finish(ax, chosen, name, colorbar, title)
-    if path is not None:
-        _draw_path(ax, landscape, ground, path, label)
+    for text, each in drawn:
+        _draw_path(ax, landscape, ground, each, text)
     for text, point in (points or {}).items():
         _draw_point(ax, landscape, ground, text, point)
     style.legend(ax)

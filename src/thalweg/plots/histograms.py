@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +44,7 @@ def histogram(
         InputError: a record that is not there, an unknown scale, impossible bins.
     """
     one_of("x", x, ("linear", "log"))
-    mapping = values if _is_mapping(values) else {label or "": values}
+    mapping = values if members.are_several(values) else {label or "": values}
     groups: dict[str, _Ends] = {}
     for prefix, one in mapping.items():
         groups.update(_groups(style.plain(prefix), one, name))
@@ -86,10 +85,6 @@ def histogram(
     style.titled(ax, title, words)
     style.legend(ax)
     return ax
-
-
-def _is_mapping(values: Any) -> bool:
-    return isinstance(values, Mapping) and not isinstance(values, xr.Dataset)
 
 
 @dataclass(frozen=True)

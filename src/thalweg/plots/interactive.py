@@ -18,10 +18,10 @@ from matplotlib.colors import to_hex
 
 from thalweg.errors import InputError, unknown
 from thalweg.names import vector as vector_of
-from thalweg.plots import bands, relief, style, surfaces
+from thalweg.plots import bands, members, paths, relief, style, surfaces
 from thalweg.plots.canvas import Canvas, axis, plain
-from thalweg.plots.members import in_a_row
-from thalweg.plots.tracks import Track
+from thalweg.plots.members import Paths, in_a_row
+from thalweg.plots.tracks import Track, frames
 
 __all__ = ["path3d", "surface"]
 
@@ -31,7 +31,7 @@ _TIMES = np.linspace(0, 1, 11)  # positions at which the colour scale of the ste
 
 def surface(
     landscape: xr.Dataset,
-    path: xr.Dataset | None = None,
+    path: Paths | None = None,
     *,
     risk: str = "empirical",
     sample: int | None = None,
@@ -55,7 +55,8 @@ def surface(
 
     Args:
         landscape: as `thalweg.landscape` returns it.
-        path: a trajectory to draw on it, cut at the landscape's window.
+        path: a trajectory to draw on it, or several by name, cut at the landscape's window. At a step of the
+            slider that one did not record, its marker is at the last one before.
         risk: "empirical", "expected" or "pointwise"; the last needs `sample`.
         sample: which sample's pointwise risk.
         points: points of parameter space to mark, by what they are called, such as a known minimum: the
@@ -63,7 +64,7 @@ def surface(
         levels, n_levels, center: the colours' bands, as for `thalweg.plot.contour`.
         log: heights on a log scale; risks at or below zero are left out, and counted.
         title: a title; the risk's name without it.
-        label: the path's name in the legend.
+        label: the name in the legend of a path that is given alone.
 
     Returns:
         A plotly figure, as wide as its page.
@@ -74,13 +75,14 @@ def surface(
     canvas = Canvas()
     values = surfaces.risk_values(landscape, risk, sample)
     surfaces.check_grid(values, "a surface needs")
+    several = paths.named(landscape, path, label)
     name = surfaces.risk_name(landscape, risk, sample)
     positive = log or (isinstance(levels, str) and levels == "log")
     ground = relief.ground(canvas, landscape, values, log, positive)
     chosen = bands.choose(ground.height, levels, n_levels, center)
     if chosen is not None:
         relief.draw(canvas, landscape, ground, chosen, name)
-    steps = [] if path is None else relief.draw_path(canvas, landscape, ground, path, label)
+    steps = relief.draw_paths(canvas, landscape, ground, several)
     if steps and chosen is not None:
         relief.draw_beneath(canvas, ground, chosen)
     for text, point in (points or {}).items():
@@ -90,7 +92,7 @@ def surface(
 
 
 def path3d(
-    path: xr.Dataset,
+    path: Paths,
     params: Sequence[str] | None = None,
     *,
     points: Mapping[str, Any] | None = None,
@@ -104,7 +106,7 @@ def path3d(
     left out, and counted.
 
     Args:
-        path: a trajectory with recorded parameters.
+        path: a trajectory with recorded parameters, or several by name.
         params: the names of three of them; the first three without it.
         points: points to mark, by what they are called: the three parameters by name, or (3,) in the order
             of `params`.
@@ -118,7 +120,7 @@ def path3d(
             installed.
     """
     canvas = Canvas()
-    track = Track.of(path)
+    track = Track.of(members.check_trajectory(path))
     names = _three(track.names, params)
     place = track.params[..., [track.names.index(name) for name in names]].astype(float)
     xyz = tuple(np.moveaxis(_in_sight(canvas, place, track.lost), -1, 0))
@@ -151,12 +153,12 @@ def path3d(
         if vector.shape != (3,):
             raise InputError(f"point {text!r} needs 3 numbers; shape {vector.shape} given.")
         canvas.mark(text, [vector.tolist()], dict(zip(names, vector, strict=True)))
-    rows = track.frames()
-    track.mark_now(canvas, [xyz], rows[0])
+    steps = frames([track])
+    track.mark_now(canvas, [xyz], steps[0])
     scene = {f"{k}axis": axis(name) for k, name in zip("xyz", names, strict=True)}
     scene |= {"aspectmode": "cube", "camera": _CAMERA, "domain": {"x": [0, 0.92]}}
     title = f"The path in {', '.join(names)}" if title is None else title
-    return canvas.figure(title, {"scene": scene}, [(row, int(track.step[row])) for row in rows])
+    return canvas.figure(title, {"scene": scene}, steps)
 
 
 def _three(known: Sequence[Any], names: Sequence[str] | None) -> Sequence[str]:

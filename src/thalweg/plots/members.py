@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from thalweg import results
 from thalweg.errors import InputError
-from thalweg.plots.style import count_of, joined, plain, value_text
+from thalweg.plots.style import coordinates_text, count_of, joined, value_text
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs  # in `typing` from Python 3.13 on
 
 MOST = 10  # series that a legend can name one by one
 
@@ -23,6 +27,30 @@ class Series:
     members: tuple[tuple[int, ...], ...]
 
 
+# What is drawn as paths: a trajectory, or several by name.
+Paths = xr.Dataset | Mapping[str, xr.Dataset]
+
+
+def named(paths: object, label: str | None = None) -> list[tuple[str | None, xr.Dataset]]:
+    """The trajectories to draw, each with its name in the legend: one under `label`, several under their own.
+
+    Raises:
+        InputError: something else than a trajectory or a mapping of them, or a label for several.
+    """
+    if not are_several(paths):
+        return [(label, check_trajectory(paths))]
+    if label is not None:
+        raise InputError("label= is the name of a single trajectory; several have their own.")
+    if not paths:
+        raise InputError("at least one trajectory is needed; none given.")
+    return [(str(name), check_trajectory(path)) for name, path in paths.items()]
+
+
+def are_several(given: object) -> TypeIs[Mapping[str, Any]]:
+    """Whether several things are given by name. (xarray's Dataset is a mapping too, but one thing.)"""
+    return isinstance(given, Mapping) and not isinstance(given, xr.Dataset)
+
+
 def check_trajectory(path: object) -> xr.Dataset:
     """The trajectory, or an InputError where it is something else."""
     if isinstance(path, xr.Dataset) and "status" in path and "step" not in path.dims:
@@ -30,8 +58,11 @@ def check_trajectory(path: object) -> xr.Dataset:
     if not isinstance(path, xr.Dataset) or "status" not in path:
         kind = path.attrs.get("kind", "dataset") if isinstance(path, xr.Dataset) else None
         kind = "a part of one, without its status," if kind == "trajectory" else kind
+        several = " Name several, as in {'SGD': first, 'Adam': second}."
+        hint = several if isinstance(path, (list, tuple)) else ""
         raise InputError(
-            f"a trajectory was expected, as descend returns it; {kind or type(path).__name__} given."
+            "a trajectory was expected, as descend returns it; "
+            f"{kind or type(path).__name__} given.{hint}"
         )
     return path
 
@@ -83,11 +114,10 @@ def _name(path: xr.Dataset, index: tuple[int, ...], runs: bool) -> str:
     """ "lr = 0.01, run 3": the swept values, and the run where there are several."""
     swept, run = [], ""
     for dim, i in zip(results.member_dims(path), index, strict=True):
-        value = value_text(path[dim].values[i])
         if dim != "run":
-            swept.append(f"{plain(dim)} = {value}")
+            swept.append(coordinates_text(path, [dim], [i]))
         elif runs and path.sizes["run"] > 1:
-            run = f"run {value}"
+            run = f"run {value_text(path['run'].values[i])}"
     return joined(*swept, run)
 
 

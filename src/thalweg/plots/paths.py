@@ -22,7 +22,7 @@ _MARK_EVERY = 0.12  # distance between markers along a path, relative to the win
 
 def path(
     surface: xr.Dataset,
-    path: xr.Dataset,
+    path: members.Paths,
     *,
     ax: Axes,
     label: str | None = None,
@@ -38,17 +38,29 @@ def path(
 
     Args:
         surface: the landscape that was drawn.
-        path: a trajectory with recorded parameters.
+        path: a trajectory with recorded parameters, or several by name.
         ax: the axes that show the landscape.
-        label: the trajectory's name in the legend.
-        color: one colour for all of its members.
+        label: the name in the legend of a trajectory that is given alone.
+        color: one colour for all members.
 
     Raises:
         InputError: a path of other parameters, or without recorded ones.
     """
-    look = None if color is None else style.style(style.styles_taken(ax), color=color)
-    draw(surface, path, ax, label, look=look)
+    for name, each in named(surface, path, label):
+        look = None if color is None else style.style(style.styles_taken(ax), color=color)
+        draw(surface, each, ax, name, look=look)
     return ax
+
+
+def named(
+    surface: xr.Dataset, path: members.Paths | None, label: str | None = None
+) -> list[tuple[str | None, xr.Dataset]]:
+    """The trajectories to draw on a landscape by their names, if any, each checked to be of its parameters:
+    before there is a figure, which an error would leave behind empty."""
+    several = [] if path is None else members.named(path, label)
+    for _, each in several:
+        results.points_of(surface, each)
+    return several
 
 
 @dataclass(frozen=True, eq=False)

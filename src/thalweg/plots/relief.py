@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from thalweg.plots import bands, paths, style
 from thalweg.plots.bands import Bands
 from thalweg.plots.canvas import CAMERA, Canvas, axis, plain
 from thalweg.plots.ground import Ground
-from thalweg.plots.tracks import IN_HOVER, Track
+from thalweg.plots.tracks import IN_HOVER, Panel, Track, frames
 
 _FLOOR = 0.15  # distance of the floor below the surface, relative to the surface's height
 _LIFT = 0.015  # distance of paths and points above the surface, relative to the picture's height
@@ -124,12 +125,36 @@ def _edges(ground: Ground, chosen: Bands) -> np.ndarray:
     return np.concatenate([low, chosen.edges, high])
 
 
-def draw_path(
-    canvas: Canvas, landscape: xr.Dataset, ground: Ground, path: xr.Dataset, label: str | None
-) -> list[tuple[int, int]]:
-    """The path on the contours, on the surface and on the floor; returns the slider's rows and steps."""
-    track = Track.of(path, label)
-    results.points_of(landscape, path)  # raises if the parameters differ
+def draw_paths(
+    canvas: Canvas,
+    landscape: xr.Dataset,
+    ground: Ground,
+    several: Sequence[tuple[str | None, xr.Dataset]],
+) -> list[int]:
+    """Trajectories on the contours, on the surface and on the floor; returns the slider's steps."""
+    tracks: list[Track] = []
+    for label, path in several:
+        taken = sum(len(track.series) for track in tracks)
+        tracks.append(Track.of(path, label, taken))
+    if not tracks:
+        return []
+    steps = frames(tracks)
+    drawn = [
+        _draw_track(canvas, landscape, ground, track, label)
+        for track, (label, _) in zip(tracks, several, strict=True)
+    ]
+    for track, (panels, finite) in zip(tracks, drawn, strict=True):
+        track.mark_ends(canvas, panels, finite)
+    floor, _ = _floor_and_ceiling(ground)
+    for track, (panels, _) in zip(tracks, drawn, strict=True):
+        track.mark_now(canvas, panels, steps[0], floor)
+    return steps
+
+
+def _draw_track(
+    canvas: Canvas, landscape: xr.Dataset, ground: Ground, track: Track, label: str | None
+) -> tuple[list[Panel], np.ndarray]:
+    """Returns where symbols lie, on the contours and above the surface, and which iterates are finite."""
     points = xr.DataArray(track.params, dims=("step", "run", "param"))
     with np.errstate(all="ignore"):  # a run on its way to infinity
         where = results.project(landscape, points)
@@ -143,9 +168,9 @@ def draw_path(
     canvas.note(track.note)
     leaving = int((finite & ~visible).any(axis=0).sum())
     if leaving:
-        canvas.note(paths.leaving_text(leaving, len(track.lost)))
-    canvas.note(off)
-    _note_difference(canvas, ground, height, track.loss)
+        _note(canvas, label, paths.leaving_text(leaving, len(track.lost)))
+    _note(canvas, label, off)
+    _note(canvas, label, _difference_text(ground, height, track.loss))
     floor, _ = _floor_and_ceiling(ground)
     more = {"height here": height}
     if off:
@@ -171,11 +196,12 @@ def draw_path(
         shadow = {"color": _SHADOW, "width": 1.5 * wide}
         canvas.add("Scatter3d", x=across, y=up, z=on_floor, line=shadow, **hidden)
         track.mark_iterates(canvas, series, panels, more)
-    panels = [flat, (*flat, _lifted(ground, height, 2 * _LIFT))]  # symbols above the line
-    track.mark_ends(canvas, panels, finite)
-    rows = track.frames()
-    track.mark_now(canvas, panels, rows[0], floor)
-    return [(row, int(track.step[row])) for row in rows]
+    return [flat, (*flat, _lifted(ground, height, 2 * _LIFT))], finite  # symbols above the line
+
+
+def _note(canvas: Canvas, label: str | None, text: str) -> None:
+    """A note about one of the paths, by its name where it has one."""
+    canvas.note(style.joined(label, text, by=": ") if text else "")
 
 
 def draw_point(
@@ -242,17 +268,18 @@ def _lifted(ground: Ground, height: np.ndarray, share: float = _LIFT) -> np.ndar
     return height * 10**room if ground.log else height + room
 
 
-def _note_difference(canvas: Canvas, ground: Ground, height: np.ndarray, loss: np.ndarray) -> None:
-    """Note by how much the path's recorded losses differ from the heights at which it is drawn."""
+def _difference_text(ground: Ground, height: np.ndarray, loss: np.ndarray) -> str:
+    """By how much the path's recorded losses differ from the heights at which it is drawn; "" for little."""
     inside = bands.finite(ground.height)
     with np.errstate(all="ignore"):
         differ = bands.finite(np.abs(loss - height))
     largest = differ.max(initial=0)
-    if inside.size and largest > _NOTED * (inside.max() - inside.min()):
-        canvas.note(
-            "the path is drawn at the surface's height; its recorded loss, in the hover, differs from "
-            f"it by up to {style.number(largest)}"
-        )
+    if not inside.size or largest <= _NOTED * (inside.max() - inside.min()):
+        return ""
+    return (
+        "the path is drawn at the surface's height; its recorded loss, in the hover, differs from "
+        f"it by up to {style.number(largest)}"
+    )
 
 
 def _stepped(edges: np.ndarray, colors: np.ndarray) -> list[tuple[float, str]]:

@@ -11,13 +11,14 @@ from matplotlib.contour import ContourSet
 
 from thalweg import results
 from thalweg.errors import InputError, one_of, unknown
-from thalweg.plots import bands, members, paths, style
+from thalweg.plots import bands, paths, style
 from thalweg.plots.bands import Bands
+from thalweg.plots.members import Paths
 
 
 def contour(
     surface: xr.Dataset,
-    path: xr.Dataset | None = None,
+    path: Paths | None = None,
     *,
     risk: str = "empirical",
     sample: int | None = None,
@@ -37,7 +38,7 @@ def contour(
 
     Args:
         surface: a landscape.
-        path: a trajectory to draw on it, as `path` does.
+        path: a trajectory to draw on it, or several by name, as `path` does.
         risk: "empirical", "expected" or "pointwise"; the last needs `sample`.
         sample: which sample's pointwise risk.
         levels: "quantile" (each band holds equally many points of the grid), "linear", "log" (risks
@@ -51,7 +52,7 @@ def contour(
         colorbar: whether to draw one, or its label.
         ax: where to draw; a new figure without it.
         title: a title; the risk's name without it.
-        label: the path's name in the legend.
+        label: the name in the legend of a path that is given alone.
 
     Returns:
         The axes, whose limits are the landscape's.
@@ -63,7 +64,7 @@ def contour(
     """
     values = risk_values(surface, risk, sample)
     check_grid(values)
-    check_path(surface, path)
+    paths.named(surface, path, label)
     chosen = bands.choose(values, levels, n_levels, center)
     ax = style.new_axes(ax)
     lines = draw_contours(ax, surface, values, chosen, filled=filled, log=is_log(levels))
@@ -74,7 +75,7 @@ def contour(
 
 def heatmap(
     surface: xr.Dataset,
-    path: xr.Dataset | None = None,
+    path: Paths | None = None,
     *,
     risk: str = "empirical",
     sample: int | None = None,
@@ -91,7 +92,7 @@ def heatmap(
     Arguments, returned axes and errors are those of `contour`; any number of points will do.
     """
     values = risk_values(surface, risk, sample)
-    check_path(surface, path)
+    paths.named(surface, path, label)
     chosen = bands.choose(values, levels, n_levels, center)
     ax = style.new_axes(ax)
     _draw_cells(ax, surface, values, chosen, log=is_log(levels))
@@ -269,12 +270,6 @@ def check_grid(values: np.ndarray, what: str = "contours need") -> None:
         )
 
 
-def check_path(surface: xr.Dataset, path: xr.Dataset | None) -> None:
-    """Check a path before a figure is made, which an error later would leave behind empty."""
-    if path is not None:
-        results.points_of(surface, members.check_trajectory(path))
-
-
 def cell_edges(points: np.ndarray) -> np.ndarray:
     """(n + 1,) the edges of cells about n points: half-way between them."""
     points = np.asarray(points, float)
@@ -306,7 +301,7 @@ def drawable(
 def _finish(
     ax: Axes,
     surface: xr.Dataset,
-    path: xr.Dataset | None,
+    path: Paths | None,
     chosen: Bands | None,
     risk: str,
     sample: int | None,

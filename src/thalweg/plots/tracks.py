@@ -20,6 +20,7 @@ _FRAMES = 60
 _POSITIONS = 30_000  # of markers, over all members and frames
 IN_HOVER = 12  # parameters that a hover text lists
 _DASHES = ("solid", "dash", "dashdot", "dot", "longdash")
+_NOW = "the slider's step"
 _BESIDE = ("top center", "bottom center", "middle right", "middle left")
 
 Panel = Sequence[np.ndarray]  # (x, y) or (x, y, z), each (steps, members), NaN where not drawn
@@ -58,13 +59,14 @@ class Track:
     note: str
 
     @classmethod
-    def of(cls, path: xr.Dataset, label: str | None = None) -> Track:
+    def of(cls, path: xr.Dataset, label: str | None = None, taken: int = 0) -> Track:
         """All recorded steps; of a long path evenly chosen ones, the first and the last among them.
 
+        `taken` counts the series drawn before, whose colours are not taken again.
+
         Raises:
-            InputError: no trajectory, or one without recorded parameters.
+            InputError: a trajectory without recorded parameters.
         """
-        members.check_trajectory(path)
         if "params" not in path:
             raise InputError(
                 "this trajectory has no recorded params; descend with record={'params': True}."
@@ -82,15 +84,16 @@ class Track:
             params=chosen["params"].transpose("step", *dims, "param").values.reshape(n, count, p),
             loss=loss.values.reshape(n, count),
             lost=lost,
-            series=_series(path, label, lost),
+            series=_series(path, label, lost, taken),
             names=names.found(path) or range(p),
-            note=f"{n:,} of {total:,} recorded steps are drawn" if n < total else "",
+            note=style.joined(label, f"{n:,} of {total:,} recorded steps are drawn", by=": ")
+            if n < total
+            else "",
         )
 
-    def frames(self) -> list[int]:
-        """The slider's rows, the first and the last among them."""
-        most = int(np.clip(_POSITIONS // max(len(self.lost), 1), 10, _FRAMES))
-        return _evenly(len(self.step), most).tolist()
+    def row(self, step: int) -> int:
+        """The iterate at a step, or the last one before it; the first where there is none."""
+        return max(0, int(np.searchsorted(self.step, step, side="right")) - 1)
 
     def hover(self, series: Series, more: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
         """Hover options for a series' iterates, with a gap after each member: step, loss, `more`, parameters.
@@ -185,43 +188,57 @@ class Track:
                     },
                     name=text,
                     legendgroup=text,
-                    showlegend=i == 0,
+                    showlegend=i == 0 and not canvas.names(text),
                     hoverinfo="skip",
                 )
 
     def mark_now(
-        self, canvas: Canvas, panels: Sequence[Panel], row: int, floor: float | None = None
+        self, canvas: Canvas, panels: Sequence[Panel], step: int, floor: float | None = None
     ) -> None:
-        """Draw the marker that the slider moves; in 3-D, with a floor, also a line from it down to that."""
+        """Draw the marker that the slider moves, at a step; in 3-D, with a floor, also a line from it down
+        to that."""
         color = np.empty(len(self.lost), object)
         for series in self.series:
             color[series.columns] = series.color
         size, rim = (14, 2) if len(self.lost) <= 20 else (7, 1)
         for i, panel in enumerate(panels):
             canvas.moving(
-                lambda row, panel=panel: [values[row] for values in panel],
-                row,
+                lambda step, panel=panel: [values[self.row(step)] for values in panel],
+                step,
                 mode="markers",
                 marker={
                     "size": size * (0.6 if len(panel) == 3 else 1),
                     "color": color.tolist(),
                     "line": {"color": "white", "width": rim},
                 },
-                name="the slider's step",
+                name=_NOW,
                 legendgroup="now",
-                showlegend=i == 0,
+                showlegend=i == 0 and not canvas.names(_NOW),
                 hoverinfo="skip",
             )
             if len(panel) == 3 and floor is not None:
                 canvas.moving(
-                    lambda row, panel=panel: _plumb([values[row] for values in panel], floor),
-                    row,
+                    lambda step, panel=panel: _plumb(
+                        [values[self.row(step)] for values in panel], floor
+                    ),
+                    step,
                     mode="lines",
                     line={"color": "black", "width": 2},
                     legendgroup="now",
                     showlegend=False,
                     hoverinfo="skip",
                 )
+
+
+def frames(tracks: Sequence[Track]) -> list[int]:
+    """The slider's steps, the first and the last among them."""
+    steps = np.unique(np.concatenate([track.step for track in tracks]))
+    count = sum(len(track.lost) for track in tracks)
+    most = int(np.clip(_POSITIONS // max(count, 1), 10, _FRAMES))
+    if len(steps) > most:
+        nearest = (steps[1:] + steps[:-1]) / 2
+        steps = np.unique(steps[np.searchsorted(nearest, np.linspace(steps[0], steps[-1], most))])
+    return steps.tolist()
 
 
 def _plumb(point: list[np.ndarray], floor: float) -> list[np.ndarray]:
@@ -235,10 +252,10 @@ def _evenly(total: int, most: int) -> np.ndarray:
     return np.unique(np.round(np.linspace(0, total - 1, min(total, most))).astype(int))
 
 
-def _series(path: xr.Dataset, label: str | None, lost: np.ndarray) -> list[Series]:
+def _series(path: xr.Dataset, label: str | None, lost: np.ndarray, taken: int) -> list[Series]:
     shape = path["status"].shape
     series = []
-    for i, group in enumerate(members.each(path)):
+    for i, group in enumerate(members.each(path), taken):
         columns = [int(np.ravel_multi_index(m, shape)) if shape else 0 for m in group.members]
         # undo the escape of dollar signs, which only matplotlib needs
         name = style.joined(label, group.label.replace(r"\$", "$"), by=": ") or "path"
