@@ -14,7 +14,7 @@ from problems import bowl_problem
 import thalweg as tw
 import thalweg.optimizers as ours
 from thalweg.errors import InputError
-from thalweg.optimizers.base import check
+from thalweg.optimizers.base import begun, check, updated
 
 STEPS = 60
 
@@ -45,10 +45,10 @@ class At:
 def ours_on(optimizer: Any, params: Any) -> Any:
     def advance(carry: Any, step: Any) -> Any:
         params, state = carry
-        params, state, _ = optimizer.update(At(params), params, state, step)
+        params, state, _ = updated(optimizer, At(params), params, state, step)
         return (params, state), params
 
-    carry = (params, optimizer.init(params))
+    carry = (params, begun(optimizer, params))
     (_, state), iterates = jax.lax.scan(advance, carry, jnp.arange(STEPS))
     return iterates, state
 
@@ -146,7 +146,7 @@ def test_other_numbers_do_not_compile_again() -> None:
     @jax.jit
     def init(optimizer: Any) -> Any:
         traces.append(1)
-        return optimizer.init(start())
+        return begun(optimizer, start())
 
     for rate in (0.1, 1, [0.1, 0.2]):
         mask = {"bias": False, "weight": True}

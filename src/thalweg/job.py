@@ -31,6 +31,7 @@ from thalweg.loop import (
     row_of,
     should_arrive,
 )
+from thalweg.optimizers.base import begun
 from thalweg.params import Layout, Params
 from thalweg.programs import is_exclusive
 
@@ -245,7 +246,7 @@ class Job:
             member_vectors(resume["start"], "param", dims).reshape(*lead, -1)
         )
         flat = member_vectors(resume["optimizer_state"], "state", dims).reshape(*lead, -1)
-        init = self.plan.over_members(lambda optimizer, lane, params: optimizer.init(params), 0)
+        init = self.plan.over_members(lambda optimizer, lane, params: begun(optimizer, params), 0)
         layout = Layout.of(self._one(jax.eval_shape(init, self.who.starts)))
         if flat.shape[-1] != layout.size:
             raise InputError(

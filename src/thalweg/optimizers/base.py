@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, Self, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import primitives
 
 from thalweg import backend as _backend  # noqa: F401
 from thalweg.errors import InputError
@@ -24,7 +25,7 @@ SCALAR = jnp.float32
 
 
 class At(Protocol):
-    """Where an optimizer stands: the point, and this step's batch at that point."""
+    """Where an optimizer stands: the iterate, and this step's batch there."""
 
     @property
     def params(self) -> Params:
@@ -53,9 +54,12 @@ class At(Protocol):
 def hyper(
     default: Any, low: float = 0.0, high: float = math.inf, *, open_high: bool = False
 ) -> Any:
-    """A hyperparameter: a number (or pair) that is traced, may be swept and may be scheduled.
+    """A field that is a hyperparameter: a number (or pair) that may be swept and scheduled.
 
-    `low` and `high` bound it, both allowed unless `open_high`.
+    Args:
+        default: its value where none is given.
+        low, high: its bounds.
+        open_high: whether `high` itself is not allowed.
     """
     return dataclasses.field(
         default=default,
@@ -64,21 +68,28 @@ def hyper(
 
 
 def switch(default: Any) -> Any:
-    """A setting that chooses the arithmetic: static, so that another value compiles anew."""
+    """A field that chooses the arithmetic: Python may branch on it, and another value compiles anew.
+
+    Args:
+        default: its value where none is given.
+    """
     return dataclasses.field(default=default, metadata={"hyper": False})
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(hyper, switch))
 class Optimizer:
-    """An update rule with explicit state. Subclasses declare fields by `hyper` and `switch`.
+    """An update rule with explicit state; subclass it to make one of your own.
+
+    A subclass declares its fields by `hyper` and `switch`, and defines `update`, and `init` where the rule
+    remembers something. Both are compiled into the loop, so they are written with `jax.numpy`.
 
     `descend` takes for each hyperparameter a number, a list of them (a sweep), or a function of the step
-    index (a schedule); switches are one value.
-
-    An optimizer is a pytree with one leaf per hyperparameter (two for one of torch's pairs). The
-    loop rebuilds it at each step with that step's numbers, so `update` reads its own fields:
-    scalars of dtype float64, to be cast where they multiply.
+    index (a schedule); switches are one value. In `update` a hyperparameter is this step's number, and counts
+    as Python's own do: its dtype gives way to that of an array.
     """
+
+    # An optimizer is a pytree with one leaf per hyperparameter (two for one of torch's pairs), which the loop
+    # rebuilds at each step with that step's numbers, scalars of dtype float64.
 
     # The names under which the entries of a pair are swept: betas -> beta1, beta2.
     PAIRS: ClassVar[dict[str, tuple[str, str]]] = {}
@@ -93,13 +104,26 @@ class Optimizer:
         return type(self).__name__
 
     def init(self, params: Params) -> State:
-        """The state before the first step, with that step's numbers in this optimizer's fields."""
-        raise NotImplementedError
+        """The state before the first step, a pytree of arrays; none by default.
+
+        The fields hold the first step's numbers.
+        """
+        return {}
 
     def update(
         self, at: At, params: Params, state: State, step: Any
     ) -> tuple[Params, State, dict[str, Any]]:
-        """One step: the new parameters, the new state, and what is worth recording of it."""
+        """One step.
+
+        Args:
+            at: the loss and gradient of the step's batch at the iterate, and at any other point.
+            params: the iterate, a pytree of arrays.
+            state: as `init` made it, or the step before.
+            step: how many updates were made before.
+
+        Returns:
+            The new parameters, the new state, and the arrays to record of this update, by name.
+        """
         raise NotImplementedError
 
     def preconditioner(self, at: At, params: Params, state: State, step: Any) -> Params | None:
@@ -144,6 +168,11 @@ class Optimizer:
 
     def _hyper_fields(self) -> Iterator[tuple[str, Any, Any]]:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if "hyper" not in field.metadata:
+                raise InputError(
+                    f"{self.name}: declare {field.name} as hyper({field.default!r}), a number that may be "
+                    f"swept, or as switch({field.default!r})."
+                )
             if not field.metadata["hyper"]:
                 continue
             value = getattr(self, field.name)
@@ -181,6 +210,74 @@ class Optimizer:
         return new
 
 
+# In the loop ---------------------------------------------------------------------------------
+
+
+def begun(optimizer: Optimizer, params: Params) -> State:
+    """The optimizer's state before its first step."""
+    return jax.tree_util.tree_map(_strong, _as_python(optimizer).init(params))
+
+
+def updated(
+    optimizer: Optimizer, at: At, params: Params, state: State, step: Any
+) -> tuple[Params, State, dict[str, Any]]:
+    """One step, in the shapes and dtypes that the loop began with.
+
+    Raises:
+        InputError: what `update` returns has another form.
+    """
+    made = _as_python(optimizer).update(at, params, state, step)
+    if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[2], dict)):
+        raise InputError(
+            f"{optimizer.name}: update must return three things: the new parameters, the new state, and a "
+            "dict of what to record, {} for nothing."
+        )
+    params = _as_before(optimizer, "parameters", params, made[0])
+    state = _as_before(optimizer, "a state", state, made[1])
+    info = jax.tree_util.tree_map(jnp.asarray, made[2])
+    for name in ("params", "loss", "grad"):
+        if name in info:
+            raise InputError(
+                f"{optimizer.name}: update records {name!r}, which a trajectory has already; "
+                "choose another name."
+            )
+    return params, state, info
+
+
+def _as_before(optimizer: Optimizer, what: str, old: Any, new: Any) -> Any:
+    """`new` in the dtypes of `old`: a loop needs those it began with, and not every rule keeps them."""
+    (leaves, form), (changed, after) = map(jax.tree_util.tree_flatten, (old, new))
+    if form != after or list(map(jnp.shape, leaves)) != list(map(jnp.shape, changed)):
+        shapes = (jax.tree_util.tree_map(jnp.shape, tree) for tree in (old, new))
+        raise InputError(
+            f"{optimizer.name}: update must return {what} of the shapes it was given, "
+            "{!r:.300}; {!r:.300} given.".format(*shapes)
+        )
+    return form.unflatten(
+        [_strong(now).astype(leaf.dtype) for leaf, now in zip(leaves, changed, strict=True)]
+    )
+
+
+def _as_python(optimizer: Optimizer) -> Optimizer:
+    """The optimizer with numbers typed as JAX types Python's own: 1 − β is in float64, a product with a
+    float32 array in float32."""
+    numbers = {name: _weak(number) for name, number in optimizer.hyperparameters().items()}
+    return optimizer.with_hyperparameters(numbers)
+
+
+def _weak(number: Any) -> Any:
+    """No public function makes an array whose dtype gives way; the primitive does."""
+    number = jnp.asarray(number).astype(float)
+    return primitives.convert_element_type_p.bind(
+        number, new_dtype=number.dtype, weak_type=True, sharding=None
+    )
+
+
+def _strong(leaf: Any) -> jax.Array:
+    leaf = jnp.asarray(leaf)
+    return jnp.asarray(leaf, leaf.dtype)
+
+
 # Checks --------------------------------------------------------------------------------------
 
 
@@ -198,6 +295,8 @@ def check(optimizer: Any) -> Optimizer:
             f"an optimizer such as thalweg.SGD(lr=0.1) was expected, "
             f"{type(optimizer).__name__} given.{remedy.get(module, '')}"
         )
+    if type(optimizer).update is Optimizer.update:
+        raise InputError(f"{optimizer.name} has no update.")
     bounds = optimizer.bounds()
     for name, value in optimizer.hyperparameters().items():
         if callable(value):

@@ -10,7 +10,6 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import primitives
 
 from thalweg.errors import InputError, unknown
 from thalweg.optimizers.base import At, Optimizer, Params, State
@@ -115,9 +114,7 @@ class Optax(Optimizer):
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             extra_args = {name: value for name, value in extra_args.items() if name in parameters}
         updates, new = rule.update(at.grad, old, params, **extra_args)
-        # A loop needs the dtypes it began with, and optax does not always keep them.
-        new = jax.tree_util.tree_map(lambda old, x: _stored(x).astype(old.dtype), state, new)
-        return optax.apply_updates(params, updates), new, {}
+        return optax.apply_updates(params, updates), jax.tree_util.tree_map(_stored, new), {}
 
     def switches(self) -> dict[str, Any]:
         return dict(self.settings)
@@ -125,8 +122,7 @@ class Optax(Optimizer):
     def _transformation(self) -> Any:
         if _is_transformation(self.factory):
             return self.factory
-        numbers = {name: _weak(number) for name, number in self.numbers.items()}
-        return self.factory(**numbers, **self.settings)
+        return self.factory(**self.numbers, **self.settings)
 
     def _hyper_fields(self) -> Iterator[tuple[str, Any, Any]]:
         for name, value in self.numbers.items():
@@ -201,26 +197,13 @@ def _same(one: Any, other: Any) -> bool:
 # Arrays on their way in and out ----------------------------------------------------------------
 
 
-def _weak(number: Any) -> Any:
-    """`number` typed as JAX types Python's own: its dtype gives way to that of an array.
-
-    optax then computes as with a Python number: 1 − b2 in float64, products with float32 arrays in float32.
-    No public function makes such a weakly typed array; the primitive does.
-    """
-    number = jnp.asarray(number).astype(float)
-    return primitives.convert_element_type_p.bind(
-        number, new_dtype=number.dtype, weak_type=True, sharding=None
-    )
-
-
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
 def _stored(leaf: Any) -> Any:
-    """A leaf of optax's state as an array of numbers of fixed dtype."""
-    leaf = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
-    return jnp.asarray(leaf, leaf.dtype)
+    """A leaf of optax's state as an array of numbers."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _restored(original: Any, leaf: Any) -> Any:

@@ -1,0 +1,206 @@
+"""Optimizers of one's own, against plain loops and against ours."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import thalweg as tw
+from thalweg.errors import InputError
+from thalweg.optimizers import Optimizer, hyper, switch
+
+tree_map = jax.tree_util.tree_map
+
+
+class SAM(Optimizer):
+    """Sharpness-aware minimisation (Foret et al., 2021), with momentum."""
+
+    lr: Any = hyper(0.1)
+    rho: Any = hyper(0.05)
+    momentum: Any = hyper(0.0, high=1.0, open_high=True)
+    nesterov: bool = switch(False)
+
+    def init(self, params):
+        return tree_map(jnp.zeros_like, params)
+
+    def update(self, at, params, state, step):
+        size = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree_util.tree_leaves(at.grad)))
+        above = tree_map(lambda w, g: w + self.rho * g / size, params, at.grad)
+        loss, grad = at.value_and_gradient(above)
+        state = tree_map(lambda b, g: self.momentum * b + g, state, grad)
+        ahead = tree_map(lambda b, g: self.momentum * b + g, state, grad)
+        along = ahead if self.nesterov else state
+        params = tree_map(lambda w, d: w - self.lr * d, params, along)
+        return params, state, {"loss_above": loss, "first": step == 0}
+
+
+def network(params, x):
+    return jnp.tanh(x[:, None] * params["a"] + params["b"]) @ params["c"]
+
+
+def regression(dtype=np.float64, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-1, 1, 30).astype(dtype)
+    params = {name: rng.normal(size=8).astype(dtype) for name in "abc"}
+    return tw.Problem(network, "mse", x, np.sin(3 * x), params=params)
+
+
+def plain(problem, steps, lr, rho, momentum, nesterov=False, batches=None):
+    """SAM in NumPy, on the problem's own gradients."""
+
+    def gradient(vector, step):
+        batch = problem if batches is None else problem.take(batches[step])
+        return np.asarray(problem.flatten(batch.gradient(problem.unflatten(vector))))
+
+    w = np.asarray(problem.flatten(problem.params))
+    b, iterates = np.zeros_like(w), [w]
+    for step in range(steps):
+        g = gradient(w, step)
+        g = gradient(w + rho(step) * g / np.linalg.norm(g), step)
+        b = momentum * b + g
+        w = w - lr * (momentum * b + g if nesterov else b)
+        iterates.append(w)
+    return np.stack(iterates)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_it_is_swept_and_scheduled_as_ours_are(nesterov):
+    problem, steps = regression(), 20
+    batches = np.random.default_rng(1).integers(0, 30, (steps + 1, 7))
+    rule = SAM(lr=[0.01, 0.05], rho=lambda t: 0.1 / (1 + t), momentum=[0.0, 0.8], nesterov=nesterov)
+    path = tw.descend(problem, rule, batches=batches[:-1])
+    assert path["params"].dims == ("step", "param", "lr", "momentum")
+    for lr in (0.01, 0.05):
+        for momentum in (0.0, 0.8):
+            got = path["params"].sel(lr=lr, momentum=momentum)
+            expected = plain(
+                problem, steps, lr, lambda t: 0.1 / (1 + t), momentum, nesterov, batches
+            )
+            np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+    assert path.attrs["settings"].startswith('{"optimizer": {"name": "SAM", "lr": [0.01, 0.05]')
+
+
+def test_what_it_records_is_recorded():
+    problem = regression()
+    path = tw.descend(problem, SAM(rho=0.3), steps=5, every=2)
+    assert np.isnan(path["loss_above"][0])
+    assert path["first"].values.tolist() == [False, False, False, False]
+    assert (path["loss_above"][1:].values > path["loss"][1:].values).all()
+    stopped = tw.descend(problem, SAM(), steps=500, stop={"loss_above": 0.1})
+    row = int(stopped["stopped_at"])
+    assert 0 < row < 500
+    assert stopped["loss_above"].values[row] <= 0.1 < stopped["loss_above"].values[row - 1]
+
+
+def test_it_goes_on_where_it_was(tmp_path):
+    problem, rule = regression(), SAM(momentum=0.9)
+    whole = tw.descend(problem, rule, steps=20)
+    first = tw.descend(problem, rule, steps=8)
+    file = tw.save(first, tmp_path / "first.nc")
+    rest = tw.descend(problem, rule, steps=12, resume=tw.load(file))
+    np.testing.assert_array_equal(rest["params"], whole["params"][8:])
+
+
+def test_numbers_are_typed_as_pythons_own_are():
+    """float32 parameters stay so, and what is computed from numbers alone is in float64."""
+
+    class Forgetful(Optimizer):
+        lr: Any = hyper(0.1)
+        keep: Any = hyper(0.999)
+
+        def init(self, params):
+            return {"size": jnp.zeros(()), "rest": 1 - self.keep}
+
+        def update(self, at, params, state, step):
+            assert (1 - self.keep).dtype == jnp.float64
+            assert all(leaf.dtype == jnp.float32 for leaf in jax.tree_util.tree_leaves(params))
+            new = tree_map(lambda w, g: w - self.lr * g, params, at.grad)
+            assert all(leaf.dtype == jnp.float32 for leaf in jax.tree_util.tree_leaves(new))
+            # double precision by mistake: the loop puts it right
+            new["a"] = new["a"].astype(jnp.float64)
+            return new, {"size": at.loss, "rest": state["rest"]}, {}
+
+    problem = regression(np.float32)
+    path = tw.descend(problem, Forgetful(lr=[0.1, 0.2], keep=[0.9, 0.99]), steps=10)
+    ours = tw.descend(problem, tw.SGD(lr=[0.1, 0.2]), steps=10)
+    assert path["params"].dtype == np.float32
+    np.testing.assert_array_equal(path["params"].isel(keep=0), ours["params"])
+    np.testing.assert_allclose(path["optimizer_state"][0].isel(lr=0), [1 - 0.9, 1 - 0.99])
+
+
+def test_other_numbers_do_not_compile_again(compilations):
+    problem = regression()
+    tw.descend(problem, SAM(lr=0.1), steps=10)
+    del compilations[:]
+    tw.descend(problem, SAM(lr=0.3, rho=0.2, momentum=0.5), steps=17)
+    assert not compilations
+
+
+def test_basins_of_ones_own():
+    problem = tw.Problem.from_function(
+        lambda w: (w["x"] ** 2 - 1) ** 2 + w["y"] ** 2, params={"x": 0.5, "y": 0.0}
+    )
+    plane = tw.coordinate_plane(problem, {"x": (-2, 2), "y": (-1, 1)}, points=6)
+    of_ours = tw.basins(problem, tw.SGD(lr=0.05), plane, steps=300)
+    own = tw.basins(problem, SAM(lr=0.05, rho=0.0), plane, steps=300)
+    np.testing.assert_array_equal(own["basin"], of_ours["basin"])
+
+
+class Wrong(Optimizer):
+    """Does as it is told."""
+
+    lr: Any = hyper(0.1)
+    what: str = switch("")
+
+    def init(self, params):
+        return {"count": jnp.zeros(())}
+
+    def update(self, at, params, state, step):
+        new = tree_map(lambda w, g: w - self.lr * g, params, at.grad)
+        return {
+            "two": (new, state),
+            "no dict": (new, state, None),
+            "cut": (tree_map(lambda w: w[:1], new), state, {}),
+            "other names": ({"d": new["a"]}, state, {}),
+            "grown": (new, {"count": jnp.zeros(3)}, {}),
+            "taken": (new, state, {"loss": at.loss}),
+        }[self.what]
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("two", "Wrong: update must return three things"),
+        ("no dict", "Wrong: update must return three things"),
+        ("cut", r"parameters of the shapes it was given, {'a': (8,), 'b': (8,), 'c': (8,)}; {'a': (1,)"),
+        ("other names", "{'d': (8,)} given."),
+        ("grown", "a state of the shapes it was given, {'count': ()}; {'count': (3,)} given."),
+        ("taken", "Wrong: update records 'loss', which a trajectory has already"),
+    ],
+)  # fmt: skip
+def test_an_update_of_another_form_is_one_line(what, words):
+    with pytest.raises(InputError) as caught:
+        tw.descend(regression(), Wrong(what=what), steps=3)
+    assert words in str(caught.value)
+
+
+def test_a_class_of_another_form_is_one_line():
+    class Undeclared(Optimizer):
+        lr: float = 0.1
+
+        def update(self, at, params, state, step):
+            return params, state, {}
+
+    class Idle(Optimizer):
+        lr: Any = hyper(0.1)
+
+    with pytest.raises(InputError, match=r"declare lr as hyper\(0.1\)"):
+        tw.descend(regression(), Undeclared(), steps=3)
+    with pytest.raises(InputError, match="Idle has no update"):
+        tw.descend(regression(), Idle(), steps=3)
+    with pytest.raises(InputError, match="SAM: momentum must be between 0 and 1"):
+        tw.descend(regression(), SAM(momentum=1.0), steps=3)
+    with pytest.raises(InputError, match="SAM: nesterov is True or False"):
+        tw.descend(regression(), SAM(nesterov=[True, False]), steps=3)
