@@ -6,6 +6,7 @@ What it says of each is its signature and the first paragraph of its docstring.
 from __future__ import annotations
 
 import inspect
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ _GROUPS = {
         "descents.md",
         (
             "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "Rprop",
-            "ASGD", "LBFGS", "optax", "GaussNewton", "LevenbergMarquardt",
+            "ASGD", "LBFGS", "optax", "GaussNewton", "LevenbergMarquardt", "optimizers.Optimizer",
+            "optimizers.hyper", "optimizers.switch",
         ),
     ),
     "Descents": ("descents.md", ("descend", "gradient_flow", "basins", "measure")),
@@ -72,7 +74,7 @@ def text() -> str:
     """The page."""
     parts = [_HEAD]
     for title, (page, names) in _GROUPS.items():
-        entries = [_entry(f"tw.{name}", getattr(tw, name)) for name in names]
+        entries = [_entry(f"tw.{name}", attrgetter(name)(tw)) for name in names]
         parts += [f"## {title}\n", f"{_more(page)}\n", *entries, ""]
     for name, page in _MODULES.items():
         module = getattr(tw, name)

@@ -152,7 +152,8 @@ def given_jacobian(J, r0):
 
 
 @pytest.mark.parametrize(
-    ("m", "p", "rank"), [(7, 3, 3), (3, 7, 3), (5, 5, 5), (8, 6, 4), (4, 6, 2)]
+    ("m", "p", "rank"),
+    [(7, 3, 3), (3, 7, 3), (5, 5, 5), (8, 6, 4), (4, 6, 2), (20_001, 9, 9), (20_001, 9, 5)],
 )
 def test_a_gauss_newton_step_is_the_pseudoinverse_whatever_shape_and_rank(m, p, rank):
     rng = np.random.default_rng(m * p)
