@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import thalweg as tw
-from thalweg import programs
+from thalweg import programs, results
 from thalweg.errors import InputError
 from thalweg.jaxprs import names
 from thalweg.problem import pointwise
@@ -429,6 +429,39 @@ def test_batch_norm_frozen_and_recomputed():
     surface = tw.landscape(recomputed, plane)
     risk = float(recomputed.risk(recomputed.params))
     assert float(surface.empirical[1, 1]) == pytest.approx(risk, rel=1e-12)
+
+
+@pytest.mark.parametrize("policy", ["frozen", "recomputed"])
+def test_results_and_their_pictures_say_which_statistics_batch_norm_took(policy):
+    module, x, y = normed(), torch.randn(9, 4).double(), torch.randn(9, 3).double()
+    problem = tw.from_torch(module, nn.MSELoss(), x, y, batch_norm=policy)
+    surface = tw.landscape(problem, tw.random_plane(problem, problem.params, points=3))
+    away = {name: 2 * value for name, value in problem.params.items()}
+    line = tw.landscape(problem, tw.line(problem, problem.params, away, points=3))
+    density = tw.hessian(problem, problem.params).density()
+    path = tw.descend(problem, tw.SGD(lr=0.1), steps=3, record={"sharpness": tw.sharpness})
+    words = f"batch norm with {'frozen statistics' if policy == 'frozen' else 'the statistics at'}"
+    draw = tw.plot
+    for picture in (
+        draw.contour(surface), draw.heatmap(surface), draw.surface(surface), draw.profile(line),
+        draw.density(density), draw.sharpness(path),
+    ):  # fmt: skip
+        assert any(words in text.get_text() for text in picture.texts)
+    assert any(words in a.text for a in tw.plotly.surface(surface).layout.annotations)
+    # what was measured on another problem has that one's
+    other = tw.from_torch(nn.Sequential(nn.Linear(4, 3)).double(), nn.MSELoss(), x, y)
+    path = tw.descend(other, tw.SGD(lr=0.1), steps=3)
+    assert results.batch_norm_of(path) is None
+    bare = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
+    normalized = tw.from_torch(bare, nn.MSELoss(), x, y, batch_norm=policy)
+    path = tw.descend(normalized, tw.SGD(lr=0.1), steps=3)
+    path = path.assign_attrs(settings=results.to_json({}))  # as of a recorded loop
+    measured = tw.measure(normalized, path, {"sharpness": tw.sharpness, "trace": tw.gradient_norm})
+    measured = tw.measure(normalized, measured, {"later": tw.gradient_norm})
+    assert results.batch_norm_of(measured) is None
+    for name in ("sharpness", "trace", "later"):
+        assert results.batch_norm_of(measured, name) == policy
+    assert results.settings_of(path) == {}
 
 
 def test_a_smaller_last_batch_is_not_filled_up_where_samples_are_compared():

@@ -29,6 +29,7 @@ from thalweg.problem import (
     Problem,
     check_has_expected,
     check_is_problem,
+    described,
     penalised,
     pointwise,
 )
@@ -109,9 +110,7 @@ def landscape(
         {
             "risks": list(wanted),
             "penalty": bool(penalty) and problem.penalty is not None,
-            "reduction": problem.reduction,
-            "n_samples": problem.n_samples,
-            "source": problem.source,
+            **described(problem),
         },
         dtype=str(problem.layout.dtype),
         device=device,

@@ -18,7 +18,7 @@ from thalweg.errors import InputError
 from thalweg.logbook import Record
 from thalweg.observables import At, at_point, first_state, measured
 from thalweg.params import Layout
-from thalweg.problem import Problem, check_is_problem
+from thalweg.problem import Problem, check_is_problem, described
 from thalweg.tuning import tuned
 
 # bytes of a block's iterates and measurements: what the caches hold
@@ -93,7 +93,12 @@ def measure(
         lost[lost == walked.count] = -1
         variables = {name: (where, values) for name, where, values in measurements.variables(lost)}
         cut = interrupted or path.attrs.get("interrupted", 0)
-        return path.assign(variables).assign_attrs(interrupted=int(cut))
+        settings = results.settings_of(path)
+        on_problem = dict.fromkeys(variables, described(problem))
+        settings["measured"] = {**settings.get("measured", {}), **on_problem}
+        return path.assign(variables).assign_attrs(
+            settings=results.to_json(settings), interrupted=int(cut)
+        )
 
 
 class _Walked:

@@ -32,6 +32,10 @@ class StatefulModel(abc.ABC):
         """The parameters among a checkpoint's entries; an InputError where the others are not as held."""
 
     @abc.abstractmethod
+    def described(self) -> dict[str, Any]:
+        """What a result's settings say of the model."""
+
+    @abc.abstractmethod
     def held_of(self, held: dict[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
         """`held` with the values that a checkpoint has for it."""
 
@@ -513,12 +517,14 @@ def holding(problem: Problem, entries: Mapping[str, Any]) -> Problem:
 
 def described(problem: Problem) -> dict[str, Any]:
     """What a result's settings say of a problem."""
+    model = _stateful_model(problem)
     return {
         "source": problem.source,
         "loss": losses.name_of(problem.loss),
         "reduction": problem.reduction,
         "n_samples": problem.n_samples,
         "n_parameters": problem.size,
+        **(model.described() if model is not None else {}),
     }
 
 

@@ -104,6 +104,14 @@ def settings_of(result: xr.Dataset | xr.DataTree) -> dict[str, Any]:
     return json.loads(result.attrs.get("settings", "{}"))
 
 
+def batch_norm_of(result: xr.Dataset, name: str | None = None) -> str | None:
+    """Which statistics batch norm took in a result, or in one variable that was measured later: "frozen" or
+    "recomputed"; None for a model without batch norm."""
+    settings = settings_of(result)
+    problem = settings.get("measured", {}).get(name) or settings.get("problem", settings)
+    return problem.get("batch_norm")
+
+
 def part(tree: xr.DataTree, path: str) -> xr.Dataset:
     """One of a study's results, as in part(tree, "path/mse/plain")."""
     parts = {node.path.lstrip("/"): node for node in tree.subtree}

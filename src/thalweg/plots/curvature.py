@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from thalweg.errors import InputError, one_of, unknown, whole_number
 from thalweg.plots import curves, members, style
 from thalweg.plots.members import Paths
-from thalweg.results import member_dims, settings_of
+from thalweg.results import batch_norm_of, member_dims, settings_of
 from thalweg.stability import KNOWN, stability_threshold
 
 # The axis follows a limit of stability up to this multiple of the sharpness: where a schedule ends at a
@@ -73,6 +73,7 @@ def density(
     style.note(
         ax, f"each eigenvalue drawn as a Gaussian of standard deviation {style.number(width)}"
     )
+    style.note_batch_norm(ax, batch_norm_of(spectrum))
     style.titled(ax, title, "spectral density")
     style.legend(ax)
     return ax
@@ -116,6 +117,7 @@ def sharpness(
         before = {} if ax is None else _series(ax)
         ax = curves.record(each, name, ax=ax, x=x, y=y, title=title or "Sharpness", label=text)
         alone = len(paths) == 1 and not before
+        style.note_batch_norm(ax, batch_norm_of(each, name))
         _add_limit(ax, each, name, preconditioned, before, alone, text and style.plain(text))
     assert ax is not None
     return ax

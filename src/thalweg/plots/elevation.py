@@ -83,6 +83,7 @@ def surface(
     if chosen is not None:
         _draw(ax, ground, chosen)
     surfaces.finish(ax, chosen, name, colorbar, title)
+    style.note_batch_norm(ax, results.batch_norm_of(landscape))
     for text, each in drawn:
         _draw_path(ax, landscape, ground, each, text)
     for text, point in (points or {}).items():

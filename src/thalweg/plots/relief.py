@@ -46,6 +46,7 @@ def ground(
             if these.any():
                 canvas.note(f"left out (grey): {these.sum():,} of {these.size:,} points {why}")
                 missing |= these
+    canvas.note(style.BATCH_NORM.get(results.batch_norm_of(landscape) or "", ""))
     return Ground(x[across], y[up], np.where(missing, np.nan, values), log)
 
 

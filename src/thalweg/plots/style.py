@@ -41,6 +41,10 @@ SERIES = "thalweg-series"  # gid prefix of artists that took a style, so that th
 BAND = "thalweg-band"
 RIM = "thalweg-rim"
 LAST = "thalweg-last"  # legend entries that come after all others
+BATCH_NORM = {
+    "frozen": "batch norm with frozen statistics",
+    "recomputed": "batch norm with the statistics at each point",
+}
 _NOTE = "thalweg-note"
 _HAIR = "\N{HAIR SPACE}"
 
@@ -215,6 +219,12 @@ def note(ax: Axes, text: str) -> None:
         color=shade(0.3),
         gid=_NOTE,
     )
+
+
+def note_batch_norm(ax: Axes, policy: str | None) -> None:
+    """Say which statistics batch norm took: with other ones risks and curvatures may differ tenfold."""
+    if policy is not None:
+        note(ax, BATCH_NORM[policy])
 
 
 def notes(ax: Axes) -> list[str]:

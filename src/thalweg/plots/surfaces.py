@@ -157,6 +157,7 @@ def profile(
     for why, count in left_out.items():
         if count:
             style.note(ax, f"{style.count_of(count, 'value')} {why} not shown")
+    style.note_batch_norm(ax, results.batch_norm_of(surface))
     # a line through two points says on its axis from which to which
     along = "the line" if "long_name" in surface[axis].attrs else style.plain(axis)
     style.titled(ax, title, f"risk along {along}")
@@ -310,8 +311,9 @@ def _finish(
     label: str | None,
     lines: ContourSet | None = None,
 ) -> None:
-    """Colour bar, title and path."""
+    """Colour bar, title, what the risks depend on, and path."""
     finish(ax, chosen, risk_name(surface, risk, sample), colorbar, title, lines)
+    style.note_batch_norm(ax, results.batch_norm_of(surface))
     if path is not None:
         paths.path(surface, path, ax=ax, label=label)
 

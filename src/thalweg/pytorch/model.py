@@ -30,12 +30,14 @@ class Model(StatefulModel):
         self.order = _order(x)
         self.free = {n for n, p in module.named_parameters() if p.requires_grad}
         self.module = _without_numbers(module)
+        self.batch_norm: str | None = None  # the policy, where the module has such layers
         for layer in self.module.modules():
             # the user's hooks are for the user's module, not for this copy
             for hooks in (layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks):
                 hooks.clear()
             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
                 _set_policy(layer, batch_norm)
+                self.batch_norm = batch_norm
         copied = (*self.module.named_parameters(), *self.module.named_buffers())
         self.known = {name for name, _ in copied}
         # buffers that recomputed batch norm drops; `to_torch` returns them unchanged
@@ -63,6 +65,9 @@ class Model(StatefulModel):
         if not free:
             raise InputError("the module has no parameters that require a gradient.")
         return free, {name: jnp.array(array) for name, array in held.items()}
+
+    def described(self) -> dict[str, Any]:
+        return {} if self.batch_norm is None else {"batch_norm": self.batch_norm}
 
     def parameters_of(self, held: dict[str, Any], entries: Mapping[str, Any]) -> Mapping[str, Any]:
         """The parameters among a `state_dict`'s entries; the entries unchanged if it is another module's.
