@@ -338,8 +338,8 @@ def not_converged(tree: xr.DataTree) -> str | None:
     left = float(results.part(tree, "fit")["slope_left"])
     if left * risk[-1] > _CLOSE * whole:
         return (
-            f"the gradient is not yet small: {100 * left:.2g} % of the samples' slopes lie in directions in "
-            "which the model can move; standardize the columns, take more steps, or try another learning rate"
+            f"the gradient is not yet small: {100 * left:.2g} % of the {_residuals(tree)} are within the "
+            "model's reach; standardize the columns, take more steps, or try another learning rate"
         )
     return None
 
@@ -347,6 +347,12 @@ def not_converged(tree: xr.DataTree) -> str | None:
 def _smooth(tree: xr.DataTree) -> bool:
     """Whether the gradient vanishes at a minimum: at a kink of the L1 loss it need not."""
     return results.settings_of(tree)["loss"].split(":")[0] != "l1"
+
+
+def _residuals(tree: xr.DataTree) -> str:
+    """What `slope_left` is a share of, in words: for squared errors the slopes are the residuals."""
+    squared = results.settings_of(tree)["loss"] == "mse"
+    return "residuals" if squared else "loss's slopes at the samples"
 
 
 def _gradient_norm(tree: xr.DataTree, which: str = "gradient") -> float:
@@ -367,9 +373,7 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
         f"(at the start {_gradient_norm(tree, 'gradient_at_start'):.3g})",
     }
     if np.isfinite(left):
-        numbers["share of the samples' slopes in directions in which the model can move"] = (
-            f"{left:.2g}"
-        )
+        numbers[f"{_residuals(tree)} within the model's reach (0 at a minimum)"] = f"{left:.2g}"
     units = " (standardized)" if settings.standardize else ""
     if len(final) <= 20:
         for name, value in zip(path["param"].values, final, strict=True):
@@ -389,6 +393,12 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
         "The risk is the mean of the loss over the samples"
         + (", of the standardized columns." if settings.standardize else "."),
     )
+    if np.isfinite(left):
+        what = _residuals(tree)
+        sentences += (
+            f"The {what} within the model's reach are the share, of their sum of squares, that lies in the "
+            "directions in which a small change of the parameters moves the predictions.",
+        )
     if not _smooth(tree):
         sentences += (
             "The L1 loss has kinks, one for each sample: its gradient is not zero at the minimum, "
