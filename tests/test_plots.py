@@ -683,7 +683,7 @@ def test_a_landscape_with_several_paths(draw: Any) -> None:
     [
         ({}, None, "at least one trajectory is needed"),
         ({"a": trajectory()}, "b", "several have their own"),
-        ({"a": trajectory(), "b": landscape()}, None, "landscape given"),
+        ({"a": trajectory(), "b": landscape()}, None, "b: a trajectory was expected"),
         ([trajectory(), trajectory()], None, "Name several, as in {'SGD': first"),
     ],
 )
@@ -706,6 +706,23 @@ def test_several_with_times_and_with_steps_are_not_on_one_axis() -> None:
         plots.loss({"descent": path, "flow": flow})
     with pytest.raises(InputError, match="these trajectories share no record of the movement"):
         plots.movement({"a": path, "b": path.drop_vars("relative_movement")})
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (trajectory().drop_vars("params"), "b: this trajectory has no recorded params"),
+        (trajectory().isel(step=slice(0, 0)), "b: this trajectory has no recorded steps"),
+        (trajectory(p=3), "b: the points must have the plane's 2 parameters"),
+    ],
+)
+def test_an_error_names_which_of_several_it_is_about(path: xr.Dataset, words: str) -> None:
+    for draw in (plots.contour, plots.heatmap, plots.surface, tw.animate.path, tw.plotly.surface):
+        with pytest.raises(InputError, match=f"^{re.escape(words)}"):
+            draw(landscape(), {"a": trajectory(), "b": path})
+        with pytest.raises(InputError, match=f"^{re.escape(words[3:])}"):
+            draw(landscape(), path)
+    assert not plt.get_fignums()
 
 
 def test_a_path_that_leaves_the_window_says_so_and_does_not_move_it() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,11 @@ class Series:
 
 # What is drawn as paths: a trajectory, or several by name.
 Paths = xr.Dataset | Mapping[str, xr.Dataset]
+# Trajectories with their names in the legend.
+Named = Sequence[tuple[str | None, xr.Dataset]]
 
 
-def named(paths: object, label: str | None = None) -> list[tuple[str | None, xr.Dataset]]:
+def named(paths: object, label: str | None = None) -> Named:
     """The trajectories to draw, each with its name in the legend: one under `label`, several under their own.
 
     Raises:
@@ -43,7 +46,20 @@ def named(paths: object, label: str | None = None) -> list[tuple[str | None, xr.
         raise InputError("label= is the name of a single trajectory; several have their own.")
     if not paths:
         raise InputError("at least one trajectory is needed; none given.")
-    return [(str(name), check_trajectory(path)) for name, path in paths.items()]
+    several = []
+    for name, path in paths.items():
+        with about(str(name)):
+            several.append((str(name), check_trajectory(path)))
+    return several
+
+
+@contextlib.contextmanager
+def about(name: str | None) -> Iterator[None]:
+    """Begin an InputError with the name of the trajectory that it is about, if it has one."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(joined(name, str(error), by=": ")) from None
 
 
 def are_several(given: object) -> TypeIs[Mapping[str, Any]]:

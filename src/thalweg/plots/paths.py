@@ -54,12 +54,15 @@ def path(
 
 def named(
     surface: xr.Dataset, path: members.Paths | None, label: str | None = None
-) -> list[tuple[str | None, xr.Dataset]]:
+) -> members.Named:
     """The trajectories to draw on a landscape by their names, if any, each checked to be of its parameters:
     before there is a figure, which an error would leave behind empty."""
     several = [] if path is None else members.named(path, label)
-    for _, each in several:
-        results.points_of(surface, each)
+    for name, each in several:
+        with members.about(name):
+            results.points_of(surface, each)
+            if not each.sizes["step"]:
+                raise InputError("this trajectory has no recorded steps.")
     return several
 
 
