@@ -699,11 +699,28 @@ def test_several_that_cannot_be_drawn(paths: Any, label: str | None, words: str)
     assert not plt.get_fignums()
 
 
+def test_several_panels_and_limits_are_checked_before_there_is_a_figure() -> None:
+    paths = {"a": trajectory(), "b": trajectory().drop_vars("relative_movement")}
+    for name in ("relative_movement", "params"):
+        with pytest.raises(InputError, match=r"unknown record|is not one number per step"):
+            plots.convergence(paths, ["loss", name])
+        with pytest.raises(InputError, match=r"unknown record|is not one number per step"):
+            plots.sharpness(paths, name)
+    with pytest.raises(InputError, match="unknown y"):
+        plots.convergence(paths, ["loss"], y="lgo")
+    assert not plt.get_fignums()
+
+
 def test_several_with_times_and_with_steps_are_not_on_one_axis() -> None:
     path = trajectory()
     flow = path.assign_coords(time=("step", 0.1 * path["step"].values))
     with pytest.raises(InputError, match="draw them apart"):
         plots.loss({"descent": path, "flow": flow})
+    for draw in (plots.sharpness, plots.record):
+        with pytest.raises(InputError, match="draw them apart"):
+            draw({"descent": path, "flow": flow}, "loss")
+    with pytest.raises(InputError, match="draw them apart"):
+        plots.convergence({"descent": path, "flow": flow}, ["loss"])
     with pytest.raises(InputError, match="these trajectories share no record of the movement"):
         plots.movement({"a": path, "b": path.drop_vars("relative_movement")})
 

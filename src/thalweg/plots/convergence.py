@@ -56,6 +56,10 @@ def convergence(
         raise InputError("convergence needs at least one record; none given.")
     if last is not None:
         drawn = [(name, path.sel(step=slice(0, last))) for name, path in drawn]
+    # before there is a figure, which an error would leave behind empty
+    curves.check_scales(x, y)
+    for name in records:
+        curves.read(drawn, name)
     if figure is None:
         entries = sum(len(members.by_sweep(path)) for _, path in drawn)
         entries += len(guides or {}) + len(behind or {})
@@ -64,8 +68,7 @@ def convergence(
         )
     panels = list(figure.subplots(1, len(records), squeeze=False)[0])
     for ax, name in zip(panels, records, strict=True):
-        for dash, (label, path) in enumerate(drawn):
-            curves.record(path, name, ax=ax, x=x, y=y, label=label, dash=dash)
+        curves.draw(drawn, name, range(len(drawn)), ax=ax, x=x, y=y)
     for i, (name, guide) in enumerate((guides or {}).items()):
         _guide(panels[0], name, guide, i, last)
     for ax, record in zip(panels, records, strict=True):

@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from thalweg.errors import InputError, one_of, unknown, whole_number
+from thalweg.errors import InputError, one_of, whole_number
 from thalweg.plots import curves, members, style
 from thalweg.plots.members import Paths
 from thalweg.results import batch_norm_of, member_dims, settings_of
@@ -110,9 +110,8 @@ def sharpness(
         InputError: a record that is not there, an unknown scale.
     """
     paths = members.named(path, label)
-    for _, each in paths:
-        if name not in each:
-            raise unknown("record", name, [str(v) for v in each if "step" in each[v].dims])
+    # before there is a figure, which an error would leave behind empty
+    curves.read(paths, name)
     for text, each in paths:
         before = {} if ax is None else _series(ax)
         ax = curves.record(each, name, ax=ax, x=x, y=y, title=title or "Sharpness", label=text)

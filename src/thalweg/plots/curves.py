@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.lines import Line2D
 from thalweg import results
 from thalweg.errors import InputError, one_of, unknown
 from thalweg.plots import members, style
-from thalweg.plots.members import Paths, Series
+from thalweg.plots.members import Named, Paths, Series
 
 LABELS = {
     "risk": "empirical risk",
@@ -70,14 +71,27 @@ def record(
         InputError: a record that is not there or not a scalar, an unknown scale, impossible quantiles.
     """
     paths = members.named(path, label)
-    one_of("x", x, _SCALES)
-    one_of("y", y, _SCALES)
+    dashes = [dash] * len(paths)
+    return draw(paths, name, dashes, ax=ax, x=x, y=y, band=band, title=title, color=color)
+
+
+def draw(
+    paths: Named,
+    name: str,
+    dashes: Sequence[int | None],
+    *,
+    ax: Axes | None,
+    x: str,
+    y: str,
+    band: tuple[float, float] | None = (0.1, 0.9),
+    title: str | None = None,
+    color: str | None = None,
+) -> Axes:
+    """`record`, with a dash for each trajectory."""
+    check_scales(x, y)
     if band is not None:
         style.check_quantiles(band)
-    along, *others = {clock(each) for _, each in paths}
-    if others:
-        raise InputError("some trajectories have a time, others steps alone: draw them apart.")
-    columns = [(each[along].values, _read(each, name)) for _, each in paths]
+    along, columns = read(paths, name)
     ax = style.new_axes(ax)
     style.scale(ax, x, y)
     if along == "step":
@@ -91,7 +105,7 @@ def record(
     if y == "log" and low:
         style.note(ax, f"{style.count_of(low, 'value')} ≤ 0 not shown (log axis)")
     words = label_of(name).split(" $")[0]
-    for (text, each), (steps, values) in zip(paths, columns, strict=True):
+    for (text, each), (steps, values), dash in zip(paths, columns, dashes, strict=True):
         groups = members.by_sweep(each)
         curves = _Curves(ax, steps, values, members.diverged(each), x, y, words, dash, color)
         prefix = style.plain(text) if text else ""
@@ -100,13 +114,35 @@ def record(
         else:
             for group in groups:
                 curves.series(group, prefix, band)
-        curves.show_diverged()
+        _show_diverged(ax, [curves], y)
     _without_margin(ax, y)
     first, text = paths[0][1], LABELS.get(name, style.plain(name))
     ax.set(xlabel=style.label_of(first[along], along), ylabel=style.label_of(first[name], text))
     style.titled(ax, title, words)
     style.legend(ax)
     return ax
+
+
+def check_scales(x: str, y: str) -> None:
+    """Check the scales of two axes."""
+    one_of("x", x, _SCALES)
+    one_of("y", y, _SCALES)
+
+
+def read(paths: Named, name: str) -> tuple[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """What trajectories are drawn against, "step" or "time", and each one's with its record.
+
+    Raises:
+        InputError: a record that is not there or not a scalar, or some against time and others not.
+    """
+    along, *others = {_clock(each) for _, each in paths}
+    if others:
+        raise InputError("some trajectories have a time, others steps alone: draw them apart.")
+    columns = []
+    for text, each in paths:
+        with members.about(text):
+            columns.append((each[along].values, _read(each, name)))
+    return along, columns
 
 
 def loss(
@@ -191,7 +227,7 @@ def _without_margin(ax: Axes, y: str) -> None:
         ax.margins(y=0)
 
 
-def clock(path: xr.Dataset) -> str:
+def _clock(path: xr.Dataset) -> str:
     """The coordinate that a trajectory is drawn against: "time" where it has that one, else "step"."""
     has_time = "time" in path.coords and path["time"].dims == ("step",)
     return "time" if has_time else "step"
@@ -241,7 +277,7 @@ class _Curves:
         self.values = self._positive(values)
         self.dash, self.color = dash, color
         self.taken = style.styles_taken(ax)
-        self.drawn: list[np.ndarray] = []  # the values of diverging runs
+        self.diverging: list[np.ndarray] = []  # the values of diverging runs
 
     def series(self, group: Series, prefix: str, band: tuple[float, float] | None) -> None:
         """Draw all runs of one combination of swept values."""
@@ -293,33 +329,6 @@ class _Curves:
             self._diverging(
                 m, look, gid, ls=style.DIVERGED_DASH, label=None if i else text, lw=0.8, alpha=0.6
             )
-
-    def show_diverged(self) -> None:
-        """Extend the limits to the diverging runs, but only a little beyond the other runs."""
-        if not self.drawn:
-            return
-        kept = self.values[:, ~self.lost] if self.lost.ndim else self.values[:, None][:, :0]
-        highest = [kept[np.isfinite(kept)].max()] if np.isfinite(kept).any() else []
-        highest += [v[np.isfinite(v)][0] for v in self.drawn if np.isfinite(v).any()]
-        if not highest:
-            return
-        cap = max(highest) + (_HEADROOM[self.y] - 1) * abs(max(highest))
-        if self.y == "log" and not kept.size:  # there are no other runs to keep visible
-            cap = np.inf
-        above = 0
-        for values in self.drawn:
-            finite = np.isfinite(values)
-            steps, values = self.steps[finite], values[finite]
-            shown = values <= cap
-            above += not shown.all()
-            # the x limits include the steps at which the run is above the cap
-            self.ax.update_datalim(np.column_stack([steps, values[:1].repeat(len(steps))]))
-            self.ax.update_datalim(np.column_stack([steps, values])[shown])
-        _without_margin(self.ax, self.y)
-        self.ax.autoscale_view()
-        if above:
-            them = "the diverged run leaves" if above == 1 else f"{above:,} diverged runs leave"
-            style.note(self.ax, f"{them} the window")
 
     def _positive(self, values: np.ndarray) -> np.ndarray:
         """The values, with NaN where a log axis cannot show them."""
@@ -384,7 +393,7 @@ class _Curves:
             **options,
         )
         self.ax.add_artist(line)  # add_line would let it set the limits
-        self.drawn.append(values)
+        self.diverging.append(values)
 
     def _marks(self) -> list[int]:
         """The steps that get a marker, evenly spaced on the axis."""
@@ -392,6 +401,36 @@ class _Curves:
         if self.x == "log":
             return sorted({int(i) for i in np.geomspace(1, max(n, 1), _MARKS) - 1} if n else [])
         return list(range(0, n, max(1, n // _MARKS)))
+
+
+def _show_diverged(ax: Axes, drawn: Sequence[_Curves], y: str) -> None:
+    """Extend the limits to the diverging runs, but only a little beyond the other runs."""
+    diverging = [(curves.steps, values) for curves in drawn for values in curves.diverging]
+    if not diverging:
+        return
+    others = np.concatenate([curves.values[:, ~curves.lost].ravel() for curves in drawn])
+    others = others[np.isfinite(others)]
+    highest = [others.max()] if others.size else []
+    highest += [v[np.isfinite(v)][0] for _, v in diverging if np.isfinite(v).any()]
+    if not highest:
+        return
+    cap = max(highest) + (_HEADROOM[y] - 1) * abs(max(highest))
+    if y == "log" and not others.size:  # there is nothing else to keep visible
+        cap = np.inf
+    above = 0
+    for steps, values in diverging:
+        finite = np.isfinite(values)
+        steps, values = steps[finite], values[finite]
+        shown = values <= cap
+        above += not shown.all()
+        # the x limits include the steps at which the run is above the cap
+        ax.update_datalim(np.column_stack([steps, values[:1].repeat(len(steps))]))
+        ax.update_datalim(np.column_stack([steps, values])[shown])
+    _without_margin(ax, y)
+    ax.autoscale_view()
+    if above:
+        them = "the diverged run leaves" if above == 1 else f"{above:,} diverged runs leave"
+        style.note(ax, f"{them} the window")
 
 
 def _quantile(runs: np.ndarray, q: float) -> np.ndarray:
