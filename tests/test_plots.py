@@ -699,6 +699,20 @@ def test_several_that_cannot_be_drawn(paths: Any, label: str | None, words: str)
     assert not plt.get_fignums()
 
 
+@pytest.mark.parametrize("order", [("fine", "lost"), ("lost", "fine")])
+def test_a_diverged_one_of_several_does_not_flatten_the_others(order: Any) -> None:
+    runs = {"fine": trajectory(), "lost": trajectory(lost=[()])}
+    paths = {name: runs[name] for name in order}
+    (left, *_) = plots.convergence(paths, ["loss"]).axes
+    for ax in (plots.loss(paths), left):
+        assert ax.get_ylim()[1] < 1e4
+        assert style.notes(ax) == ["the diverged run leaves the window"]
+    # a call of its own follows what an earlier one drew
+    ax = plots.loss(runs["fine"])
+    assert plots.loss(runs["lost"], ax=ax, label="lost").get_ylim()[1] < 1e4
+    assert plots.loss({"one": runs["lost"], "two": runs["lost"]}).get_ylim()[1] > 1e299
+
+
 def test_several_panels_and_limits_are_checked_before_there_is_a_figure() -> None:
     paths = {"a": trajectory(), "b": trajectory().drop_vars("relative_movement")}
     for name in ("relative_movement", "params"):

@@ -105,6 +105,8 @@ def draw(
     if y == "log" and low:
         style.note(ax, f"{style.count_of(low, 'value')} ≤ 0 not shown (log axis)")
     words = label_of(name).split(" $")[0]
+    before = ax.dataLim.y1
+    drawn = []
     for (text, each), (steps, values), dash in zip(paths, columns, dashes, strict=True):
         groups = members.by_sweep(each)
         curves = _Curves(ax, steps, values, members.diverged(each), x, y, words, dash, color)
@@ -114,7 +116,8 @@ def draw(
         else:
             for group in groups:
                 curves.series(group, prefix, band)
-        _show_diverged(ax, [curves], y)
+        drawn.append(curves)
+    _show_diverged(ax, drawn, y, before)
     _without_margin(ax, y)
     first, text = paths[0][1], LABELS.get(name, style.plain(name))
     ax.set(xlabel=style.label_of(first[along], along), ylabel=style.label_of(first[name], text))
@@ -403,13 +406,16 @@ class _Curves:
         return list(range(0, n, max(1, n // _MARKS)))
 
 
-def _show_diverged(ax: Axes, drawn: Sequence[_Curves], y: str) -> None:
-    """Extend the limits to the diverging runs, but only a little beyond the other runs."""
+def _show_diverged(ax: Axes, drawn: Sequence[_Curves], y: str, before: float) -> None:
+    """Extend the limits to the diverging runs, but only a little beyond the other runs: those of all
+    trajectories or, where none is left, what was drawn `before` and reaches up to there."""
     diverging = [(curves.steps, values) for curves in drawn for values in curves.diverging]
     if not diverging:
         return
     others = np.concatenate([curves.values[:, ~curves.lost].ravel() for curves in drawn])
     others = others[np.isfinite(others)]
+    if y == "log" and not others.size and np.isfinite(before):
+        others = np.array([before])
     highest = [others.max()] if others.size else []
     highest += [v[np.isfinite(v)][0] for _, v in diverging if np.isfinite(v).any()]
     if not highest:
