@@ -238,6 +238,20 @@ def test_several_by_name_move_at_one_pace(problem, surface, sweep):
     assert ended.steps == tuple(range(8))  # of what diverges at step 1 there is nothing to see
 
 
+def test_one_that_begins_later_is_not_seen_before(problem, surface):
+    first = tw.descend(problem, tw.SGD(lr=0.05), steps=6)
+    more = tw.descend(problem, tw.SGD(lr=0.3), steps=6, resume=first)
+    animation = animations.path(surface, {"first": first, "resumed": more})
+    (ax, _) = animation.figure.axes
+    assert animation.steps == tuple(range(13))
+    for frame in (0, 5, 6, 12, 3):
+        animation.draw(frame)
+        seen = [line for line in lines_of(ax, "_resumed") if line.get_visible()]
+        assert len(seen) == (frame >= 6)
+        assert all(len(line.get_xdata()) == frame - 5 for line in seen)
+    assert ax.get_title().endswith(f"step 3, loss {float(first['loss'][3]):.3g}")
+
+
 def test_a_film_ends_where_all_have_diverged(problem, surface):
     path = tw.descend(problem, tw.SGD(lr=1e30), steps=500, record=["grad"])
     animation = animations.path(surface, path)

@@ -236,6 +236,20 @@ def test_several_by_name_are_drawn_together():
         np.testing.assert_allclose(two.x, expected.values)
 
 
+def test_the_marker_of_one_that_begins_later_is_not_seen_before():
+    problem, surface = landscape()
+    first = tw.descend(problem, tw.SGD(lr=0.05), steps=4)
+    more = tw.descend(problem, tw.SGD(lr=0.05), steps=4, resume=first)
+    figure = tw.plotly.surface(surface, {"first": first, "resumed": more})
+    half = len(figure.frames[0].data) // 2
+    for frame in figure.frames:
+        early, late = frame.data[:half], frame.data[half:]
+        assert all(np.isfinite(np.asarray(t.x, float)).any() for t in early)
+        assert all(
+            np.isfinite(np.asarray(t.x, float)).any() == (int(frame.name) >= 4) for t in late
+        )
+
+
 def test_paths_are_cut_at_the_window_and_diverged_ones_named():
     problem, surface = landscape(bowl, x=(-2.0, 2.0), y=(-1.0, 1.0))
     path = tw.descend(problem, tw.SGD(lr=[0.01, 5.0]), steps=400)

@@ -143,8 +143,8 @@ def path(
 
     Args:
         surface: a landscape of two axes.
-        path: a trajectory with recorded parameters, or several by name. One that ends before the others
-            stays where it is.
+        path: a trajectory with recorded parameters, or several by name. One that begins after the others
+            appears at its first step, and one that ends before them stays where it is.
         risk, sample, levels, n_levels, center: as for `contour`.
         frames: at most how many; or the recorded steps to show. At a step that a trajectory did not record
             it is shown at the last one before.
@@ -381,8 +381,8 @@ def _end(path: xr.Dataset) -> int:
 
 
 def _row(path: xr.Dataset, step: int) -> int:
-    """The record at a step, or the last one before it; the first where there is none."""
-    return max(0, int(np.searchsorted(path["step"].values, step, side="right")) - 1)
+    """The record at a step, or the last one before it; −1 where there is none yet."""
+    return int(np.searchsorted(path["step"].values, step, side="right")) - 1
 
 
 def _check_speed(fps: float, dpi: float) -> None:
@@ -428,7 +428,7 @@ def _says(trajectories: Sequence[xr.Dataset], step: int, *more: str) -> str:
         [
             each["loss"].isel(step=_row(each, step)).values.ravel()
             for each in trajectories
-            if "loss" in each
+            if "loss" in each and _row(each, step) >= 0
         ]
         or [np.empty(0)]
     )

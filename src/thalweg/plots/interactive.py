@@ -56,7 +56,8 @@ def surface(
     Args:
         landscape: as `thalweg.landscape` returns it.
         path: a trajectory to draw on it, or several by name, cut at the landscape's window. At a step of the
-            slider that one did not record, its marker is at the last one before.
+            slider that one did not record, its marker is at the last one before; there is none before its
+            first.
         risk: "empirical", "expected" or "pointwise"; the last needs `sample`.
         sample: which sample's pointwise risk.
         points: points of parameter space to mark, by what they are called, such as a known minimum: the

@@ -95,7 +95,11 @@ class Trail:
         return self.rim, *self.lines, self.start, self.end, self.cross
 
     def until(self, row: int) -> None:
-        """Show the iterates up to and including this recorded step."""
+        """Show the iterates up to and including this recorded step; nothing at −1."""
+        for artist in self.artists:
+            artist.set_visible(row >= 0)
+        if row < 0:
+            return
         x, y = self.x[: row + 1], self.y[: row + 1]
         for line, marks, across, up in zip(self.lines, self.marks, x.T, y.T, strict=True):
             line.set_data(across, up)

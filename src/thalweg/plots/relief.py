@@ -166,7 +166,7 @@ def _draw_track(
     visible = ground.inside(x, y)
     flat = np.where(visible, x, np.nan), np.where(visible, y, np.nan)
     height = ground.at(*flat)
-    canvas.note(track.note)
+    _note(canvas, label, track.note)
     leaving = int((finite & ~visible).any(axis=0).sum())
     if leaving:
         _note(canvas, label, paths.leaving_text(leaving, len(track.lost)))

@@ -86,14 +86,13 @@ class Track:
             lost=lost,
             series=_series(path, label, lost, taken),
             names=names.found(path) or range(p),
-            note=style.joined(label, f"{n:,} of {total:,} recorded steps are drawn", by=": ")
-            if n < total
-            else "",
+            note=f"{n:,} of {total:,} recorded steps are drawn" if n < total else "",
         )
 
-    def row(self, step: int) -> int:
-        """The iterate at a step, or the last one before it; the first where there is none."""
-        return max(0, int(np.searchsorted(self.step, step, side="right")) - 1)
+    def at(self, step: int, panel: Panel) -> list[np.ndarray]:
+        """Where each member is at a step, or was at the last one before it; NaN where there is none yet."""
+        row = int(np.searchsorted(self.step, step, side="right")) - 1
+        return [values[row] if row >= 0 else np.full(len(self.lost), np.nan) for values in panel]
 
     def hover(self, series: Series, more: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
         """Hover options for a series' iterates, with a gap after each member: step, loss, `more`, parameters.
@@ -203,7 +202,7 @@ class Track:
         size, rim = (14, 2) if len(self.lost) <= 20 else (7, 1)
         for i, panel in enumerate(panels):
             canvas.moving(
-                lambda step, panel=panel: [values[self.row(step)] for values in panel],
+                lambda step, panel=panel: self.at(step, panel),
                 step,
                 mode="markers",
                 marker={
@@ -218,9 +217,7 @@ class Track:
             )
             if len(panel) == 3 and floor is not None:
                 canvas.moving(
-                    lambda step, panel=panel: _plumb(
-                        [values[self.row(step)] for values in panel], floor
-                    ),
+                    lambda step, panel=panel: _plumb(self.at(step, panel), floor),
                     step,
                     mode="lines",
                     line={"color": "black", "width": 2},
