@@ -252,6 +252,18 @@ def test_one_that_begins_later_is_not_seen_before(problem, surface):
     assert ax.get_title().endswith(f"step 3, loss {float(first['loss'][3]):.3g}")
 
 
+def test_steps_that_only_one_of_several_recorded_are_counted(problem, surface):
+    paths = {
+        "all": tw.descend(problem, tw.SGD(lr=0.05), steps=9),
+        "thirds": tw.descend(problem, tw.SGD(lr=0.1), steps=9, every=3),
+    }
+    animation = animations.path(surface, paths)
+    assert plots.style.notes(animation.figure.axes[0]) == [
+        "4 of 10 recorded steps shown, evenly spaced"
+    ]
+    assert not plots.style.notes(animations.path(surface, paths["all"]).figure.axes[0])
+
+
 def test_a_film_ends_where_all_have_diverged(problem, surface):
     path = tw.descend(problem, tw.SGD(lr=1e30), steps=500, record=["grad"])
     animation = animations.path(surface, path)

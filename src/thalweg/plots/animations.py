@@ -334,7 +334,7 @@ def fit(
 def _steps(
     trajectories: Sequence[xr.Dataset], frames: int | Sequence[int], spacing: str
 ) -> tuple[list[int], np.ndarray]:
-    """The steps to show, and those they are chosen from."""
+    """The steps to show, and all that were recorded."""
     one_of("spacing", spacing, _SPACINGS)
     if not all(each.sizes["step"] for each in trajectories):
         raise InputError("this trajectory has no recorded steps.")
@@ -359,7 +359,7 @@ def _steps(
         rows = np.linspace(0, count - 1, frames).round().astype(int)
     else:
         rows = np.unique(np.geomspace(1, count, frames).round().astype(int)) - 1
-    return shared[rows].tolist(), shared
+    return shared[rows].tolist(), recorded
 
 
 def _shared(trajectories: Sequence[xr.Dataset], recorded: np.ndarray) -> np.ndarray:
