@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -262,6 +263,20 @@ def test_steps_that_only_one_of_several_recorded_are_counted(problem, surface):
         "4 of 10 recorded steps shown, evenly spaced"
     ]
     assert not plots.style.notes(animations.path(surface, paths["all"]).figure.axes[0])
+
+
+def test_losses_of_different_precision(problem, surface):
+    paths = {
+        name: tw.descend(problem, tw.SGD(lr=lr), steps=3)
+        for name, lr in (("float16", 0.05), ("bfloat16", 0.1))
+    }
+    halves = {
+        name: path.assign(loss=path["loss"].astype(jnp.dtype(name))) for name, path in paths.items()
+    }
+    low, high = sorted(float(path["loss"][-1]) for path in halves.values())
+    animation = animations.path(surface, halves)
+    title = animation.figure.axes[0].get_title()
+    assert title.endswith(f"losses {low:.3g} to {high:.3g}")
 
 
 def test_a_film_ends_where_all_have_diverged(problem, surface):

@@ -426,7 +426,7 @@ def _says(trajectories: Sequence[xr.Dataset], step: int, *more: str) -> str:
     gone = int(((lost >= 0) & (lost <= step)).sum())
     losses = np.concatenate(
         [
-            each["loss"].isel(step=_row(each, step)).values.ravel()
+            each["loss"].isel(step=_row(each, step)).values.ravel().astype(float)
             for each in trajectories
             if "loss" in each and _row(each, step) >= 0
         ]
