@@ -93,7 +93,7 @@ def surface(
 
 
 def path3d(
-    path: Paths,
+    path: xr.Dataset,
     params: Sequence[str] | None = None,
     *,
     points: Mapping[str, Any] | None = None,
@@ -107,7 +107,7 @@ def path3d(
     left out, and counted.
 
     Args:
-        path: a trajectory with recorded parameters, or several by name.
+        path: a trajectory with recorded parameters.
         params: the names of three of them; the first three without it.
         points: points to mark, by what they are called: the three parameters by name, or (3,) in the order
             of `params`.
