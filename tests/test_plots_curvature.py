@@ -53,6 +53,22 @@ def test_sharpness_and_what_is_stable(problem):
     assert one.get_title() == "One"
 
 
+def test_a_note_about_the_limit_says_whose(problem):
+    record = {"sharpness": tw.sharpness}
+    paths = {
+        name: tw.descend(problem, tw.SGD(lr=0.05), steps=3, batch_size=size, record=record)
+        for name, size in (("all", None), ("some", 2))
+    }
+    assert notes(tw.plot.sharpness(paths)) == ["some: the limit is that of full batches"]
+    unknown = (
+        paths["all"]
+        .drop_attrs()
+        .assign_attrs(settings='{"optimizer": {"name": "SGD", "lr": null}}')
+    )
+    ax = tw.plot.sharpness({"one": paths["all"], "loop": unknown})
+    assert notes(ax) == ["loop: its limit of stability is not known"]
+
+
 @pytest.mark.parametrize("y", ["linear", "log"])
 def test_the_axis_follows_the_sharpness_where_the_limit_goes_to_infinity(problem, y):
     path = tw.descend(

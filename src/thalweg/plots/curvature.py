@@ -141,10 +141,10 @@ def _add_limit(
     try:
         limits = stability_threshold(path)
     except InputError:  # a recorded loop's learning rates may be unknown
-        style.note(ax, "its limit of stability is not known")
+        style.note(ax, style.joined(label, "its limit of stability is not known", by=": "))
         return
     if settings.get("batch_size") is not None:
-        style.note(ax, "the limit is that of full batches")
+        style.note(ax, style.joined(label, "the limit is that of full batches", by=": "))
     steps = path["step"].values
     swept = [str(d) for d in limits.dims if d != "step"]
     places = np.ndindex(*(limits.sizes[d] for d in swept))
