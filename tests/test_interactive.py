@@ -236,6 +236,15 @@ def test_several_by_name_are_drawn_together():
         np.testing.assert_allclose(two.x, expected.values)
 
 
+def test_one_without_a_line_is_in_the_legend():
+    problem, surface = landscape()
+    path = tw.descend(problem, tw.SGD(lr=0.05), steps=4)
+    figure = tw.plotly.surface(surface, {"path": path, "one step": path.isel(step=[0])})
+    (entry,) = [t for t in figure.data if t.showlegend and t.name == "one step"]
+    assert len(entry.x) == 1  # plotly names no trace without points
+    assert np.isnan(entry.x[0])
+
+
 def test_the_marker_of_one_that_begins_later_is_not_seen_before():
     problem, surface = landscape()
     first = tw.descend(problem, tw.SGD(lr=0.05), steps=4)

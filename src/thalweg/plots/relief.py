@@ -179,6 +179,8 @@ def _draw_track(
     panels = [flat, (*flat, _lifted(ground, height))]
     for series in track.series:
         vertices = ground.over(x[:, series.columns], y[:, series.columns])
+        if not vertices[0].size:  # plotly leaves a trace without points out of the legend
+            vertices = np.full((3, 1), np.nan)
         # single precision halves the page's size
         across, up, on_ground = (c.astype("f4") for c in vertices)
         above = _lifted(ground, on_ground)
