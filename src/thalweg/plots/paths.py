@@ -58,6 +58,7 @@ def named(
     """The trajectories to draw on a landscape by their names, if any, each checked to be of its parameters:
     before there is a figure, which an error would leave behind empty."""
     several = [] if path is None else members.named(path, label)
+    results.plane_axes(surface)  # raises if it is no landscape
     for name, each in several:
         with members.about(name):
             results.points_of(surface, each)
