@@ -1,5 +1,6 @@
 """`plots.convergence`: what it draws, by its artists' data."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -77,6 +78,14 @@ def test_bad_input():
         tw.plot.convergence({})
     with pytest.raises(tw.InputError, match="a trajectory was expected"):
         tw.plot.convergence({"a": xr.Dataset()})
+    one = paths()["descent"]
+    for behind, words in (
+        ([one.drop_vars("grad_norm")], "again: unknown record 'grad_norm'"),
+        ([xr.Dataset()], "again: a trajectory was expected"),
+    ):
+        with pytest.raises(tw.InputError, match=words):
+            tw.plot.convergence({"a": one}, behind={"again": behind})
+    assert not plt.get_fignums()
 
 
 def test_a_legend_has_the_columns_that_there_is_room_for():

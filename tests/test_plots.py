@@ -678,6 +678,15 @@ def test_a_landscape_with_several_paths(draw: Any) -> None:
     assert len({line.get_color() for line in lines}) == 4
 
 
+def test_a_path_may_be_called_start() -> None:
+    for ax in (
+        plots.contour(landscape(), {"start": trajectory(), "end": trajectory(9)}),
+        plots.contour(landscape(), trajectory(), label="start"),
+    ):
+        names = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert names.count("start") == 2
+
+
 @pytest.mark.parametrize(
     ("paths", "label", "words"),
     [
@@ -1336,5 +1345,9 @@ def test_what_a_surface_cannot_be_drawn_on():
         plots.surface(landscape, ax=plt.gca())
     with pytest.raises(InputError, match="view must be two angles"):
         plots.surface(landscape, view=30)
+    plt.close("all")
+    with pytest.raises(InputError):
+        plots.surface(landscape, points={"minimum": [0.0, 1.0, 2.0]})
+    assert not plt.get_fignums()
     flat = landscape.assign(empirical=landscape["empirical"] * np.nan)
     assert style.notes(plots.surface(flat)) == ["no risk is finite"]

@@ -403,11 +403,10 @@ def _growing(
         for label, path in several
         for trail in paths.draw(surface, path, ax, label, end=_ITERATE, look=look)
     ]
-    if _ITERATE not in ax.get_legend_handles_labels()[1]:
+    if _ITERATE not in style.ends_named(ax):
         # All members diverge or leave the window, so `draw` added no star; earlier frames do have one.
-        ax.plot(
-            [], [], ls="", marker="*", mfc=style.shade(0), mec=style.shade(0), ms=7, label=_ITERATE
-        )
+        looks = {"mfc": style.shade(0), "mec": style.shade(0), "ms": 7, "gid": style.LAST}
+        ax.plot([], [], ls="", marker="*", label=_ITERATE, **looks)
         style.legend(ax)
 
     def draw(step: int) -> list[Artist]:

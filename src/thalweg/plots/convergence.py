@@ -58,8 +58,12 @@ def convergence(
         drawn = [(name, path.sel(step=slice(0, last))) for name, path in drawn]
     # before there is a figure, which an error would leave behind empty
     curves.check_scales(x, y)
+    compared = [(name, each) for name, others in (behind or {}).items() for each in others]
+    for name, each in compared:
+        with members.about(name):
+            members.check_trajectory(each)
     for name in records:
-        curves.read(drawn, name)
+        curves.read([*drawn, *compared], name)
     if figure is None:
         entries = sum(len(members.by_sweep(path)) for _, path in drawn)
         entries += len(guides or {}) + len(behind or {})
@@ -84,7 +88,7 @@ def convergence(
 def _behind(ax: Any, record: str, name: str, paths: Sequence[xr.Dataset], last: int | None) -> None:
     low, high = ax.get_ylim()
     for i, path in enumerate(paths):
-        path = members.check_trajectory(path).sel(step=slice(0, last))
+        path = path.sel(step=slice(0, last))
         values = path[record].transpose("step", ...).values.reshape(path.sizes["step"], -1)
         for j, line in enumerate(values.T):
             ax.plot(

@@ -70,6 +70,7 @@ def surface(
     values = surfaces.risk_values(landscape, risk, sample)
     surfaces.check_grid(values, "a surface needs")
     drawn = paths.named(landscape, path, label)
+    marked = {text: paths.place_of(landscape, p, text) for text, p in (points or {}).items()}
     elevation, azimuth = _angles(view)
     log = log or surfaces.is_log(levels)
     chosen = bands.choose(
@@ -86,8 +87,8 @@ def surface(
     style.note_batch_norm(ax, results.batch_norm_of(landscape))
     for text, each in drawn:
         _draw_path(ax, landscape, ground, each, text)
-    for text, point in (points or {}).items():
-        _draw_point(ax, landscape, ground, text, point)
+    for text, (where, off) in marked.items():
+        _draw_point(ax, ground, text, where, off)
     style.legend(ax)
     return ax
 
@@ -198,8 +199,7 @@ def _draw_path(
     paths.legend_of_ends(ax, path, x, y)
 
 
-def _draw_point(ax: Axes3D, landscape: xr.Dataset, ground: Ground, text: str, point: Any) -> None:
-    where, off = paths.place_of(landscape, point, text)
+def _draw_point(ax: Axes3D, ground: Ground, text: str, where: Any, off: float) -> None:
     if not ground.inside(*where):
         style.note(ax, f"{style.plain(text)} lies outside the window")
         return

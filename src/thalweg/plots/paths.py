@@ -463,7 +463,7 @@ def legend_of_ends(
     ax: Axes, path: xr.Dataset, x: np.ndarray, y: np.ndarray, end: str = "end"
 ) -> None:
     """Legend entries for circle, star and cross, each at most once, if one is visible in the window."""
-    labels = ax.get_legend_handles_labels()[1]
+    named = style.ends_named(ax)
     step = int(path["step"].values[0]) if path.sizes["step"] else 0
     ink = style.shade(0)
     first, last = _ends(x, y)
@@ -474,6 +474,6 @@ def legend_of_ends(
         ("last finite iterate", "X", ink, _inside(ax, *last) & lost),
     ]
     for text, marker, face, visible in entries:
-        if visible.any() and text not in labels:
+        if visible.any() and text not in named:
             looks = {"marker": marker, "mfc": face, "mec": ink, "ms": 7}
             ax.plot([], [], ls="", label=text, gid=style.LAST, **looks)

@@ -258,6 +258,12 @@ def legend(ax: Axes) -> None:
     )
 
 
+def ends_named(ax: Axes) -> set[str]:
+    """The legend's entries of circle, star and cross; a path may be called "start", too."""
+    entries = zip(*ax.get_legend_handles_labels(), strict=True)
+    return {text for handle, text in entries if handle.get_gid() == LAST}
+
+
 def fill(
     ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, y: str, color: str, label: str
 ) -> None:
