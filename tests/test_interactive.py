@@ -225,6 +225,8 @@ def test_several_by_name_are_drawn_together():
     at = {"SGD": paths["SGD"]["params"], "low": paths["<Adam>"]["params"].isel(lr=0)}
     np.testing.assert_allclose(lines[0].x[:-1], at["SGD"].sel(param="x"), rtol=1e-6)
     np.testing.assert_allclose(lines[1].x[:-1], at["low"].sel(param="x"), rtol=1e-6)
+    order = [t.line.color == "white" for t in traces(figure, "scatter", mode="lines")]
+    assert order == [True] * 3 + [False] * 3  # no outline hides another path's line
     # each slider step moves every marker to what that path had recorded by then
     assert [frame.name for frame in figure.frames] == [str(s) for s in (*range(13), 20, 30)]
     for frame in figure.frames:
@@ -257,6 +259,18 @@ def test_the_marker_of_one_that_begins_later_is_not_seen_before():
         assert all(
             np.isfinite(np.asarray(t.x, float)).any() == (int(frame.name) >= 4) for t in late
         )
+
+
+def test_a_long_legend_has_room_between_the_title_and_the_picture():
+    problem, surface = landscape()
+    path = tw.descend(problem, tw.SGD(lr=0.05), steps=3)
+    few = tw.plotly.surface(surface, {"one": path}).layout
+    many = tw.plotly.surface(surface, {f"a descent of number {i}": path for i in range(20)}).layout
+    room = many.height - few.height
+    assert room > 60
+    assert many.margin.t - few.margin.t == room
+    # from the top of the page, in pixels
+    assert (1 - many.title.y) * many.height == pytest.approx((1 - few.title.y) * few.height)
 
 
 def test_paths_are_cut_at_the_window_and_diverged_ones_named():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from thalweg.errors import optional
 HEIGHT = 620
 _CONTROLS = 80  # pixels, the height of slider and buttons
 _BETWEEN_FRAMES = 80  # milliseconds
+# Pixels: a legend's rows, how long and how high; an entry without its name, and a letter
+_WIDTH, _ROW, _ENTRY, _LETTER = 1_000, 30, 50, 7.5
 CAMERA = {"eye": {"x": -1.05, "y": -1.35, "z": 1.15}, "center": {"x": 0, "y": 0, "z": -0.2}}
 _SCATTER = {2: "Scatter", 3: "Scatter3d"}
 # for known points; 3-D scatter has them too
@@ -124,18 +127,20 @@ class Canvas:
     def figure(self, title: str, layout: dict[str, Any], steps: Sequence[int] = ()) -> Any:
         """The figure; `steps` are the slider's."""
         below = 55 + (_CONTROLS if steps else 0) + 17 * len(self.notes)
+        above = 78 + self._legend_room()
+        height = HEIGHT + self._legend_room() - (0 if steps else _CONTROLS)
         figure = self._go.Figure(
             data=self._traces,
             layout={
                 "template": "none",
-                "height": HEIGHT if steps else HEIGHT - _CONTROLS,
-                "margin": {"l": 60, "r": 20, "t": 78, "b": below},
+                "height": height,
+                "margin": {"l": 60, "r": 20, "t": above, "b": below},
                 "font": {"family": _FONT, "size": 13, "color": _INK},
                 "title": {
                     "text": plain(title),
                     "x": 0.01,
                     "xanchor": "left",
-                    "y": 0.975,
+                    "y": 1 - 16 / height,
                     "yanchor": "top",
                     "font": {"size": 17},
                 },
@@ -154,6 +159,12 @@ class Canvas:
         if steps:
             self._add_slider(figure, steps)
         return figure
+
+    def _legend_room(self) -> int:
+        """Pixels for the rows of the legend after the first, on a page of the usual width."""
+        named = [trace.name for trace in self._traces if trace.name and trace.showlegend]
+        rows = sum(_ENTRY + _LETTER * len(name) for name in named) / _WIDTH
+        return _ROW * max(0, math.ceil(rows) - 1)
 
     def _notes(self, below: int) -> list[dict[str, Any]]:
         if not self.notes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from thalweg.plots import bands, paths, style
 from thalweg.plots.bands import Bands
 from thalweg.plots.canvas import CAMERA, Canvas, axis, plain
 from thalweg.plots.ground import Ground
-from thalweg.plots.tracks import IN_HOVER, Panel, Track, frames
+from thalweg.plots.tracks import IN_HOVER, Panel, Series, Track, frames
 
 _FLOOR = 0.15  # distance of the floor below the surface, relative to the surface's height
 _LIFT = 0.015  # distance of paths and points above the surface, relative to the picture's height
@@ -133,29 +133,57 @@ def draw_paths(
     several: Sequence[tuple[str | None, xr.Dataset]],
 ) -> list[int]:
     """Trajectories on the contours, on the surface and on the floor; returns the slider's steps."""
-    tracks: list[Track] = []
+    placed: list[_Placed] = []
     for label, path in several:
-        taken = sum(len(track.series) for track in tracks)
-        tracks.append(Track.of(path, label, taken))
-    if not tracks:
+        taken = sum(len(each.track.series) for each in placed)
+        track = Track.of(path, label, taken)
+        placed.append(_placed(canvas, landscape, ground, track, label))
+    if not placed:
         return []
-    steps = frames(tracks)
-    drawn = [
-        _draw_track(canvas, landscape, ground, track, label)
-        for track, (label, _) in zip(tracks, several, strict=True)
+    # all outlines first: one would hide the lines that were drawn before it
+    for each in placed:
+        for series, (across, up, _) in each.lines:
+            rim = {"color": "white", "width": 2 * _width(series)}
+            canvas.add("Scatter", x=across, y=up, line=rim, **_silent(series))
+    for each in placed:
+        _draw_track(canvas, ground, each)
+    symbols = [
+        [each.flat, (*each.flat, _lifted(ground, each.height, 2 * _LIFT))] for each in placed
     ]
-    for track, (panels, finite) in zip(tracks, drawn, strict=True):
-        track.mark_ends(canvas, panels, finite)
+    for each, panels in zip(placed, symbols, strict=True):
+        each.track.mark_ends(canvas, panels, each.finite)
+    steps = frames([each.track for each in placed])
     floor, _ = _floor_and_ceiling(ground)
-    for track, (panels, _) in zip(tracks, drawn, strict=True):
-        track.mark_now(canvas, panels, steps[0], floor)
+    for each, panels in zip(placed, symbols, strict=True):
+        each.track.mark_now(canvas, panels, steps[0], floor)
     return steps
 
 
-def _draw_track(
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """A track on the ground.
+
+    Args:
+        track: its iterates.
+        lines: by series, across, up and height: cut at the window, and with a vertex at each grid line.
+        flat: (n, members) the iterates across and up, NaN outside the window.
+        height: (n, members) of the ground there.
+        finite: (n, members) which iterates are finite, wherever they lie.
+        more: (n, members) what hovers say besides.
+    """
+
+    track: Track
+    lines: list[tuple[Series, Panel]]
+    flat: tuple[np.ndarray, np.ndarray]
+    height: np.ndarray
+    finite: np.ndarray
+    more: dict[str, np.ndarray]
+
+
+def _placed(
     canvas: Canvas, landscape: xr.Dataset, ground: Ground, track: Track, label: str | None
-) -> tuple[list[Panel], np.ndarray]:
-    """Returns where symbols lie, on the contours and above the surface, and which iterates are finite."""
+) -> _Placed:
+    """Where a track lies, with notes on what the picture does not show of it."""
     points = xr.DataArray(track.params, dims=("step", "run", "param"))
     with np.errstate(all="ignore"):  # a run on its way to infinity
         where = results.project(landscape, points)
@@ -172,34 +200,46 @@ def _draw_track(
         _note(canvas, label, paths.leaving_text(leaving, len(track.lost)))
     _note(canvas, label, off)
     _note(canvas, label, _difference_text(ground, height, track.loss))
-    floor, _ = _floor_and_ceiling(ground)
     more = {"height here": height}
     if off:
         more["off the plane"] = where["residual"].values
-    panels = [flat, (*flat, _lifted(ground, height))]
+    lines = []
     for series in track.series:
         vertices = ground.over(x[:, series.columns], y[:, series.columns])
         if not vertices[0].size:  # plotly leaves a trace without points out of the legend
             vertices = np.full((3, 1), np.nan)
         # single precision halves the page's size
-        across, up, on_ground = (c.astype("f4") for c in vertices)
+        lines.append((series, [c.astype("f4") for c in vertices]))
+    return _Placed(track, lines, flat, height, finite, more)
+
+
+def _draw_track(canvas: Canvas, ground: Ground, placed: _Placed) -> None:
+    """A track's lines, on the contours, on the surface and on the floor, and a dot for each iterate."""
+    floor, _ = _floor_and_ceiling(ground)
+    panels = [placed.flat, (*placed.flat, _lifted(ground, placed.height))]
+    for series, (across, up, on_ground) in placed.lines:
         above = _lifted(ground, on_ground)
         on_floor = np.where(np.isnan(across), np.nan, floor).astype("f4")
-        wide = 2.4 if len(series.columns) == 1 else 1.2
-        look = {"color": series.color, "dash": series.dash}
-        silent = {"mode": "lines", "hoverinfo": "skip", "legendgroup": series.name}
-        in_legend = silent | {"name": plain(series.name), "showlegend": True}
-        hidden = silent | {"showlegend": False}
-        rim = {"color": "white", "width": 2 * wide}
-        canvas.add("Scatter", x=across, y=up, line=rim, **hidden)
-        canvas.add("Scatter", x=across, y=up, line=look | {"width": wide}, **in_legend)
+        wide, hidden = _width(series), _silent(series)
+        in_legend = hidden | {"name": plain(series.name), "showlegend": True}
+        look = {"color": series.color, "dash": series.dash, "width": wide}
+        canvas.add("Scatter", x=across, y=up, line=look, **in_legend)
         # solid: in 3-D, plotly restarts dashes at every vertex
         line = {"color": series.color, "width": 2.5 * wide}
         canvas.add("Scatter3d", x=across, y=up, z=above, line=line, **hidden)
         shadow = {"color": _SHADOW, "width": 1.5 * wide}
         canvas.add("Scatter3d", x=across, y=up, z=on_floor, line=shadow, **hidden)
-        track.mark_iterates(canvas, series, panels, more)
-    return [flat, (*flat, _lifted(ground, height, 2 * _LIFT))], finite  # symbols above the line
+        placed.track.mark_iterates(canvas, series, panels, placed.more)
+
+
+def _width(series: Series) -> float:
+    return 2.4 if len(series.columns) == 1 else 1.2
+
+
+def _silent(series: Series) -> dict[str, Any]:
+    """Options of a line that has no hover and no legend entry of its own."""
+    shared = {"mode": "lines", "hoverinfo": "skip", "showlegend": False}
+    return shared | {"legendgroup": series.name}
 
 
 def _note(canvas: Canvas, label: str | None, text: str) -> None:
