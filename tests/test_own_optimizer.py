@@ -204,3 +204,29 @@ def test_a_class_of_another_form_is_one_line():
         tw.descend(regression(), SAM(momentum=1.0), steps=3)
     with pytest.raises(InputError, match="SAM: nesterov is True or False"):
         tw.descend(regression(), SAM(nesterov=[True, False]), steps=3)
+
+
+def test_what_it_writes_into_is_its_own():
+    """As in PyTorch, a rule may change the dicts it is given; one that has stopped stays where it was."""
+
+    class InPlace(Optimizer):
+        lr: Any = hyper(0.1)
+
+        def init(self, params):
+            params["a"] = params["a"] + 1
+            return {"count": jnp.zeros((), int)}
+
+        def update(self, at, params, state, step):
+            for name in params:
+                at.grad[name] = self.lr * at.grad[name]
+                params[name] = params[name] - at.grad[name]
+            state["count"] = state["count"] + 1
+            return params, state, {}
+
+    problem, options = regression(), {"steps": 60, "stop": {"loss": 0.5}, "record": ["grad_norm"]}
+    path = tw.descend(problem, InPlace(lr=[0.05, 0.1]), **options)
+    ours = tw.descend(problem, tw.SGD(lr=[0.05, 0.1]), **options)
+    assert (ours["stopped_at"] > 0).all()
+    for name in ("stopped_at", "params", "final", "grad_norm"):
+        np.testing.assert_array_equal(path[name], ours[name])
+    np.testing.assert_array_equal(path["optimizer_state"][0], ours["stopped_at"])

@@ -215,7 +215,7 @@ class Optimizer:
 
 def begun(optimizer: Optimizer, params: Params) -> State:
     """The optimizer's state before its first step."""
-    return jax.tree_util.tree_map(_strong, _as_python(optimizer).init(params))
+    return jax.tree_util.tree_map(_strong, _as_python(optimizer).init(_rebuilt(params)))
 
 
 def updated(
@@ -226,7 +226,7 @@ def updated(
     Raises:
         InputError: what `update` returns has another form.
     """
-    made = _as_python(optimizer).update(at, params, state, step)
+    made = _as_python(optimizer).update(*_rebuilt((at, params, state)), step)
     if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[2], dict)):
         raise InputError(
             f"{optimizer.name}: update must return three things: the new parameters, the new state, and a "
@@ -242,6 +242,11 @@ def updated(
                 "choose another name."
             )
     return params, state, info
+
+
+def _rebuilt(tree: Any) -> Any:
+    """The same arrays in containers of their own: a rule may write into dicts that the loop still reads."""
+    return jax.tree_util.tree_map(lambda leaf: leaf, tree)
 
 
 def _as_before(optimizer: Optimizer, what: str, old: Any, new: Any) -> Any:
