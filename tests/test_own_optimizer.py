@@ -1,6 +1,6 @@
 """Optimizers of one's own, against plain loops and against ours."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -151,11 +151,13 @@ def test_basins_of_ones_own():
 class Wrong(Optimizer):
     """Does as it is told."""
 
+    first: ClassVar = {"text": "fast", "complex state": 1j}
+
     lr: Any = hyper(0.1)
     what: str = switch("")
 
     def init(self, params):
-        return {"count": jnp.zeros(())}
+        return {"count": 0 if self.what == "fraction" else self.first.get(self.what, 0.0)}
 
     def update(self, at, params, state, step):
         new = tree_map(lambda w, g: w - self.lr * g, params, at.grad)
@@ -165,8 +167,10 @@ class Wrong(Optimizer):
             "cut": (tree_map(lambda w: w[:1], new), state, {}),
             "other names": ({"d": new["a"]}, state, {}),
             "grown": (new, {"count": jnp.zeros(3)}, {}),
+            "fraction": (new, {"count": state["count"] + 0.5}, {}),
+            "complex": (tree_map(lambda w: w + 1j, new), state, {}),
             "taken": (new, state, {"loss": at.loss}),
-        }[self.what]
+        }.get(self.what, (new, state, {}))
 
 
 @pytest.mark.parametrize(
@@ -177,6 +181,11 @@ class Wrong(Optimizer):
         ("cut", r"parameters of the shapes it was given, {'a': (8,), 'b': (8,), 'c': (8,)}; {'a': (1,)"),
         ("other names", "{'d': (8,)} given."),
         ("grown", "a state of the shapes it was given, {'count': ()}; {'count': (3,)} given."),
+        ("fraction", "a state of the kinds of numbers it was given; float64 given for int64. Begin with 0.0"),
+        ("complex", "parameters of the kinds of numbers it was given; complex128 given for float64."),
+        ("text", "Wrong: init must return a pytree of arrays of real numbers, or of jax.random's keys; "
+         "['count'] is 'fast'."),
+        ("complex state", "['count'] is 1j."),
         ("taken", "Wrong: update records 'loss', which a trajectory has already"),
     ],
 )  # fmt: skip
@@ -230,3 +239,31 @@ def test_what_it_writes_into_is_its_own():
     for name in ("stopped_at", "params", "final", "grad_norm"):
         np.testing.assert_array_equal(path[name], ours[name])
     np.testing.assert_array_equal(path["optimizer_state"][0], ours["stopped_at"])
+
+
+def test_a_state_may_hold_random_keys():
+    class Langevin(Optimizer):
+        lr: Any = hyper(0.1)
+
+        def init(self, params):
+            return {
+                "key": jax.random.key(3),
+                "more": jax.random.split(jax.random.key(4, impl="rbg")),
+            }
+
+        def update(self, at, params, state, step):
+            key, now = jax.random.split(state["key"])
+            noise = 0.01 * jax.random.normal(now)
+            params = tree_map(lambda w, g: w - self.lr * g + noise, params, at.grad)
+            return params, {**state, "key": key}, {"noise": noise}
+
+    problem, rule = regression(), Langevin(lr=[0.05, 0.1])
+    path = tw.descend(problem, rule, steps=8)
+    key, noise = jax.random.key(3), []
+    for _ in range(8):
+        key, now = jax.random.split(key)
+        noise.append(0.01 * float(jax.random.normal(now)))
+    np.testing.assert_allclose(path["noise"].sel(lr=0.1)[1:], noise, rtol=1e-12)
+    rest = tw.descend(problem, rule, steps=5, resume=path.copy())
+    whole = tw.descend(problem, rule, steps=13)
+    np.testing.assert_array_equal(rest["params"], whole["params"][8:])

@@ -214,8 +214,19 @@ class Optimizer:
 
 
 def begun(optimizer: Optimizer, params: Params) -> State:
-    """The optimizer's state before its first step."""
-    return jax.tree_util.tree_map(_strong, _as_python(optimizer).init(_rebuilt(params)))
+    """The optimizer's state before its first step, in arrays of real numbers: random keys are their data.
+
+    Raises:
+        InputError: `init` returns something else.
+    """
+    state = _as_python(optimizer).init(_rebuilt(params))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if not _is_key(leaf) and _generality(leaf) not in _REAL:
+            raise InputError(
+                f"{optimizer.name}: init must return a pytree of arrays of real numbers, or of "
+                f"jax.random's keys; {jax.tree_util.keystr(path)} is {leaf!r:.80}."
+            )
+    return jax.tree_util.tree_map(lambda leaf: _strong(_stored(leaf)), state)
 
 
 def updated(
@@ -226,14 +237,15 @@ def updated(
     Raises:
         InputError: what `update` returns has another form.
     """
-    made = _as_python(optimizer).update(*_rebuilt((at, params, state)), step)
+    keyed = _with_keys(optimizer, params, state)
+    made = _as_python(optimizer).update(_rebuilt(at), _rebuilt(params), _rebuilt(keyed), step)
     if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[2], dict)):
         raise InputError(
             f"{optimizer.name}: update must return three things: the new parameters, the new state, and a "
             "dict of what to record, {} for nothing."
         )
     params = _as_before(optimizer, "parameters", params, made[0])
-    state = _as_before(optimizer, "a state", state, made[1])
+    state = _as_before(optimizer, "a state", state, jax.tree_util.tree_map(_stored, made[1]))
     info = jax.tree_util.tree_map(jnp.asarray, made[2])
     for name in ("params", "loss", "grad"):
         if name in info:
@@ -258,8 +270,55 @@ def _as_before(optimizer: Optimizer, what: str, old: Any, new: Any) -> Any:
             f"{optimizer.name}: update must return {what} of the shapes it was given, "
             "{!r:.300}; {!r:.300} given.".format(*shapes)
         )
+    for leaf, now in zip(leaves, changed, strict=True):
+        if _generality(now) > _generality(leaf):  # it would be rounded towards zero, say
+            raise InputError(
+                f"{optimizer.name}: update must return {what} of the kinds of numbers it was given; "
+                f"{jnp.result_type(now)} given for {leaf.dtype}. Begin with 0.0 what is to hold fractions."
+            )
     return form.unflatten(
         [_strong(now).astype(leaf.dtype) for leaf, now in zip(leaves, changed, strict=True)]
+    )
+
+
+# Each kind of numbers holds those before it.
+_KINDS = (np.bool_, np.integer, np.floating, np.complexfloating)
+_REAL = range(3)
+
+
+def _generality(leaf: Any) -> int:
+    """The place of the kind of a leaf's numbers among `_KINDS`, which is their number where it has none."""
+    try:
+        dtype = jnp.result_type(leaf)
+    except TypeError:
+        return len(_KINDS)
+    return next((i for i, kind in enumerate(_KINDS) if jnp.issubdtype(dtype, kind)), len(_KINDS))
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _stored(leaf: Any) -> Any:
+    """A leaf of a state, as an array of numbers where it is a random key."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _with_keys(optimizer: Optimizer, params: Params, state: State) -> State:
+    """The stored state, with random keys where `init` made some."""
+    kinds: list[Any] = []
+
+    def look(params: Params) -> None:
+        leaves = jax.tree_util.tree_leaves(_as_python(optimizer).init(params))
+        kinds.extend(jax.random.key_impl(leaf) if _is_key(leaf) else None for leaf in leaves)
+
+    jax.eval_shape(look, params)
+    leaves, form = jax.tree_util.tree_flatten(state)
+    return form.unflatten(
+        [
+            leaf if kind is None else jax.random.wrap_key_data(leaf, impl=kind)
+            for leaf, kind in zip(leaves, kinds, strict=True)
+        ]
     )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from thalweg.errors import InputError, unknown
@@ -96,7 +95,7 @@ class Optax(Optimizer):
         return _name(self.factory)
 
     def init(self, params: Params) -> State:
-        return jax.tree_util.tree_map(_stored, self._transformation().init(params))
+        return self._transformation().init(params)
 
     def update(
         self, at: At, params: Params, state: State, step: Any
@@ -104,7 +103,6 @@ class Optax(Optimizer):
         import optax
 
         rule = optax.with_extra_args_support(self._transformation())
-        old = jax.tree_util.tree_map(_restored, rule.init(params), state)
         extra_args = {
             "value": at.loss,
             "grad": at.grad,
@@ -113,8 +111,8 @@ class Optax(Optimizer):
         parameters = inspect.signature(rule.update).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             extra_args = {name: value for name, value in extra_args.items() if name in parameters}
-        updates, new = rule.update(at.grad, old, params, **extra_args)
-        return optax.apply_updates(params, updates), jax.tree_util.tree_map(_stored, new), {}
+        updates, new = rule.update(at.grad, state, params, **extra_args)
+        return optax.apply_updates(params, updates), new, {}
 
     def switches(self) -> dict[str, Any]:
         return dict(self.settings)
@@ -192,22 +190,3 @@ def _same(one: Any, other: Any) -> bool:
         return bool(one == other)
     except (TypeError, ValueError):  # arrays have no single truth value
         return False
-
-
-# Arrays on their way in and out ----------------------------------------------------------------
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
-
-
-def _stored(leaf: Any) -> Any:
-    """A leaf of optax's state as an array of numbers."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _restored(original: Any, leaf: Any) -> Any:
-    """The stored leaf as optax made it: random keys are keys again."""
-    if not _is_key(original):
-        return leaf
-    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(original))
