@@ -267,3 +267,21 @@ def test_a_state_may_hold_random_keys():
     rest = tw.descend(problem, rule, steps=5, resume=path.copy())
     whole = tw.descend(problem, rule, steps=13)
     np.testing.assert_array_equal(rest["params"], whole["params"][8:])
+
+
+@pytest.mark.parametrize("name", ["seed", "step", "run", "status", "loss"])
+def test_a_sweep_needs_a_name_of_its_own(name):
+    def update(self, at, params, state, step):
+        factor = 0.1 * getattr(self, name)
+        return tree_map(lambda w, g: w - factor * g, params, at.grad), state, {}
+
+    body = {"__annotations__": {name: Any}, name: hyper(1.0), "update": update}
+    rule: Any = type("Rule", (Optimizer,), body)
+    one = tw.descend(regression(), rule(**{name: 2.0}), steps=3)
+    np.testing.assert_array_equal(
+        one["params"], tw.descend(regression(), tw.SGD(lr=0.2), steps=3)["params"]
+    )
+    with pytest.raises(
+        InputError, match=f"Rule: {name} cannot be swept, .* call the field {name}_"
+    ):
+        tw.descend(regression(), rule(**{name: [1.0, 2.0]}), steps=3, seed=[0, 1])

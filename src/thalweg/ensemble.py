@@ -16,12 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from thalweg import names
+from thalweg import names, results
 from thalweg.errors import InputError, whole_number
 from thalweg.inputs import is_real
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
 from thalweg.problem import Problem
+
+# Names that a swept hyperparameter, which becomes a dimension, cannot have
+_TAKEN = (*results.RESERVED_DIMS, *results.OF_A_DESCENT, "params", "loss", "grad", "batch")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ def members(
         if len(np.unique(number)) < number.size:
             raise InputError(f"{title}: {name} is swept over the same value twice: {value!r}.")
         numbers[name] = number
+        if number.ndim and name in _TAKEN:
+            raise InputError(
+                f"{title}: {name} cannot be swept, since a trajectory has something else of that name; call "
+                f"the field {name}_, say."
+            )
         if number.ndim:
             dims[name] = number
     if seed_swept:

@@ -77,15 +77,7 @@ class Record:
             column.values = np.empty((len(self.steps), column.size, who.count), column.dtype)
 
     def _check_names(self, others: Collection[str]) -> None:
-        taken = {
-            *results.RESERVED_DIMS,
-            *self.who.dims,
-            *others,
-            "start",
-            "final",
-            "optimizer_state",
-        }
-        taken |= {"status", "diverged_at", "stopped_at", "updates"}
+        taken = {*results.RESERVED_DIMS, *results.OF_A_DESCENT, *self.who.dims, *others}
         for column in self.columns:
             of_schedule = column.name.startswith("schedule_")
             if column.name in taken or of_schedule or "/" in column.name:

@@ -49,6 +49,17 @@ RESERVED_DIMS = (
     "seed",
 )
 
+# What every trajectory of a descent holds besides the record.
+OF_A_DESCENT = (
+    "start",
+    "final",
+    "optimizer_state",
+    "status",
+    "diverged_at",
+    "stopped_at",
+    "updates",
+)
+
 RISKS = ("empirical", "expected", "pointwise")
 
 # What a landscape and a projection hold besides the risks.
