@@ -285,3 +285,31 @@ def test_a_sweep_needs_a_name_of_its_own(name):
         InputError, match=f"Rule: {name} cannot be swept, .* call the field {name}_"
     ):
         tw.descend(regression(), rule(**{name: [1.0, 2.0]}), steps=3, seed=[0, 1])
+
+
+def test_a_field_of_another_form_is_one_line():
+    with pytest.raises(InputError, match=r"Faster: lr is a field; .* as in lr: Any = hyper"):
+
+        class Faster(tw.SGD):
+            lr = 0.3
+
+    with pytest.raises(InputError, match="Taken: a field cannot be called init"):
+
+        class Taken(Optimizer):
+            init: Any = hyper(1.0)  # type: ignore[assignment]
+
+    class Bare(Optimizer):
+        more: Any
+
+        def update(self, at, params, state, step):
+            return params, state, {}
+
+    class Slower(SAM):
+        lr: Any = hyper(0.01)
+
+    with pytest.raises(InputError, match=r"Bare: declare more as hyper\(...\), a number"):
+        tw.descend(regression(), Bare(more=1.0), steps=3)
+    np.testing.assert_array_equal(
+        tw.descend(regression(), Slower(), steps=3)["params"],
+        tw.descend(regression(), SAM(lr=0.01), steps=3)["params"],
+    )

@@ -97,6 +97,18 @@ class Optimizer:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True, repr=True, eq=False)(cls)
+        for field in dataclasses.fields(cls):
+            if cls.__dict__.get(field.name, field.default) is not field.default:
+                # without a type it is no field: the default would silently stay that of the class above
+                raise InputError(
+                    f"{cls.__name__}: {field.name} is a field; give it another default with its type, as in "
+                    f"{field.name}: Any = hyper(...), or switch(...)."
+                )
+            if hasattr(Optimizer, field.name):
+                raise InputError(
+                    f"{cls.__name__}: a field cannot be called {field.name}, which every optimizer has "
+                    f"already; call it {field.name}_, say."
+                )
         jax.tree_util.register_pytree_node(cls, cls._flatten, cls._unflatten)
 
     @property
@@ -169,9 +181,11 @@ class Optimizer:
     def _hyper_fields(self) -> Iterator[tuple[str, Any, Any]]:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             if "hyper" not in field.metadata:
+                missing = field.default is dataclasses.MISSING
+                default = "..." if missing else repr(field.default)
                 raise InputError(
-                    f"{self.name}: declare {field.name} as hyper({field.default!r}), a number that may be "
-                    f"swept, or as switch({field.default!r})."
+                    f"{self.name}: declare {field.name} as hyper({default}), a number that may be swept, or "
+                    f"as switch({default})."
                 )
             if not field.metadata["hyper"]:
                 continue
