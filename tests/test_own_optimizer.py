@@ -313,3 +313,20 @@ def test_a_field_of_another_form_is_one_line():
         tw.descend(regression(), Slower(), steps=3)["params"],
         tw.descend(regression(), SAM(lr=0.01), steps=3)["params"],
     )
+
+
+@pytest.mark.parametrize("value", [[1.0], {"a": 1.0}, np.ones(2), jnp.ones(2)], ids=repr)
+def test_a_switch_cannot_change(value):
+    class Scaled(Optimizer):
+        lr: Any = hyper(0.1)
+        by: Any = switch((1.0,))
+
+        def update(self, at, params, state, step):
+            return tree_map(lambda w, g: w - sum(self.by) * self.lr * g, params, at.grad), state, {}
+
+    with pytest.raises(InputError, match="Scaled: by must be of a type that cannot change"):
+        tw.descend(regression(), Scaled(by=value), steps=3)
+    path = tw.descend(regression(), Scaled(by=(1.0, 1.0)), steps=3)
+    np.testing.assert_array_equal(
+        path["params"], tw.descend(regression(), tw.SGD(lr=0.2), steps=3)["params"]
+    )

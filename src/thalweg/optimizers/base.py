@@ -390,14 +390,29 @@ def check(optimizer: Any) -> Optimizer:
                 f"the step; {value!r} given."
             ) from None
         check_range(optimizer.name, name, numbers, *bounds[name])
-    for name, value in optimizer.switches().items():
-        # A list of booleans would count as true, whatever it holds.
-        if isinstance(getattr(type(optimizer), name, None), bool) and not isinstance(value, bool):
-            raise InputError(
-                f"{optimizer.name}: {name} is True or False and cannot be swept; {value!r} given."
-            )
+    _check_switches(optimizer)
     optimizer.check_together()
     return optimizer
+
+
+def _check_switches(optimizer: Optimizer) -> None:
+    for field in dataclasses.fields(optimizer):  # type: ignore[arg-type]
+        if field.metadata.get("hyper", True):
+            continue
+        value = getattr(optimizer, field.name)
+        # A list of booleans would count as true, whatever it holds.
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise InputError(
+                f"{optimizer.name}: {field.name} is True or False and cannot be swept; {value!r} given."
+            )
+        try:
+            hash(value)
+        except TypeError:
+            # What was compiled for a list or dict would be taken again after it has changed
+            raise InputError(
+                f"{optimizer.name}: {field.name} must be of a type that cannot change, such as a tuple "
+                f"instead of a list; {value!r:.80} given."
+            ) from None
 
 
 def known(value: Any) -> np.ndarray:
