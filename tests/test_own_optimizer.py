@@ -330,3 +330,20 @@ def test_a_switch_cannot_change(value):
     np.testing.assert_array_equal(
         path["params"], tw.descend(regression(), tw.SGD(lr=0.2), steps=3)["params"]
     )
+
+
+def test_basins_know_gradient_descent_by_more_than_its_name():
+    """Ascent leaves the minima that it starts beside, whatever the class is called."""
+
+    class SGD(Optimizer):
+        lr: Any = hyper(0.1)
+
+        def update(self, at, params, state, step):
+            return tree_map(lambda w, g: w + self.lr * g, params, at.grad), state, {}
+
+    problem = tw.Problem.from_function(
+        lambda w: jnp.sum((w["w"] ** 2 - 1) ** 2), params={"w": np.array([0.5, 0.5])}
+    )
+    plane = tw.coordinate_plane(problem, {"w[0]": (0.92, 1.06), "w[1]": (0.92, 1.06)}, points=4)
+    assert (tw.basins(problem, tw.SGD(lr=0.05), plane, steps=50)["basin"] == 0).all()
+    assert not (tw.basins(problem, SGD(lr=0.05), plane, steps=50)["basin"] >= 0).any()

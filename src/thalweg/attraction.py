@@ -17,6 +17,7 @@ from thalweg.errors import InputError, whole_number
 from thalweg.loop import Feed, Past, Plan, Span, begin, block, known_turns
 from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
+from thalweg.optimizers.sgd import SGD
 from thalweg.planes import Plane, check_is_plane_of
 from thalweg.problem import Problem, check_is_problem, described, in_precision
 from thalweg.programs import is_exclusive
@@ -141,7 +142,7 @@ class _Crowd:
             )
         if not who.hyper.get("lr", 1):
             raise InputError("basins needs a learning rate above 0: with lr=0 no start moves.")
-        self.contracts = optimizer.name == "SGD" and not any(
+        self.contracts = type(optimizer) is SGD and not any(
             who.hyper.get(name, 0) or optimizer.switches().get(name)
             for name in ("momentum", "weight_decay", "nesterov", "maximize")
         )
