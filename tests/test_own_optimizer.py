@@ -170,6 +170,10 @@ class Wrong(Optimizer):
             "fraction": (new, {"count": state["count"] + 0.5}, {}),
             "complex": (tree_map(lambda w: w + 1j, new), state, {}),
             "taken": (new, state, {"loss": at.loss}),
+            "batch": (new, state, {"batch": at.loss}),
+            "number": (new, state, {3: at.loss}),
+            "words": (new, state, {"phase": "warm-up"}),
+            "key": (new, state, {"key": jax.random.key(0)}),
         }.get(self.what, (new, state, {}))
 
 
@@ -186,6 +190,10 @@ class Wrong(Optimizer):
         ("text", "Wrong: init must return a pytree of arrays of real numbers, or of jax.random's keys; "
          "['count'] is 'fast'."),
         ("complex state", "['count'] is 1j."),
+        ("batch", "Wrong: update records 'batch', which a trajectory has already"),
+        ("number", "Wrong: update must record arrays of numbers by name; 3: "),
+        ("words", "Wrong: update must record arrays of numbers by name; 'phase': 'warm-up' given."),
+        ("key", "Wrong: update must record arrays of numbers by name; 'key': "),
         ("taken", "Wrong: update records 'loss', which a trajectory has already"),
     ],
 )  # fmt: skip
@@ -347,3 +355,18 @@ def test_basins_know_gradient_descent_by_more_than_its_name():
     plane = tw.coordinate_plane(problem, {"w[0]": (0.92, 1.06), "w[1]": (0.92, 1.06)}, points=4)
     assert (tw.basins(problem, tw.SGD(lr=0.05), plane, steps=50)["basin"] == 0).all()
     assert not (tw.basins(problem, SGD(lr=0.05), plane, steps=50)["basin"] >= 0).any()
+
+
+def test_what_no_update_has_recorded_yet_is_missing():
+    class Kinds(Optimizer):
+        lr: Any = hyper(0.1)
+
+        def update(self, at, params, state, step):
+            new = tree_map(lambda w, g: w - self.lr * g, params, at.grad)
+            return new, state, {"z": 1j * at.loss, "n": step, "u": jnp.uint8(3)}
+
+    path = tw.descend(regression(), Kinds(), steps=2)
+    assert np.isnan(path["z"][0])
+    assert not np.isnan(path["z"][1:]).any()
+    assert path["n"].values.tolist() == [-1, 0, 1]
+    assert path["u"].values.tolist() == [0, 3, 3]

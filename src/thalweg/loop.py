@@ -197,9 +197,10 @@ def at_rest(plan: Plan, feed: Feed, walk: Walk, who: Any) -> Walk:
 
 def _unknown(shape: Any) -> Any:
     """The value recorded of an update before the first one."""
-    if jnp.issubdtype(shape.dtype, jnp.floating):
+    if jnp.issubdtype(shape.dtype, jnp.inexact):
         return jnp.full(shape.shape, jnp.nan, shape.dtype)
-    return jnp.full(shape.shape, -1 if shape.dtype != bool else 0, shape.dtype)
+    has_sign = jnp.issubdtype(shape.dtype, jnp.signedinteger)
+    return jnp.full(shape.shape, -1 if has_sign else 0, shape.dtype)
 
 
 def known_turns(every: int, platform: str) -> int:

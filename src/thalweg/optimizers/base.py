@@ -260,14 +260,20 @@ def updated(
         )
     params = _as_before(optimizer, "parameters", params, made[0])
     state = _as_before(optimizer, "a state", state, jax.tree_util.tree_map(_stored, made[1]))
-    info = jax.tree_util.tree_map(jnp.asarray, made[2])
-    for name in ("params", "loss", "grad"):
-        if name in info:
+    for name, value in made[2].items():
+        if name in ("params", "loss", "grad", "batch"):
             raise InputError(
                 f"{optimizer.name}: update records {name!r}, which a trajectory has already; "
                 "choose another name."
             )
-    return params, state, info
+        if not isinstance(name, str) or max(
+            map(_generality, jax.tree_util.tree_leaves(value)), default=0
+        ) == len(_KINDS):
+            raise InputError(
+                f"{optimizer.name}: update must record arrays of numbers by name; {name!r}: {value!r:.80} "
+                "given."
+            )
+    return params, state, jax.tree_util.tree_map(jnp.asarray, made[2])
 
 
 def _rebuilt(tree: Any) -> Any:
