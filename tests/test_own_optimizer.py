@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import thalweg as tw
+from thalweg.descent import descend_again
 from thalweg.errors import InputError
 from thalweg.optimizers import Optimizer, hyper, switch
 
@@ -370,3 +371,28 @@ def test_what_no_update_has_recorded_yet_is_missing():
     assert not np.isnan(path["z"][1:]).any()
     assert path["n"].values.tolist() == [-1, 0, 1]
     assert path["u"].values.tolist() == [0, 3, 3]
+
+
+def test_a_result_does_not_hold_a_class():
+    """Not even one that has the name of ours."""
+
+    class Adam(Optimizer):
+        lr: Any = hyper(0.001)
+
+        def update(self, at, params, state, step):
+            return tree_map(lambda w, g: w - self.lr * g, params, at.grad), state, {}
+
+    path = tw.descend(tw.Problem.from_catalogue("rosenbrock"), Adam(), steps=3)
+    with pytest.raises(
+        InputError, match=r"a class of your own \(.*Adam\), which a result cannot hold"
+    ):
+        descend_again(path)
+
+
+def test_the_names_of_a_pair_are_its_own():
+    class Clash(SAM):
+        PAIRS: ClassVar = {"betas": ("lr", "beta2")}
+        betas: Any = hyper((0.5, 0.9))
+
+    with pytest.raises(InputError, match="Clash: two hyperparameters are called lr"):
+        tw.descend(regression(), Clash(), steps=3)

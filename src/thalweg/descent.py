@@ -211,6 +211,11 @@ def descend_again(path: xr.Dataset) -> xr.Dataset:
         raise InputError(
             "this descent's optimizer was made of optax's functions, which a result cannot hold."
         )
+    if "class" in options:
+        raise InputError(
+            f"this descent's optimizer was a class of your own ({options['class']}), which a result cannot "
+            f"hold."
+        )
     optimizer = by_name(options.pop("name"), **_with_schedules(options, path))
     return descend(
         problem,

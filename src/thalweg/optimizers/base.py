@@ -97,7 +97,7 @@ class Optimizer:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True, repr=True, eq=False)(cls)
-        for field in dataclasses.fields(cls):
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             if cls.__dict__.get(field.name, field.default) is not field.default:
                 # without a type it is no field: the default would silently stay that of the class above
                 raise InputError(
@@ -157,7 +157,11 @@ class Optimizer:
 
     def described(self) -> dict[str, Any]:
         """What a result's settings say of the optimizer."""
-        return {"name": self.name, **self.hyperparameters(), **self.switches()}
+        cls = type(self)
+        is_ours = cls.__module__.split(".")[0] == "thalweg"
+        # a keyword of Python's, so that no field has this name
+        own = {} if is_ours else {"class": f"{cls.__module__}.{cls.__qualname__}"}
+        return {"name": self.name, **self.hyperparameters(), **self.switches(), **own}
 
     def switches(self) -> dict[str, Any]:
         """The static settings by name."""
@@ -381,6 +385,11 @@ def check(optimizer: Any) -> Optimizer:
         )
     if type(optimizer).update is Optimizer.update:
         raise InputError(f"{optimizer.name} has no update.")
+    names = [name for name, _, _ in optimizer._hyper_fields()]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"{optimizer.name}: two hyperparameters are called {max(names, key=names.count)}."
+        )
     bounds = optimizer.bounds()
     for name, value in optimizer.hyperparameters().items():
         if callable(value):
