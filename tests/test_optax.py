@@ -14,7 +14,8 @@ from problems import bowl_problem
 import thalweg as tw
 import thalweg.optimizers as ours
 from thalweg.errors import InputError
-from thalweg.optimizers.base import begun, check, updated
+from thalweg.optimizers.base import check
+from thalweg.optimizers.stepping import begun, updated
 
 STEPS = 60
 

@@ -396,3 +396,15 @@ def test_the_names_of_a_pair_are_its_own():
 
     with pytest.raises(InputError, match="Clash: two hyperparameters are called lr"):
         tw.descend(regression(), Clash(), steps=3)
+
+
+def test_python_that_branches_on_numbers_is_one_line():
+    class Branching(Optimizer):
+        lr: Any = hyper(0.1)
+
+        def update(self, at, params, state, step):
+            rate = self.lr if self.lr > 0.05 else 0.0
+            return tree_map(lambda w, g: w - rate * g, params, at.grad), state, {}
+
+    with pytest.raises(InputError, match=r"Branching.update must be a pure function .* switches"):
+        tw.descend(regression(), Branching(), steps=3)

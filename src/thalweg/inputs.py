@@ -280,7 +280,7 @@ def places(name: str, given: Any, count: int) -> np.ndarray:
 
 
 @contextmanager
-def written_in_jax(name: str) -> Iterator[None]:
+def written_in_jax(name: str, on: str = "parameters or data") -> Iterator[None]:
     """Turn JAX's errors about functions that cannot be traced into one line about `name`."""
     try:
         yield
@@ -291,7 +291,7 @@ def written_in_jax(name: str) -> Iterator[None]:
             raise
         raise InputError(
             f"{name} must be a pure function written with jax.numpy (jnp.exp, not np.exp), without "
-            f"float() or if on parameters or data (jnp.where instead)."
+            f"float() or if on {on} (jnp.where instead)."
         ) from error
 
 

@@ -31,7 +31,7 @@ from thalweg.loop import (
     row_of,
     should_arrive,
 )
-from thalweg.optimizers.base import begun
+from thalweg.optimizers.stepping import begun
 from thalweg.params import Layout, Params
 from thalweg.programs import is_exclusive
 

@@ -26,7 +26,7 @@ from thalweg.blocks import rows_before
 from thalweg.errors import InputError
 from thalweg.jaxprs import equations
 from thalweg.observables import At, first_state, has_state, measured
-from thalweg.optimizers import base
+from thalweg.optimizers import stepping
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
@@ -157,14 +157,14 @@ def begin(
         )
         read = not arrives or any(map(has_state, plan.observed.values()))
         loss, grad = value_and_gradient(batch, params) if read else placeholder
-        state = base.begun(optimizer, params)
+        state = stepping.begun(optimizer, params)
         walk = Walk(params, state, loss, grad, {}, {}, *past[1:])
         at = walk.at(plan, feed, optimizer, lane, start, feed.start)
         if past.state is not None:  # a member that has made no update yet needs a fresh state
             after_an_update = partial(jnp.where, at.updates > 0)
             state = jax.tree_util.tree_map(after_an_update, past.state, state)
             walk, at = replace(walk, state=state), replace(at, state=state)
-        update = partial(base.updated, optimizer)
+        update = partial(stepping.updated, optimizer)
         info = jax.eval_shape(update, at, params, state, at.updates)[2]
         if plan.stop is not None:
             plan.stop.check(at, info)
@@ -381,7 +381,7 @@ def _advance(
             for name, seen in plan.observed.items()
         }
         diverged_at, stopped_at = _over(plan, at, complete)
-        params, state, info = base.updated(
+        params, state, info = stepping.updated(
             at.optimizer, at, complete.params, complete.state, at.updates
         )
         params = jax.tree_util.tree_map(_rounded, params)
