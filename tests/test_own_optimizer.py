@@ -139,6 +139,25 @@ def test_other_numbers_do_not_compile_again(compilations):
     assert not compilations
 
 
+def test_a_state_begun_by_a_number_of_pythons_is_compiled_for_once(compilations):
+    class Counting(Optimizer):
+        lr: Any = hyper(0.1)
+
+        def init(self, params):
+            return {"seen": 0.0}
+
+        def update(self, at, params, state, step):
+            new = tree_map(lambda w, g: w - self.lr * g, params, at.grad)
+            return new, {"seen": state["seen"] + 1}, {}
+
+    problem = regression()
+    tw.descend(problem, Counting(), steps=10)
+    del compilations[:]
+    path = tw.descend(problem, Counting(), steps=3000)  # several blocks
+    assert not compilations
+    assert path["optimizer_state"].values == [3000]
+
+
 def test_basins_of_ones_own():
     problem = tw.Problem.from_function(
         lambda w: (w["x"] ** 2 - 1) ** 2 + w["y"] ** 2, params={"x": 0.5, "y": 0.0}
@@ -166,7 +185,7 @@ class Wrong(Optimizer):
             "two": (new, state),
             "no dict": (new, state, None),
             "cut": (tree_map(lambda w: w[:1], new), state, {}),
-            "other names": ({"d": new["a"]}, state, {}),
+            "other names": ({"a": new["a"], "b": new["b"], "d": new["c"]}, state, {}),
             "grown": (new, {"count": jnp.zeros(3)}, {}),
             "fraction": (new, {"count": state["count"] + 0.5}, {}),
             "complex": (tree_map(lambda w: w + 1j, new), state, {}),
@@ -184,7 +203,7 @@ class Wrong(Optimizer):
         ("two", "Wrong: update must return three things"),
         ("no dict", "Wrong: update must return three things"),
         ("cut", r"parameters of the shapes it was given, {'a': (8,), 'b': (8,), 'c': (8,)}; {'a': (1,)"),
-        ("other names", "{'d': (8,)} given."),
+        ("other names", "{'a': (8,), 'b': (8,), 'd': (8,)} given."),
         ("grown", "a state of the shapes it was given, {'count': ()}; {'count': (3,)} given."),
         ("fraction", "a state of the kinds of numbers it was given; float64 given for int64. Begin with 0.0"),
         ("complex", "parameters of the kinds of numbers it was given; complex128 given for float64."),
