@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -157,9 +158,13 @@ def test_other_numbers_do_not_compile_again() -> None:
     def factory(learning_rate: Any, table: Any = None) -> Any:
         return optax.sgd(learning_rate)
 
+    table = np.arange(2)
+    for _ in range(2):
+        init(traced(ours.optax(factory, learning_rate=0.1, table=table)))
+    assert len(traces) == 3
     for _ in range(2):  # two arrays do not say whether they are the same
         init(traced(ours.optax(factory, learning_rate=0.1, table=np.arange(2))))
-    assert len(traces) == 4
+    assert len(traces) == 5
 
 
 def schedule(step: int) -> float:
@@ -198,6 +203,12 @@ def test_names() -> None:
         return optax.chain(optax.clip(1.0), optax.sgd(learning_rate))
 
     assert ours.optax(clipped, learning_rate=0.1).name == "clipped"
+    assert ours.optax(partial(optax.adam, b1=0.8), learning_rate=0.1).name == "optax.adam"
+
+    def chained(*parts: Any, learning_rate: float) -> Any:
+        return optax.chain(*parts, optax.sgd(learning_rate))
+
+    assert ours.optax(chained, learning_rate=0.1).hyperparameters() == {"learning_rate": 0.1}
 
 
 @pytest.mark.parametrize(
