@@ -266,21 +266,17 @@ def check(optimizer: Any) -> Optimizer:
                 f"the step; {value!r} given."
             ) from None
         check_range(optimizer.name, name, numbers, *bounds[name])
-    _check_switches(optimizer)
-    optimizer.check_together()
-    return optimizer
-
-
-def _check_switches(optimizer: Optimizer) -> None:
-    for field in dataclasses.fields(optimizer):  # type: ignore[arg-type]
-        if field.metadata.get("hyper", True):
-            continue
+    switches = [f for f in dataclasses.fields(optimizer) if not f.metadata.get("hyper", True)]  # type: ignore[arg-type]
+    for field in switches:
         value = getattr(optimizer, field.name)
         # A list of booleans would count as true, whatever it holds.
         if isinstance(field.default, bool) and not isinstance(value, bool):
             raise InputError(
                 f"{optimizer.name}: {field.name} is True or False and cannot be swept; {value!r} given."
             )
+    optimizer.check_together()
+    for field in switches:
+        value = getattr(optimizer, field.name)
         try:
             hash(value)
         except TypeError:
@@ -289,6 +285,7 @@ def _check_switches(optimizer: Optimizer) -> None:
                 f"{optimizer.name}: {field.name} must be of a type that cannot change, such as a tuple "
                 f"instead of a list; {value!r:.80} given."
             ) from None
+    return optimizer
 
 
 def known(value: Any) -> np.ndarray:
