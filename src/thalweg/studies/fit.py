@@ -373,7 +373,9 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
         f"(at the start {_gradient_norm(tree, 'gradient_at_start'):.3g})",
     }
     if np.isfinite(left):
-        numbers[f"{_residuals(tree)} within the model's reach (0 at a minimum)"] = f"{left:.2g}"
+        numbers[f"share of the {_residuals(tree)} within the model's reach (0 at a minimum)"] = (
+            f"{left:.2g}"
+        )
     units = " (standardized)" if settings.standardize else ""
     if len(final) <= 20:
         for name, value in zip(path["param"].values, final, strict=True):
