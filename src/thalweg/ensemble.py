@@ -24,7 +24,7 @@ from thalweg.params import Params
 from thalweg.problem import Problem
 
 # Names that a swept hyperparameter, which becomes a dimension, cannot have
-_TAKEN = (*results.RESERVED_DIMS, *results.OF_A_DESCENT, "params", "loss", "grad", "batch")
+_TAKEN = (*results.RESERVED_DIMS, *results.OF_A_DESCENT, *results.BUILT_IN)
 
 
 @dataclass(frozen=True)

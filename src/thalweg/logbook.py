@@ -187,14 +187,14 @@ def source_of(path: xr.Dataset) -> tuple[Problem, np.ndarray | None, dict[str, b
             "this trajectory's problem was made of Python functions, which a result cannot hold; those "
             "on Problem.from_catalogue(...), studies and the command's runs can be done again."
         )
-    unnamed = set(settings["record"]) - {*observables.NAMED, *observables.BUILT_IN}
+    unnamed = set(settings["record"]) - {*observables.NAMED, *results.BUILT_IN}
     if unnamed:
         raise InputError(
             f"this trajectory recorded functions of your own ({', '.join(sorted(unnamed))}), which a "
             f"result cannot hold."
         )
     recorded = {
-        name: name in settings["record"] for name in (*observables.BUILT_IN, *settings["record"])
+        name: name in settings["record"] for name in (*results.BUILT_IN, *settings["record"])
     }
     problem = Problem.from_catalogue(source["catalogue"], dtype=source["dtype"])
     start = path["start"].isel({d: 0 for d in results.member_dims(path) if d != "run"})

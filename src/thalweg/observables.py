@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from thalweg import results
 from thalweg.errors import InputError, unknown
 from thalweg.inputs import written_in_jax
 from thalweg.params import Params, difference, norm, path_name
@@ -166,8 +167,6 @@ NAMED: dict[str, Any] = {
     "relative_movement": relative_movement,
     "successive_change": successive_change,
 }
-# recorded by the loop itself, but for `batch`, which the host records
-BUILT_IN = ("params", "loss", "grad", "batch")
 # Thalweg's functions that are recorded under a name of the user's choice
 _GIVEN = (
     "gradient_norm", "empirical_risk", "expected_risk", "movement_by_parameter", "kernel_drift",
@@ -194,7 +193,7 @@ def chosen(record: Any) -> tuple[dict[str, bool], dict[str, Any]]:
     built_in = {"params": True, "loss": True, "grad": False, "batch": False}
     observables: dict[str, Any] = {}
     for name, what in record.items():
-        if name in BUILT_IN:
+        if name in results.BUILT_IN:
             if not isinstance(what, bool):
                 raise InputError(f"record: {name!r} is recorded by its name; give True or False.")
             built_in[name] = what
@@ -204,7 +203,7 @@ def chosen(record: Any) -> tuple[dict[str, bool], dict[str, Any]]:
                     f"record: give {name!r} as a function, {{{name!r}: thalweg.{name}}}."
                 )
             if name not in NAMED:
-                raise unknown("observable", name, [*NAMED, *BUILT_IN])
+                raise unknown("observable", name, [*NAMED, *results.BUILT_IN])
             observables[name] = _as_observable(name, NAMED[name])
         elif what is not False and what is not None:
             observables[name] = _as_observable(name, what)

@@ -49,6 +49,9 @@ RESERVED_DIMS = (
     "seed",
 )
 
+# What the loop records itself, but for `batch`, which the host records.
+BUILT_IN = ("params", "loss", "grad", "batch")
+
 # What every trajectory of a descent holds besides the record.
 OF_A_DESCENT = (
     "start",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import primitives
 
+from thalweg import results
 from thalweg.errors import InputError
 from thalweg.inputs import written_in_jax
 from thalweg.optimizers.base import At, Optimizer, State
@@ -60,7 +61,7 @@ def updated(
     params = _as_before(optimizer, "parameters", params, made[0])
     state = _as_before(optimizer, "a state", state, jax.tree_util.tree_map(_stored, made[1]))
     for name, value in made[2].items():
-        if name in ("params", "loss", "grad", "batch"):
+        if name in results.BUILT_IN:
             raise InputError(
                 f"{optimizer.name}: update records {name!r}, which a trajectory has already; "
                 "choose another name."

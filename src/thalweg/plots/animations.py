@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from thalweg import results
 from thalweg.errors import InputError, one_of, unknown
 from thalweg.plots import films, fits, members, panels, paths, style, surfaces
-from thalweg.plots.members import Paths
+from thalweg.plots.members import Named, Paths
 
 __all__ = ["Animation", "fit", "path", "pointwise", "save"]
 
@@ -381,8 +381,7 @@ def _end(path: xr.Dataset) -> int:
 
 
 def _row(path: xr.Dataset, step: int) -> int:
-    """The record at a step, or the last one before it; −1 where there is none yet."""
-    return int(np.searchsorted(path["step"].values, step, side="right")) - 1
+    return members.row_at(path["step"].values, step)
 
 
 def _check_speed(fps: float, dpi: float) -> None:
@@ -394,7 +393,7 @@ def _check_speed(fps: float, dpi: float) -> None:
 def _growing(
     ax: Axes,
     surface: xr.Dataset,
-    several: Sequence[tuple[str | None, xr.Dataset]],
+    several: Named,
     look: style.Style | None = None,
 ) -> Callable[[int], list[Artist]]:
     """Draw trajectories; returns a function that shows them up to a step, and returns their artists."""

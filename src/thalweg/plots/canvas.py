@@ -127,14 +127,14 @@ class Canvas:
     def figure(self, title: str, layout: dict[str, Any], steps: Sequence[int] = ()) -> Any:
         """The figure; `steps` are the slider's."""
         below = 55 + (_CONTROLS if steps else 0) + 17 * len(self.notes)
-        above = 78 + self._legend_room()
-        height = HEIGHT + self._legend_room() - (0 if steps else _CONTROLS)
+        room = self._legend_room()
+        height = HEIGHT + room - (0 if steps else _CONTROLS)
         figure = self._go.Figure(
             data=self._traces,
             layout={
                 "template": "none",
                 "height": height,
-                "margin": {"l": 60, "r": 20, "t": above, "b": below},
+                "margin": {"l": 60, "r": 20, "t": 78 + room, "b": below},
                 "font": {"family": _FONT, "size": 13, "color": _INK},
                 "title": {
                     "text": plain(title),

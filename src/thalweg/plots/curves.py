@@ -186,10 +186,10 @@ def movement(
     The other arguments, the returned axes and the errors are those of `record`. Where a start has
     norm zero its relative movement is the absolute one; a note says so.
     """
-    paths = [each for _, each in members.named(path, label)]
+    paths = members.named(path, label)
     if name is None:
         kinds = ("relative_movement", "movement")
-        available = [n for n in kinds if all(n in each for each in paths)]
+        available = [n for n in kinds if all(n in each for _, each in paths)]
         if not available:
             which = "this trajectory has" if len(paths) == 1 else "these trajectories share"
             raise InputError(
@@ -197,18 +197,10 @@ def movement(
                 "record=['relative_movement'], or say with name= which record it is."
             )
         name = available[0]
-    ax = record(
-        path,
-        name,
-        ax=ax,
-        x=x,
-        y=y,
-        band=band,
-        title="Movement from the start" if title is None else title,
-        label=label,
-        color=color,
-    )
-    starts = [each["start"] for each in paths if "start" in each]
+    title = "Movement from the start" if title is None else title
+    dashes = [None] * len(paths)
+    ax = draw(paths, name, dashes, ax=ax, x=x, y=y, band=band, title=title, color=color)
+    starts = [each["start"] for _, each in paths if "start" in each]
     if name == "relative_movement" and starts:
         zero = np.concatenate(
             [~s.values.any(axis=s.get_axis_num("param"), keepdims=True).ravel() for s in starts]

@@ -83,6 +83,11 @@ def check_trajectory(path: object) -> xr.Dataset:
     return path
 
 
+def row_at(steps: np.ndarray, step: int) -> int:
+    """The recorded row of a step, or of the last one before it; −1 where there is none yet."""
+    return int(np.searchsorted(steps, step, side="right")) - 1
+
+
 def diverged(path: xr.Dataset) -> np.ndarray:
     """Which members diverged, on the member dimensions."""
     return np.asarray(path["status"].values == "diverged")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from thalweg.plots import bands, paths, style
 from thalweg.plots.bands import Bands
 from thalweg.plots.canvas import CAMERA, Canvas, axis, plain
 from thalweg.plots.ground import Ground
+from thalweg.plots.members import Named
 from thalweg.plots.tracks import IN_HOVER, Panel, Series, Track, frames
 
 _FLOOR = 0.15  # distance of the floor below the surface, relative to the surface's height
@@ -130,7 +130,7 @@ def draw_paths(
     canvas: Canvas,
     landscape: xr.Dataset,
     ground: Ground,
-    several: Sequence[tuple[str | None, xr.Dataset]],
+    several: Named,
 ) -> list[int]:
     """Trajectories on the contours, on the surface and on the floor; returns the slider's steps."""
     placed: list[_Placed] = []

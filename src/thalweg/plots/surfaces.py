@@ -13,7 +13,7 @@ from thalweg import results
 from thalweg.errors import InputError, one_of, unknown
 from thalweg.plots import bands, paths, style
 from thalweg.plots.bands import Bands
-from thalweg.plots.members import Paths
+from thalweg.plots.members import Named, Paths
 
 
 def contour(
@@ -64,12 +64,12 @@ def contour(
     """
     values = risk_values(surface, risk, sample)
     check_grid(values)
-    paths.named(surface, path, label)
+    drawn = paths.named(surface, path, label)
     chosen = bands.choose(values, levels, n_levels, center)
     ax = style.new_axes(ax)
     lines = draw_contours(ax, surface, values, chosen, filled=filled, log=is_log(levels))
     colorbar = colorbar if filled or lines is not None else False
-    _finish(ax, surface, path, chosen, risk, sample, colorbar, title, label, lines)
+    _finish(ax, surface, drawn, chosen, risk, sample, colorbar, title, lines)
     return ax
 
 
@@ -92,11 +92,11 @@ def heatmap(
     Arguments, returned axes and errors are those of `contour`; any number of points will do.
     """
     values = risk_values(surface, risk, sample)
-    paths.named(surface, path, label)
+    drawn = paths.named(surface, path, label)
     chosen = bands.choose(values, levels, n_levels, center)
     ax = style.new_axes(ax)
     _draw_cells(ax, surface, values, chosen, log=is_log(levels))
-    _finish(ax, surface, path, chosen, risk, sample, colorbar, title, label)
+    _finish(ax, surface, drawn, chosen, risk, sample, colorbar, title)
     return ax
 
 
@@ -302,20 +302,19 @@ def drawable(
 def _finish(
     ax: Axes,
     surface: xr.Dataset,
-    path: Paths | None,
+    drawn: Named,
     chosen: Bands | None,
     risk: str,
     sample: int | None,
     colorbar: bool | str,
     title: str | None,
-    label: str | None,
     lines: ContourSet | None = None,
 ) -> None:
-    """Colour bar, title, what the risks depend on, and path."""
+    """Colour bar, title, what the risks depend on, and paths."""
     finish(ax, chosen, risk_name(surface, risk, sample), colorbar, title, lines)
     style.note_batch_norm(ax, results.batch_norm_of(surface))
-    if path is not None:
-        paths.path(surface, path, ax=ax, label=label)
+    for name, path in drawn:
+        paths.draw(surface, path, ax, name)
 
 
 def finish(

@@ -91,7 +91,7 @@ class Track:
 
     def at(self, step: int, panel: Panel) -> list[np.ndarray]:
         """Where each member is at a step, or was at the last one before it; NaN where there is none yet."""
-        row = int(np.searchsorted(self.step, step, side="right")) - 1
+        row = members.row_at(self.step, step)
         return [values[row] if row >= 0 else np.full(len(self.lost), np.nan) for values in panel]
 
     def hover(self, series: Series, more: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
