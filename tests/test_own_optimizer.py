@@ -427,3 +427,22 @@ def test_python_that_branches_on_numbers_is_one_line():
 
     with pytest.raises(InputError, match=r"Branching.update must be a pure function .* switches"):
         tw.descend(regression(), Branching(), steps=3)
+
+
+def test_no_limit_of_stability_is_claimed_for_a_class_of_the_name_of_ours():
+    class Adagrad(Optimizer):
+        lr: Any = hyper(0.1)
+
+        def update(self, at, params, state, step):
+            return tree_map(lambda w, g: w - 3 * self.lr * g, params, at.grad), state, {}
+
+    path = tw.descend(regression(), Adagrad(), steps=3, record={"preconditioned": at_one})
+    with pytest.raises(InputError, match=r"made by .*Adagrad\."):
+        tw.stability_threshold(path)
+    ax = tw.plot.sharpness(path, "preconditioned")
+    assert not any("stable" in text.get_text() for text in ax.get_legend().get_texts())
+    assert not ax.texts
+
+
+def at_one(at):
+    return jnp.float64(1.0)

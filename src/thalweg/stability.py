@@ -14,6 +14,13 @@ from thalweg.errors import InputError
 KNOWN = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad")
 
 
+def rule_of(path: xr.Dataset) -> str | None:
+    """The name of the optimizer of ours or of PyTorch's that made a trajectory, None where none did: a class
+    of the user's own may have the same name."""
+    settings = results.settings_of(path).get("optimizer", {})
+    return None if "class" in settings else settings.get("name")
+
+
 def stability_threshold(path: xr.Dataset) -> xr.DataArray:
     """The largest eigenvalue at which a descent's optimizer is stable, for each of its members.
 
@@ -37,7 +44,7 @@ def stability_threshold(path: xr.Dataset) -> xr.DataArray:
     if not isinstance(path, xr.Dataset):
         raise InputError(f"a trajectory was expected, {type(path).__name__} given.")
     settings = results.settings_of(path).get("optimizer", {})
-    name = settings.get("name")
+    name = rule_of(path)
 
     def value(key: str) -> Any:
         if key in path.coords:  # swept, or one of a sweep
@@ -64,7 +71,7 @@ def stability_threshold(path: xr.Dataset) -> xr.DataArray:
     if name not in KNOWN:
         raise InputError(
             f"the stability threshold is known for {', '.join(KNOWN)}; this trajectory was made by "
-            f"{name or 'none of them'}."
+            f"{settings.get('class') or name or 'none of them'}."
         )
     with np.errstate(divide="ignore"):  # a learning rate of 0 is stable on everything
         limit = _limit(name, value, settings)

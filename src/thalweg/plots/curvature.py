@@ -14,7 +14,7 @@ from thalweg.errors import InputError, one_of, whole_number
 from thalweg.plots import curves, members, style
 from thalweg.plots.members import Paths
 from thalweg.results import batch_norm_of, member_dims, settings_of
-from thalweg.stability import KNOWN, stability_threshold
+from thalweg.stability import KNOWN, rule_of, stability_threshold
 
 # The axis follows a limit of stability up to this multiple of the sharpness: where a schedule ends at a
 # learning rate of 0 the limit becomes infinite, and the sharpness beside it a flat line.
@@ -133,7 +133,7 @@ def _add_limit(
 ) -> None:
     """The limit of stability beside the sharpness of a trajectory; `before` are the series of others."""
     settings = settings_of(path)
-    optimizer = settings.get("optimizer", {}).get("name")  # a flow has none
+    optimizer = rule_of(path)
     if preconditioned is None:
         preconditioned = name.startswith("preconditioned")
     if preconditioned is (optimizer == "SGD") or optimizer not in KNOWN:
