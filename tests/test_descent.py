@@ -394,6 +394,21 @@ def running_sum(at, total):
     return total, total + at.loss
 
 
+def test_an_observable_of_plain_functions_advances_at_every_step_where_it_says_so():
+    record = {
+        "every": tw.Observable(lambda at: 0.0, running_sum, every_step=True),
+        "recorded": tw.Observable(lambda at: 0.0, running_sum),
+    }
+    path = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=9, every=3, record=record)
+    losses = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=9).loss.values
+    np.testing.assert_allclose(path["every"], np.cumsum([0, *losses])[:-1:3])
+    np.testing.assert_allclose(path["recorded"], np.cumsum([0, *losses[::3]])[:-1])
+    with pytest.raises(tw.InputError, match="'half' must be True, a function"):
+        tw.descend(
+            line_problem(), tw.SGD(), steps=1, record={"half": tw.Observable(0.0, running_sum)}
+        )
+
+
 def test_a_plainly_written_state_takes_the_dtype_of_what_is_measured():
     path = tw.descend(
         line_problem(dtype=np.float32), tw.SGD(lr=0.01), steps=5,

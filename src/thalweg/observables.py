@@ -14,7 +14,7 @@ labelled by their names, any other becomes one variable per leaf.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -253,8 +253,8 @@ def has_state(observable: Observable) -> bool:
 
 
 def _as_observable(name: str, what: Any) -> Observable:
-    if isinstance(what, Observable):
-        return what
+    if isinstance(what, Observable) and callable(what.init) and callable(what.measure):
+        return replace(what, init=_partial(what.init), measure=_partial(what.measure))
     if isinstance(what, Problem):
         what = risk_on(what)
     if isinstance(what, tuple) and len(what) == 2 and all(map(callable, what)):
