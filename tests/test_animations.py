@@ -77,11 +77,17 @@ def test_each_frame_of_a_path_is_the_static_picture_of_its_step(surface, sweep):
     assert {"start", "iterate", "lr = 1e+30 (diverged)"} < text
 
 
-def test_the_title_tells_the_loss(surface, descent, sweep):
+def test_the_title_tells_the_loss(problem, surface, descent, sweep):
     animation = animations.path(surface, descent, title="Here")
     animation.draw(3)
     loss = float(descent["loss"][3])
     assert animation.figure.axes[0].get_title() == f"Here: step 3, batch loss {loss:.3g}"
+    for word, options in (("batch loss", {"batches": [[0], [1]]}), ("loss", {"batch_size": 9})):
+        steps = tw.descend(problem, tw.SGD(lr=0.1), steps=2, **options)
+        animation = animations.path(surface, steps, title="Here")
+        animation.draw(1)
+        title = f"Here: step 1, {word} {float(steps['loss'][1]):.3g}"
+        assert animation.figure.axes[0].get_title() == title
     animation = animations.path(surface, sweep)
     animation.draw(STEPS)
     low, high = (float(v) for v in sweep["loss"].values[STEPS, [1, 0]])

@@ -60,6 +60,15 @@ def test_a_note_about_the_limit_says_whose(problem):
         for name, size in (("all", None), ("some", 2))
     }
     assert notes(tw.plot.sharpness(paths)) == ["some: the limit is that of full batches"]
+    size = problem.n_samples
+    batches = (
+        ([], {"batch_size": size, "shuffle": True}),
+        (["the limit is that of full batches"], {"batch_size": size, "replacement": True}),
+        (["the limit is that of full batches"], {"batches": [[0, 1], [2, 3]]}),
+    )
+    for note, options in batches:
+        path = tw.descend(problem, tw.SGD(lr=0.05), steps=2, record=record, **options)
+        assert notes(tw.plot.sharpness(path)) == note
     unknown = (
         paths["all"]
         .drop_attrs()

@@ -142,6 +142,7 @@ def descend(
         "problem": described(problem),
         "steps": total,
         **batching,
+        "batches": None if batches is None else np.shape(batches),
         "runs": runs,
         "every": every,
         "stop": stopping.as_settings(stop),

@@ -126,6 +126,16 @@ def batch_norm_of(result: xr.Dataset, name: str | None = None) -> str | None:
     return problem.get("batch_norm")
 
 
+def is_of_batches(path: xr.Dataset) -> bool:
+    """Whether a descent's steps saw batches of its samples, rather than all of them."""
+    settings = settings_of(path)
+    if settings.get("batches") is not None:
+        return True
+    size, samples = settings.get("batch_size"), settings.get("problem", {}).get("n_samples")
+    # without replacement a batch of all the samples is all of them, in whatever order
+    return size is not None and (settings["replacement"] or size < samples)
+
+
 def part(tree: xr.DataTree, path: str) -> xr.Dataset:
     """One of a study's results, as in part(tree, "path/mse/plain")."""
     parts = {node.path.lstrip("/"): node for node in tree.subtree}

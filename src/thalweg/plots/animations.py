@@ -435,7 +435,7 @@ def _says(trajectories: Sequence[xr.Dataset], step: int, *more: str) -> str:
     if losses.size:
         low, high = style.number(losses.min()), style.number(losses.max())
         text = f"loss {low}" if low == high else f"losses {low} to {high}"
-        if all(results.settings_of(each).get("batch_size") for each in trajectories) and not more:
+        if all(map(results.is_of_batches, trajectories)) and not more:
             text = f"batch {text}"
     fate = None
     if gone:

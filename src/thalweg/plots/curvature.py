@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from thalweg.errors import InputError, one_of, whole_number
 from thalweg.plots import curves, members, style
 from thalweg.plots.members import Paths
-from thalweg.results import batch_norm_of, member_dims, settings_of
+from thalweg.results import batch_norm_of, is_of_batches, member_dims
 from thalweg.stability import KNOWN, rule_of, stability_threshold
 
 # The axis follows a limit of stability up to this multiple of the sharpness: where a schedule ends at a
@@ -132,7 +132,6 @@ def _add_limit(
     label: str | None,
 ) -> None:
     """The limit of stability beside the sharpness of a trajectory; `before` are the series of others."""
-    settings = settings_of(path)
     optimizer = rule_of(path)
     if preconditioned is None:
         preconditioned = name.startswith("preconditioned")
@@ -143,7 +142,7 @@ def _add_limit(
     except InputError:  # a recorded loop's learning rates may be unknown
         style.note(ax, style.joined(label, "its limit of stability is not known", by=": "))
         return
-    if settings.get("batch_size") is not None:
+    if is_of_batches(path):
         style.note(ax, style.joined(label, "the limit is that of full batches", by=": "))
     steps = path["step"].values
     swept = [str(d) for d in limits.dims if d != "step"]
