@@ -744,6 +744,8 @@ def test_several_with_times_and_with_steps_are_not_on_one_axis() -> None:
             draw({"descent": path, "flow": flow}, "loss")
     with pytest.raises(InputError, match="draw them apart"):
         plots.convergence({"descent": path, "flow": flow}, ["loss"])
+    timed = path.assign_coords(time=0.1 * path["step"])  # as the message says
+    assert plots.loss({"descent": timed, "flow": flow}).get_xlabel() == "time"
     with pytest.raises(InputError, match="these trajectories share no record of the movement"):
         plots.movement({"a": path, "b": path.drop_vars("relative_movement")})
 

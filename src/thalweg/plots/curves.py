@@ -140,7 +140,10 @@ def read(paths: Named, name: str) -> tuple[str, list[tuple[np.ndarray, np.ndarra
     """
     along, *others = {_clock(each) for _, each in paths}
     if others:
-        raise InputError("some trajectories have a time, others steps alone: draw them apart.")
+        raise InputError(
+            "some trajectories have a time, others steps alone: draw them apart, or give a descent the time "
+            "of its steps, path.assign_coords(time=lr * path['step'])."
+        )
     columns = []
     for text, each in paths:
         with members.about(text):
