@@ -293,9 +293,10 @@ def _check_resumed(resume: xr.Dataset, dims: dict[str, np.ndarray]) -> None:
     before = {str(d): resume.sizes[d] for d in resume["final"].dims if d != "param"}
     now = {name: len(values) for name, values in dims.items()}
     if before != now:
+        remedy = "" if before else "; resume it once for each of them"
         raise InputError(
             f"resume= goes on with the members of the trajectory, {before or 'one run'}; the optimizer "
-            f"and seeds given here span {now or 'one run'}."
+            f"and seeds given here span {now or 'one run'}{remedy}."
         )
     for name, values in dims.items():
         resumed = resume[name].values
