@@ -252,6 +252,15 @@ def test_resume_with_another_optimizer_is_refused():
         tw.descend(bowl_problem(), tw.SGD(lr=[0.1, 0.2]), steps=2, resume=first)
 
 
+@pytest.mark.parametrize("picked", [1, [2, 0]])
+def test_members_picked_from_a_sweep_of_seeds_go_on_with_their_own(picked):
+    problem, options = line_problem(), {"steps": 5, "batch_size": 7, "shuffle": True}
+    first = tw.descend(problem, tw.SGD(lr=0.05), seed=[3, 4, 5], **options)
+    more = tw.descend(problem, tw.SGD(lr=0.05), resume=first, **options)
+    some = tw.descend(problem, tw.SGD(lr=0.05), resume=first.isel(seed=picked), **options)
+    np.testing.assert_array_equal(some.params, more.params.isel(seed=picked))
+
+
 def test_resume_takes_the_seed_of_the_trajectory():
     options = {"batch_size": 7, "shuffle": True}
     whole = tw.descend(line_problem(), tw.SGD(lr=0.01), steps=20, seed=5, **options)

@@ -97,7 +97,7 @@ def descend(
     if resume is not None:
         _check_resumable(resume, problem, optimizer)
     if seed is None:
-        seed = 0 if resume is None else json.loads(resume.attrs["seed"])
+        seed = 0 if resume is None else _seed_of(resume)
     who = members(problem, optimizer, starts=starts, runs=runs, seed=seed, resume=resume)
     first = 0 if resume is None else int(resume.attrs["last_step"])
     batching: dict[str, Any] = {
@@ -190,6 +190,13 @@ def _check_resumable(resume: Any, problem: Problem, optimizer: Optimizer) -> Non
         raise InputError(
             f"resume= holds the state of another optimizer, {before}; {optimizer.name} given."
         )
+
+
+def _seed_of(path: xr.Dataset) -> Any:
+    """The seeds of a trajectory's members, which may be some that were picked from a sweep of seeds."""
+    if "seed" in path.coords:
+        return path["seed"].values.tolist()
+    return json.loads(path.attrs["seed"])
 
 
 def descend_again(path: xr.Dataset) -> xr.Dataset:
