@@ -392,7 +392,7 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
     numbers = {
         f"{settings.dimension} features: training loss": _ends(path["loss"]),
         f"{settings.dimension} features: true risk": _ends(path["expected"]),
-        "noise σ², the least expected loss": f"{settings.noise**2:.6g}",
+        "noise σ², the least expected loss on noisy labels": f"{settings.noise**2:.6g}",
     }
     if np.isfinite(true).any():
         best = int(np.nanargmin(true))
