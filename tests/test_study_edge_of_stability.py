@@ -43,6 +43,15 @@ def test_the_spectrum_at_the_end_ends_at_the_edge(tree):
     assert float(last) == pytest.approx(float(sharp), rel=1e-3)
 
 
+def test_the_spectrum_at_the_end_is_of_the_largest_learning_rate():
+    ends = [
+        results.part(studies.run(NAME, **{**SMALL[NAME], "lrs": lrs}), "spectrum/end")
+        for lrs in ((0.1, 0.25), (0.25, 0.1), (0.25, 1e3, 0.1))
+    ]
+    for other in ends[1:]:
+        np.testing.assert_allclose(other["ritz_value"], ends[0]["ritz_value"], rtol=1e-6, atol=1e-9)
+
+
 def test_momentum_raises_the_limit():
     tree = studies.run(NAME, momentum=0.9, lrs=(0.3,), adam_lrs=(0.01,), steps=4000)
     path = results.part(tree, "path/gradient-descent")

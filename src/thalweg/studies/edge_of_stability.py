@@ -41,7 +41,7 @@ class Settings:
 
 
 def run(settings: Settings) -> dict[str, xr.Dataset]:
-    """The descents with their sharpness, and the spectra at both ends of the last one."""
+    """The descents with their sharpness, and the spectra at the start and at the end."""
     import jax
 
     import thalweg as tw
@@ -76,10 +76,9 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
         "path/gradient-descent": descent,
         "path/adam": adam,
     }
-    ended = descent.isel(lr=np.flatnonzero(descent["status"].values != "diverged"))
     points = {"start": problem.flatten(start)}
-    if ended.sizes["lr"]:
-        points["end"] = ended["final"].isel(lr=-1).values
+    if (descent["status"] != "diverged").any():
+        points["end"] = descent["final"].sel(lr=_last(descent)).values
     for when, point in points.items():
         operator = tw.hessian(problem, np.asarray(point))
         nodes[f"spectrum/{when}"] = operator.density(width=_WIDTH, points=_POINTS)
@@ -155,7 +154,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
 
 def _last(descent: xr.Dataset) -> float:
     """The largest learning rate that did not diverge."""
-    return float(descent["lr"].values[descent["status"].values != "diverged"][-1])
+    return float(descent["lr"].values[descent["status"].values != "diverged"].max())
 
 
 def late(path: xr.Dataset, record: str) -> xr.DataArray:
