@@ -50,15 +50,21 @@ tw.plot.sharpness(path)
 # %% [markdown]
 # ## 2. Down again
 #
-# The region is too sharp for the larger step: the iterate is thrown out, and the sharpness falls from
-# 20 to below 8 within some tens of steps. The loss jumps sixfold, and is lower than before after a
-# hundred.
+# The region is too sharp for the larger step: within five steps the iterate is thrown out, the loss jumps to
+# several hundred times what it was, and the sharpness falls from 20 to below 8. From there it comes back up
+# to its new limit, 8. The loss is a hundredth of its peak again within a hundred steps, but it takes a
+# thousand or more until it stays lower than before.
 
 # %%
 first = tw.descend(problem, tw.SGD(lr=0.1), steps=3000, **options)
 second = tw.descend(problem, tw.SGD(lr=0.25), steps=2000, starts=first, **options)
 print(float(first["sharpness"][-1]), float(second["sharpness"][-1].squeeze()))
 tw.plot.sharpness(second)
+
+# %%
+every_step = tw.descend(problem, tw.SGD(lr=0.25), steps=2000, starts=first)
+print("loss over the first:", (every_step["loss"] / first["loss"][-1]).values.ravel()[:8].round(1))
+tw.plot.loss(every_step, x="log")
 
 # %% [markdown]
 # ## 3. By hand
