@@ -9,7 +9,9 @@ demo: .venv/installed
 	$(BIN)/thalweg run minimal-mlp --out out/minimal-mlp
 	@echo "Open out/minimal-mlp/report.html in a browser."
 
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# The tests begin dozens of processes. Where Python may not keep what it has compiled of JAX and PyTorch, each
+# compiles them anew, for seconds.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 # Tests compile thousands of programs, and run each for a moment: it is enough to compile them quickly.
 # `make test OPTIMIZED=1` runs what users run, in nearly twice the time.
 # XLA ends at a flag that it does not know; the second went with JAX 0.11.

@@ -24,6 +24,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 _FLAGS = ("-O3", "-march=native", "-ffast-math")
 
+# The processes that are timed keep the byte code of what they import, as those of a user do; without it, one
+# waits for seconds while JAX is compiled.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 @functools.cache
 def scratch() -> Path:
