@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import thalweg as tw
-from thalweg import backend, programs
+from thalweg import backend, independence
 
 
 def weight(w, x):
@@ -79,7 +79,7 @@ def splits(predict, x):
         "sharp": 1 + 1e-6 * np.eye(5),  # positive definite, which matrices beside it are not
     }
     y = np.zeros(jax.eval_shape(predict, params, x).shape)
-    return programs.splits(tw.Problem(predict, "mse", x, y, params=params), 10)
+    return independence.splits(tw.Problem(predict, "mse", x, y, params=params), 10)
 
 
 @pytest.mark.parametrize("order", ["as drawn", "rising", "falling"])
@@ -108,7 +108,7 @@ def test_a_loss_of_the_users_may_mix_samples_too(factor, alone, rng):
     x, params = rng.standard_normal((30, 5)), {"weight": rng.standard_normal((5, 3))}
     y = 1 + rng.random((30, 1))
     problem = tw.Problem(lambda w, x: jnp.tanh(weight(w, x)), loss, x, y, params=params)
-    assert programs.splits(problem, 10) == alone
+    assert independence.splits(problem, 10) == alone
 
 
 @pytest.mark.parametrize("n", [2, 3, 30])
@@ -124,7 +124,7 @@ def test_one_sample_is_a_part_of_them_however_jax_writes_it(n, rng):
         (lambda w, x: weight(w, x) * jnp.linspace(1, 2, n)[:, None], False),
     ):
         problem = tw.Problem(predict, "cross_entropy", x, y, params=params)
-        assert programs.splits(problem, 1) == alone
+        assert independence.splits(problem, 1) == alone
 
 
 def test_samples_may_be_numbers_of_a_table():
@@ -144,7 +144,7 @@ def test_inputs_may_have_a_domain(rng):
     ):
         problem = tw.Problem(predict, "mse", x, np.zeros((30, 3)), params=params)
         with jax.debug_nans(True):
-            assert programs.splits(problem, 10) == alone
+            assert independence.splits(problem, 10) == alone
 
     def checked(v):
         if (v <= 0).any():
@@ -154,7 +154,7 @@ def test_inputs_may_have_a_domain(rng):
     def predict(w, x):
         return jax.pure_callback(checked, jax.ShapeDtypeStruct(x.shape, x.dtype), x) @ w["weight"]
 
-    assert programs.splits(tw.Problem(predict, "mse", x, np.zeros((30, 3)), params=params), 10)
+    assert independence.splits(tw.Problem(predict, "mse", x, np.zeros((30, 3)), params=params), 10)
 
 
 def test_places_are_seen_in_half_precision(rng):
@@ -171,7 +171,7 @@ def test_places_are_seen_in_half_precision(rng):
         problem = tw.Problem(
             lambda w, x, f=predict: f(w, x).astype(x.dtype), "mse", x, y, params=params
         )
-        assert programs.splits(problem, 10) == alone
+        assert independence.splits(problem, 10) == alone
 
 
 def test_a_landscape_takes_all_samples_at_once_where_they_are_compared(monkeypatch, rng):
@@ -199,9 +199,9 @@ def test_what_is_learnt_is_of_the_models_own_numbers(rng):
         predict = jax.tree_util.Partial(gated, jnp.asarray(gate))
         return tw.Problem(predict, "mse", x, x, params={"weight": np.eye(3)})
 
-    assert programs.splits(problem(0.0), 10)
-    assert not programs.splits(problem(1.0), 10)
-    assert programs.splits(problem(0.0), 10)
+    assert independence.splits(problem(0.0), 10)
+    assert not independence.splits(problem(1.0), 10)
+    assert independence.splits(problem(0.0), 10)
 
 
 def test_clearing_the_caches_frees_what_functions_hold():

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import thalweg as tw
-from thalweg import programs, results
+from thalweg import independence, results
 from thalweg.errors import InputError
 from thalweg.jaxprs import names
 from thalweg.problem import pointwise
@@ -236,7 +236,7 @@ def test_what_a_process_or_a_thread_does_once_is_no_part_of_a_program(where):
     def asked():
         problem = tw.from_torch(module, nn.MSELoss(), x, torch.randn(40, 2, 5, 5))
         program = jax.make_jaxpr(pointwise)(problem, problem.params)
-        return programs.splits(problem, 10), names(program.jaxpr)
+        return independence.splits(problem, 10), names(program.jaxpr)
 
     if where == "in a thread":
         translation._environment()

@@ -11,7 +11,7 @@ nn, F = torch.nn, torch.nn.functional
 from torch_checks import same_as_pytorch  # noqa: E402
 
 import thalweg as tw  # noqa: E402
-from thalweg import jaxprs, programs  # noqa: E402
+from thalweg import independence, jaxprs  # noqa: E402
 from thalweg.errors import InputError  # noqa: E402
 from thalweg.problem import in_precision  # noqa: E402
 from thalweg.pytorch.translation import translated  # noqa: E402
@@ -178,7 +178,7 @@ def test_padding_leaves_the_samples_apart(mode):
     )
     module = nn.Sequential(module, nn.Flatten(), nn.Linear(30, 1)).double()
     problem = tw.from_torch(module, "mse", RNG.normal(size=(7, 3, 5, 6)), RNG.normal(size=(7, 1)))
-    assert programs.splits(problem, 3)
+    assert independence.splits(problem, 3)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ import xarray as xr
 from thalweg import blocks, observables, results, sampling, stopping
 from thalweg.ensemble import Members, check_same_parameters, members, reaches_the_end
 from thalweg.errors import InputError, first_line, whole_number
+from thalweg.independence import splits
 from thalweg.job import Feeds, Job
 from thalweg.logbook import source_of
 from thalweg.loop import Plan
 from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range
 from thalweg.problem import Problem, check_is_problem, described
-from thalweg.programs import splits
 
 
 def descend(

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from thalweg import backend, programs
+from thalweg.independence import splits
 from thalweg.problem import Problem
-from thalweg.programs import model_of, splits
+from thalweg.programs import model_of
 from thalweg.tuning import tuned
 
 Step = Callable[..., tuple[Any, Any]]

@@ -16,6 +16,7 @@ import numpy as np
 
 from thalweg import backend, forward, programs
 from thalweg.errors import InputError
+from thalweg.independence import splits
 from thalweg.params import Layout, norm
 from thalweg.passes import (
     ACTIVATIONS,
@@ -26,7 +27,6 @@ from thalweg.passes import (
     sample_bytes,
 )
 from thalweg.problem import Problem, pointwise, predicting
-from thalweg.programs import splits
 from thalweg.tuning import tuned
 
 # The matrices by name: second derivatives of the risk, and second moments of the samples' gradients

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 
 from thalweg import backend, passes
+from thalweg.independence import splits
 from thalweg.problem import Problem
-from thalweg.programs import model_of, splits
+from thalweg.programs import model_of
 
 # On a CPU an elementwise model is one fused loop over the points, unrolled over some samples at a time: their
 # sum then needs no inner loop, and vectorises.
