@@ -9,7 +9,7 @@ import xarray as xr
 from click.testing import CliRunner
 from small import SMALL
 
-from thalweg import report, results, studies
+from thalweg import files, report, studies
 from thalweg.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +63,7 @@ def _nothing(name, tree):
 def _save(tree, folder):
     """In place of `report.write`: the results alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    return results.save(tree, folder / "results.nc") if tree.children else folder / "results.nc"
+    return files.save(tree, folder / "results.nc") if tree.children else folder / "results.nc"
 
 
 def _small(words):

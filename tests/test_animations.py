@@ -15,7 +15,7 @@ from matplotlib.quiver import Quiver
 from PIL import Image
 
 import thalweg as tw
-from thalweg import plots, results
+from thalweg import files, plots
 from thalweg.errors import MissingExtra
 from thalweg.plots import animations, films
 
@@ -516,8 +516,8 @@ def test_results_that_cannot_be_animated(surface, descent, sweep):
 
 
 def test_a_saved_result_is_animated_without_jax(surface, descent, tmp_path):
-    results.save(surface, tmp_path / "surface.nc")
-    results.save(descent, tmp_path / "path.nc")
+    files.save(surface, tmp_path / "surface.nc")
+    files.save(descent, tmp_path / "path.nc")
     code = (
         "import sys, thalweg as tw;"
         "film = tw.animate.pointwise(tw.load('surface.nc'), tw.load('path.nc'), frames=3);"

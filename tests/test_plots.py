@@ -21,7 +21,7 @@ from figure_checks import faults
 from matplotlib.colors import to_hex, to_rgb, to_rgba
 
 import thalweg as tw
-from thalweg import plots, results
+from thalweg import files, plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
 
@@ -219,11 +219,11 @@ def test_a_saved_result_draws_without_jax(tmp_path: Any) -> None:
     surface, path = landscape(), SWEEP
     for name, result in (("surface", surface), ("path", path)):
         result.attrs["schema_version"] = results.SCHEMA_VERSION
-        results.save(result, tmp_path / f"{name}.nc")
+        files.save(result, tmp_path / f"{name}.nc")
     program = (
         "import sys, matplotlib; matplotlib.use('Agg')\n"
-        "from thalweg import plots, results\n"
-        f"surface, path = (results.load(r'{tmp_path}/' + n) for n in ('surface.nc', 'path.nc'))\n"
+        "from thalweg import files, plots\n"
+        f"surface, path = (files.load(r'{tmp_path}/' + n) for n in ('surface.nc', 'path.nc'))\n"
         f"plots.contour(surface, path).figure.savefig(r'{tmp_path}/picture.png')\n"
         "plots.loss(path)\n"
         "assert 'jax' not in sys.modules\n"

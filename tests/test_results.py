@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from problems import bowl_problem, line_problem
 
 import thalweg as tw
-from thalweg import results, show
+from thalweg import projection, results, show
 from thalweg.errors import InputError
 
 
@@ -273,18 +273,18 @@ OBLIQUE = plane_of([[2, 0, 0], [1, 1, 0]], [1, 1, 3])
 def test_points_on_the_plane_give_their_coordinates():
     coordinates = np.array([[0, 0], [1, 0], [0, 1], [0.5, -2]])
     points = np.array([1, 1, 3]) + coordinates @ np.array([[2, 0, 0], [1, 1, 0]])
-    seen = results.project(OBLIQUE, points)
+    seen = projection.project(OBLIQUE, points)
     np.testing.assert_allclose(np.stack([seen.d0, seen.d1], axis=1), coordinates, atol=1e-14)
     np.testing.assert_allclose(seen.residual, 0, atol=1e-14)
 
 
 def test_off_the_plane_the_residual_is_the_distance():
     # (4, 2, 3 ± 5) is 5 above and below 1·(2, 0, 0) + 1·(1, 1, 0) from the origin (1, 1, 3)
-    seen = results.project(OBLIQUE, np.array([[4.0, 2, 8], [4, 2, -2]]))
+    seen = projection.project(OBLIQUE, np.array([[4.0, 2, 8], [4, 2, -2]]))
     np.testing.assert_allclose(seen.d0, 1, rtol=1e-14)
     np.testing.assert_allclose(seen.d1, 1, rtol=1e-14)
     np.testing.assert_allclose(seen.residual, 5, rtol=1e-14)
-    single = results.project(OBLIQUE, np.array([4.0, 2, 8]))
+    single = projection.project(OBLIQUE, np.array([4.0, 2, 8]))
     assert single.residual.dims == ()
 
 
@@ -295,7 +295,7 @@ vectors = st.lists(st.integers(-10, 10), min_size=4, max_size=4).map(np.array)
 def test_projection_is_least_squares(origin, first, second, point):
     directions = np.stack([first, second])
     assume(np.linalg.cond(directions) < 1e6)
-    seen = results.project(plane_of(directions, origin), point)
+    seen = projection.project(plane_of(directions, origin), point)
     solution, *_ = np.linalg.lstsq(directions.T, point - origin)
     np.testing.assert_allclose([seen.d0, seen.d1], solution, rtol=1e-8, atol=1e-8)
     nearest = origin + solution @ directions
@@ -308,11 +308,13 @@ def test_projection_is_least_squares(origin, first, second, point):
 )  # fmt: skip
 def test_dependent_directions_have_no_coordinates(directions):
     with pytest.raises(InputError, match="a combination of the others"):
-        results.project(plane_of(directions, [0, 0, 0]), np.ones(3))
+        projection.project(plane_of(directions, [0, 0, 0]), np.ones(3))
 
 
 def test_directions_of_any_lengths_have_coordinates():
-    seen = results.project(plane_of([[1e-9, 0, 0], [0, 1e9, 0]], [0, 0, 0]), np.array([1.0, 1, 1]))
+    seen = projection.project(
+        plane_of([[1e-9, 0, 0], [0, 1e9, 0]], [0, 0, 0]), np.array([1.0, 1, 1])
+    )
     np.testing.assert_allclose([seen.d0, seen.d1, seen.residual], [1e9, 1e-9, 1], rtol=1e-14)
 
 
@@ -332,7 +334,7 @@ def test_a_trajectory_keeps_its_dimensions():
 
 
 def test_a_diverging_run_is_seen_without_warnings():
-    seen = results.project(OBLIQUE, np.array([[1.0, 1, 3e200], [1e308] * 3, [np.nan] * 3]))
+    seen = projection.project(OBLIQUE, np.array([[1.0, 1, 3e200], [1e308] * 3, [np.nan] * 3]))
     np.testing.assert_allclose(seen.residual[:2], [3e200, 1e308], rtol=1e-14)
     assert np.isnan(seen.residual[2])
 
@@ -350,7 +352,7 @@ def test_a_diverging_run_is_seen_without_warnings():
 )
 def test_points_of_another_space_are_refused(points, says):
     with pytest.raises(InputError, match=says):
-        results.project(OBLIQUE, points)
+        projection.project(OBLIQUE, points)
 
 
 def test_a_sweep_named_as_an_axis_is_refused():

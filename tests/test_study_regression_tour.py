@@ -6,7 +6,7 @@ import torch
 from small import SMALL
 
 import thalweg as tw
-from thalweg import results, studies
+from thalweg import files, studies
 from thalweg.catalogue import data
 from thalweg.studies import polynomials
 
@@ -215,4 +215,4 @@ def test_a_diverging_descent_is_named(tmp_path):
     found = studies.findings(NAME, tree)
     assert any("diverged" in warning for warning in found.warnings)
     tw.save(tree, tmp_path / "tour.nc")
-    assert results.load(tmp_path / "tour.nc").identical(tree)
+    assert files.load(tmp_path / "tour.nc").identical(tree)

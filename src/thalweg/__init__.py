@@ -64,7 +64,8 @@ _NAMES = {
     "computation_graph": "graphs",
     "clear_caches": "programs",
     # results
-    **dict.fromkeys(("load", "project", "save"), "results"),
+    **dict.fromkeys(("load", "save"), "files"),
+    "project": "projection",
     "rerun": "studies",
 }  # fmt: skip
 # public name of a module -> the module

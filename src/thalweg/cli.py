@@ -227,7 +227,7 @@ def descend(
 def show(file: Path, node: str | None, rows: int) -> None:
     """Print what a saved result holds: what made it, the losses step by step, where it ended."""
     from thalweg import show as showing
-    from thalweg.results import load
+    from thalweg.files import load
 
     for line in showing.lines(load(file), node, rows):
         click.echo(line)
@@ -242,7 +242,7 @@ def rerun(file: Path, out: Path) -> None:
     _load()
     from thalweg import studies
     from thalweg.errors import InputError
-    from thalweg.results import load
+    from thalweg.files import load
 
     saved = load(file)
     kind = saved.attrs.get("kind", "table")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thalweg import blocks, report, results, studies
+from thalweg import blocks, files, report, results, studies
 from thalweg.errors import InputError
 from thalweg.pages import rendered
 
@@ -104,7 +104,7 @@ def _write_index(folder: Path, outcomes: list[Outcome]) -> None:
         seconds=sum(outcome.seconds for outcome in outcomes),
         made_by=", ".join(f"{k} {v}" for k, v in results.versions().items()),
     )
-    with results.replacing(folder / "index.html") as scratch:
+    with files.replacing(folder / "index.html") as scratch:
         scratch.write_text(page, encoding="utf-8")
 
 

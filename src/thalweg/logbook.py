@@ -129,11 +129,22 @@ class Record:
         """Name, dimensions and values of each variable; NaN or −1 where a member had diverged, and, in what
         the optimizer records, where it had stopped and made no update."""
         for column in self.columns:
-            results.mask_from(column.values, self.steps, diverged_at)
+            _mask_from(column.values, self.steps, diverged_at)
             if column.of_update and stopped_at is not None:
-                results.mask_from(column.values, self.steps, stopped_at, after=1)
+                _mask_from(column.values, self.steps, stopped_at, after=1)
             values = column.values.reshape(len(self.steps), *column.shape, *self.who.shape)
             yield column.name, ("step", *column.dims, *self.who.dims), values
+
+
+def _mask_from(values: np.ndarray, step: np.ndarray, since: np.ndarray, after: int = 0) -> None:
+    """Mask, in place, each member's values from step since + after on. `since` is (members,); members where
+    it is −1 are left alone.
+
+    `values` is (rows, size, members). Masked values become NaN, or −1 in integers.
+    """
+    filler = np.nan if values.dtype.kind in "fc" else (-1 if values.dtype.kind == "i" else 0)
+    for member in np.flatnonzero(since >= 0):
+        values[step >= since[member] + after, :, member] = filler
 
 
 def _columns(

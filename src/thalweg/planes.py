@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from thalweg import blocks, names, results
+from thalweg import blocks, names, projection, results
 from thalweg.errors import InputError, unknown, whole_number
 from thalweg.params import Layout, Params
 from thalweg.problem import Problem, check_is_problem, vector_of
@@ -136,11 +136,11 @@ class Plane:
         if problem is not None:
             check_is_problem(problem)
             check_is_plane_of(problem, self)
-        projected = results.project(self.dataset(), path)
+        projected = projection.project(self.dataset(), path)
         if problem is None:
             return projected
         dims = projected["residual"].dims
-        points = results.points_of(self.dataset(), path).transpose(*dims, "param")
+        points = projection.points_of(self.dataset(), path).transpose(*dims, "param")
         rows = points.values.reshape(-1, problem.size)
         places = np.stack([projected[axis].values.ravel() for axis in self.axes], axis=-1)
         risks = np.full((len(rows), 2), np.nan)

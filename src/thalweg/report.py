@@ -15,7 +15,7 @@ from typing import Any
 
 import xarray as xr
 
-from thalweg import results, studies
+from thalweg import files, results, studies
 from thalweg.errors import MissingExtra, optional
 from thalweg.pages import rendered
 
@@ -54,7 +54,7 @@ def write(tree: xr.DataTree, folder: str | os.PathLike[str]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.part-"))
     try:
-        results.save(tree, scratch / "results.nc")
+        files.save(tree, scratch / "results.nc")
         (scratch / "figures").mkdir()
         (scratch / "report.html").write_text(_page(tree, scratch / "figures"), encoding="utf-8")
         (folder / "figures").mkdir(parents=True, exist_ok=True)

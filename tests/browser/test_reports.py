@@ -160,8 +160,8 @@ def test_interactive_figures_are_pages_of_their_own(name, folder, visit):
 def test_a_saved_study_is_drawn_without_jax(name, folder):
     code = (
         "import sys, matplotlib; matplotlib.use('agg');"
-        "from thalweg import results, studies;"
-        f"tree = results.load({str(folder / 'results.nc')!r});"
+        "from thalweg import files, studies;"
+        f"tree = files.load({str(folder / 'results.nc')!r});"
         f"assert studies.figures({name!r}, tree) and studies.findings({name!r}, tree).numbers;"
         "assert 'jax' not in sys.modules, 'JAX was loaded'"
     )

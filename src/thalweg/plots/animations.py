@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from thalweg import results
+from thalweg import files, projection, results
 from thalweg.errors import InputError, one_of, unknown
 from thalweg.plots import films, fits, members, panels, paths, style, surfaces
 from thalweg.plots.members import Named, Paths
@@ -91,7 +91,7 @@ class Animation:
         suffix = path.suffix.lower()
         if suffix not in _SUFFIXES:
             raise unknown("suffix of an animation's file", path.suffix or path.name, _SUFFIXES)
-        with results.replacing(path) as scratch:
+        with files.replacing(path) as scratch:
             if suffix == ".html":
                 scratch.write_text(self.to_html(), encoding="utf-8")
             else:
@@ -213,7 +213,7 @@ def pointwise(
     path = panels.one_member(path, "pointwise", arrow)
     steps, recorded = _steps([path], frames, spacing)
     _check_speed(fps, dpi)
-    where = results.project(surface, path).sel(step=steps)
+    where = projection.project(surface, path).sel(step=steps)
     finite = np.logical_and.reduce([np.isfinite(where[a]) for a in results.plane_axes(surface)])
     if finite.any():  # a diverged iterate has neither a place nor a sample
         steps = np.asarray(steps)[finite].tolist()

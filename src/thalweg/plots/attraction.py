@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.patches import Patch
 
-from thalweg import results
+from thalweg import projection, results
 from thalweg.errors import InputError, one_of
 from thalweg.plots import paths, style
 
@@ -164,7 +164,7 @@ def _rounding(result: xr.Dataset) -> float:
 def _numbers(ax: Axes, result: xr.Dataset, most: int) -> None:
     """Write the numbers of the minima that have a colour of their own, if they lie in the window."""
     reached = result["reached"].values > 0
-    where = results.project(result, result["minima"].values)
+    where = projection.project(result, result["minima"].values)
     x, y = (where[axis].values for axis in results.plane_axes(result))
     (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
     for i in np.flatnonzero(reached)[:most]:
@@ -185,7 +185,7 @@ def _say_outside(ax: Axes, result: xr.Dataset, number: np.ndarray) -> None:
     """Note how many starts reach minima outside the window."""
     if not len(result["minima"]):
         return
-    where = results.project(result, result["minima"].values)
+    where = projection.project(result, result["minima"].values)
     inside = np.ones(len(result["minima"]), bool)
     for axis, (low, high) in zip(
         results.plane_axes(result), (ax.get_xlim(), ax.get_ylim()), strict=True

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.quiver import Quiver
 
-from thalweg import results
+from thalweg import projection, results
 from thalweg.errors import InputError, whole_number
 from thalweg.plots import bands, members, paths, style, surfaces
 from thalweg.plots.bands import Bands
@@ -270,7 +270,7 @@ def arrow_ends(surface: xr.Dataset, now: xr.Dataset, scale: float) -> np.ndarray
     if not (gradient.any() and np.isfinite(gradient).all()):
         return None
     params = now["params"].values[0].astype(float)
-    ends = results.project(surface, np.stack([params, params - scale * gradient]))
+    ends = projection.project(surface, np.stack([params, params - scale * gradient]))
     return np.stack([ends[axis].values for axis in results.plane_axes(surface)], axis=1)
 
 

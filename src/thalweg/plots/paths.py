@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from thalweg import names, results
+from thalweg import names, projection, results
 from thalweg.errors import InputError
 from thalweg.plots import members, style
 
@@ -61,7 +61,7 @@ def named(
     results.plane_axes(surface)  # raises if it is no landscape
     for name, each in several:
         with members.about(name):
-            results.points_of(surface, each)
+            projection.points_of(surface, each)
             if not each.sizes["step"]:
                 raise InputError("this trajectory has no recorded steps.")
     return several
@@ -249,7 +249,7 @@ def place_of(
         InputError: not one point of the landscape's parameters.
     """
     point = names.vector(point, names.found(surface))
-    where = results.project(surface, point)
+    where = projection.project(surface, point)
     if where["residual"].ndim:
         raise InputError(
             f"point {label!r} must be one point; {dict(where['residual'].sizes)} given."
@@ -274,7 +274,7 @@ def coordinates(
     across, up = _two_axes(surface)
     dims = ("step", *results.member_dims(path))
     with np.errstate(all="ignore"):  # a run on its way to infinity
-        where = results.project(surface, path).transpose(*dims)
+        where = projection.project(surface, path).transpose(*dims)
         off = off_plane_text(surface, path["params"], where)
     x, y = (np.where(np.isfinite(where[a]), where[a], np.nan) for a in (across, up))
     outside = np.isfinite(x) & np.isfinite(y) & ~_inside(ax, x, y)

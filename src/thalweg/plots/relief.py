@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.colors import to_hex, to_rgba
 
-from thalweg import names, results
+from thalweg import names, projection, results
 from thalweg.plots import bands, paths, style
 from thalweg.plots.bands import Bands
 from thalweg.plots.canvas import CAMERA, Canvas, axis, plain
@@ -186,7 +186,7 @@ def _placed(
     """Where a track lies, with notes on what the picture does not show of it."""
     points = xr.DataArray(track.params, dims=("step", "run", "param"))
     with np.errstate(all="ignore"):  # a run on its way to infinity
-        where = results.project(landscape, points)
+        where = projection.project(landscape, points)
         off = paths.off_plane_text(landscape, points, where)
     x, y = (where[name].values for name in results.plane_axes(landscape))
     finite = np.isfinite(x) & np.isfinite(y)
