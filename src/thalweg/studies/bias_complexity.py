@@ -18,7 +18,8 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, regression, setting
+from thalweg.studies import Drawing, Findings, regression
+from thalweg.studies.settings import setting
 
 TITLE = "Training and true risk against the number of features"
 

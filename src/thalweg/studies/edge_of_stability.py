@@ -17,7 +17,8 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.plots import style
 from thalweg.stability import stability_threshold
-from thalweg.studies import Drawing, Findings, at_least, different, setting
+from thalweg.studies import Drawing, Findings
+from thalweg.studies.settings import at_least, different, setting
 
 TITLE = "The edge of stability"
 

@@ -16,7 +16,8 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, setting
+from thalweg.studies import Drawing, Findings
+from thalweg.studies.settings import setting
 
 TITLE = "Gradient descent on least squares, seen in the right basis"
 

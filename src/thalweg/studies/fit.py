@@ -15,7 +15,8 @@ import xarray as xr
 
 from thalweg import names, plots, results
 from thalweg.errors import InputError, unknown
-from thalweg.studies import Drawing, Findings, setting
+from thalweg.studies import Drawing, Findings
+from thalweg.studies.settings import setting
 from thalweg.studies.texts import assignments, options_of
 
 TITLE = "A model fitted to a table"

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, at_least, different, setting
+from thalweg.studies import Drawing, Findings
+from thalweg.studies.settings import at_least, different, setting
 
 TITLE = "When is a step small enough?"
 

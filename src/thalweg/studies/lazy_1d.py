@@ -16,7 +16,8 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, different, setting
+from thalweg.studies import Drawing, Findings
+from thalweg.studies.settings import different, setting
 
 if TYPE_CHECKING:
     from thalweg.problem import Problem

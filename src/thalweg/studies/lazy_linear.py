@@ -15,7 +15,8 @@ import xarray as xr
 
 from thalweg import plots, results
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, at_least, regression, setting
+from thalweg.studies import Drawing, Findings, regression
+from thalweg.studies.settings import at_least, setting
 
 TITLE = "Lazy training: linear models, narrow and wide"
 

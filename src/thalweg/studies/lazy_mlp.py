@@ -14,7 +14,8 @@ import xarray as xr
 
 from thalweg import names, plots, results
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, at_least, different, regression, setting
+from thalweg.studies import Drawing, Findings, regression
+from thalweg.studies.settings import at_least, different, setting
 
 TITLE = "Lazy training: networks, and how far their parameters move"
 

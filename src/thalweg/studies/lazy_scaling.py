@@ -17,7 +17,8 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import style
-from thalweg.studies import Drawing, Findings, at_least, different, regression, setting
+from thalweg.studies import Drawing, Findings, regression
+from thalweg.studies.settings import at_least, different, setting
 
 if TYPE_CHECKING:
     from thalweg.problem import Problem

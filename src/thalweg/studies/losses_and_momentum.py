@@ -15,7 +15,8 @@ import xarray as xr
 
 from thalweg import plots, results
 from thalweg.errors import InputError
-from thalweg.studies import Drawing, Findings, at_least, setting
+from thalweg.studies import Drawing, Findings
+from thalweg.studies.settings import at_least, setting
 
 TITLE = "One line, four losses, and what momentum does"
 

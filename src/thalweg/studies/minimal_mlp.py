@@ -23,7 +23,8 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import animations, panels
-from thalweg.studies import Drawing, Findings, at_least, setting
+from thalweg.studies import Drawing, Findings
+from thalweg.studies.settings import at_least, setting
 from thalweg.studies.texts import options_of
 
 TITLE = "The stochastic landscape of a two-parameter network"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from thalweg.studies import setting
+from thalweg.studies.settings import setting
 
 if TYPE_CHECKING:
     from thalweg.problem import Problem

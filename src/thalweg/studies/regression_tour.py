@@ -20,7 +20,8 @@ import xarray as xr
 from thalweg import plots, results
 from thalweg.errors import InputError
 from thalweg.plots import interactive
-from thalweg.studies import Drawing, Findings, at_least, polynomials, setting
+from thalweg.studies import Drawing, Findings, polynomials
+from thalweg.studies.settings import at_least, setting
 
 TITLE = "A line, an outlier, and on to polynomials"
 
