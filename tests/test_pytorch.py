@@ -19,7 +19,7 @@ from thalweg import independence, results
 from thalweg.errors import InputError
 from thalweg.jaxprs import names
 from thalweg.problem import pointwise
-from thalweg.pytorch import translation
+from thalweg.pytorch import environment
 
 # 1e-5 in float32 and 1e-10 in float64, relative to the largest entry of what is compared
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -230,7 +230,7 @@ def test_a_modules_code_is_followed_once_for_inputs_of_one_shape():
 def test_what_a_process_or_a_thread_does_once_is_no_part_of_a_program(where):
     """Or the first module's would be another for a part of its samples than for all: they would go all at
     once."""
-    translation._environment.cache_clear()
+    environment.own.cache_clear()
     module, x = nn.Conv2d(1, 2, 3, 1, 1), torch.randn(40, 1, 5, 5)
 
     def asked():
@@ -239,7 +239,7 @@ def test_what_a_process_or_a_thread_does_once_is_no_part_of_a_program(where):
         return independence.splits(problem, 10), names(program.jaxpr)
 
     if where == "in a thread":
-        translation._environment()
+        environment.own()
         with ThreadPoolExecutor(1) as pool:
             splits, operations = pool.submit(asked).result()
     else:
