@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 import thalweg as tw
-from thalweg import directions
+from thalweg import components
 from thalweg.errors import InputError
 
 P = 12
@@ -215,9 +215,9 @@ def test_principal_components_are_those_of_the_singular_values(problem, n):
 
 def test_a_random_walks_variance():
     """0.6079 = 6/π² and a quarter of it in the limit (Antognini & Sohl-Dickstein, 2018, section 3)."""
-    limit = directions._walk_variances(20_000, 10_000, 3)
+    limit = components.walk_variances(20_000, 10_000, 3)
     np.testing.assert_allclose(limit, 6 / np.pi**2 / np.arange(1, 4) ** 2, rtol=1e-3)
-    drawn = directions._walk_variances(200, 20_000, 3)
+    drawn = components.walk_variances(200, 20_000, 3)
     steps = np.tril(np.ones((200, 200)))
     centering = np.eye(200) - 1 / 200
     values = np.linalg.eigvalsh(centering @ steps @ steps.T @ centering)[::-1]
