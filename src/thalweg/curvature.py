@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +17,17 @@ import numpy as np
 import xarray as xr
 from jax.core import Tracer
 
-from thalweg import backend, blocks, lanczos, losses, passes, products, results
+from thalweg import backend, blocks, lanczos, losses, passes, products, results, spectra
 from thalweg.errors import InputError, NotConverged, one_of, real, whole_number
 from thalweg.params import Params
 from thalweg.problem import Problem, check_is_problem, described, in_precision, vector_of
+from thalweg.spectra import Estimate
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 _SMALL = 256  # parameters up to which the matrix itself is formed and decomposed
 _ROWS = 64  # rows of the identity multiplied at a time, to form the matrix
-_METHODS = ("hutch++", "hutchinson")
-
-
-class Estimate(NamedTuple):
-    """A number and its standard error: 0 where the number is exact."""
-
-    value: float
-    error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +238,7 @@ class Curvature:
         Raises:
             InputError: an unknown method, fewer than 6 samples.
         """
-        one_of("trace method", method, _METHODS)
+        one_of("trace method", method, spectra.METHODS)
         samples = whole_number("samples", samples, 6)
         seed = whole_number("seed", seed, 0)
         p = self.problem.size
@@ -253,31 +246,17 @@ class Curvature:
             exact = float(np.trace(self.dense(), dtype=float))
             self._check_finite(np.array(exact))
             return Estimate(exact, 0.0)
-        rng = np.random.default_rng(seed)
-
-        def signs(count: int) -> np.ndarray:
-            return 2 * rng.integers(0, 2, (count, p), np.int8).astype(self.dtype) - 1
-
-        def images(vectors: Any) -> np.ndarray:
-            return np.asarray(self._apply(products.images, vectors))
-
-        if method == "hutch++":
-            third = samples // 3
-            blocks.check_memory(
-                6 * third * p * self.dtype.itemsize,
-                f"{third} directions of {p} numbers",
-                "lower samples=, or take method='hutchinson'",
-            )
-            basis = np.asarray(lanczos.orthonormal(images(signs(third))))
-            inside = float(np.sum(basis * images(basis), dtype=float))
-            parts: Any = [np.asarray(lanczos.outside(basis, signs(samples - 2 * third)))]
-        else:
-            inside, each = 0.0, products.at_once(self.problem)
-            parts = (signs(min(each, samples - done)) for done in range(0, samples, each))
-        values = np.concatenate([np.sum(z * images(z), axis=1, dtype=float) for z in parts])
+        exact, values = spectra.trace_terms(
+            lambda vectors: np.asarray(self._apply(products.images, vectors)),
+            p,
+            self.dtype,
+            samples=samples,
+            method=method,
+            seed=seed,
+            together=products.at_once(self.problem),
+        )
         self._check_finite(values)
-        error = float(np.std(values, ddof=1) / np.sqrt(len(values)))
-        return Estimate(inside + float(np.mean(values)), error)
+        return Estimate.of(values, exact)
 
     def density(
         self,
@@ -306,14 +285,8 @@ class Curvature:
         Raises:
             InputError: impossible numbers, a point where the matrix is not finite.
         """
-        probes, steps = (
-            whole_number("probes", probes, 1),
-            whole_number("steps", steps, 2),
-        )
-        points, seed = (
-            whole_number("points", points, 2),
-            whole_number("seed", seed, 0),
-        )
+        probes, steps = whole_number("probes", probes, 1), whole_number("steps", steps, 2)
+        points, seed = whole_number("points", points, 2), whole_number("seed", seed, 0)
         if width is not None and not 0 < real(width) < np.inf:
             raise InputError(f"width must be above 0; {width!r:.80} given.")
         if self.problem.size <= _SMALL:
@@ -321,21 +294,13 @@ class Curvature:
             nodes = values[None]
             weights = np.full(nodes.shape, 1 / len(values))
         else:
-            nodes, weights = self._quadrature(probes, min(steps, self.problem.size), seed, progress)
+            p = self.problem.size
+            steps = min(steps, p)
+            with blocks.bar(probes * steps, "spectral density", "product", progress) as bar:
+                product = _counted(self.matvec, bar)
+                nodes, weights = spectra.quadrature(product, p, self.dtype, probes, steps, seed)
         self._check_finite(nodes)
-        span, size = float(np.ptp(nodes)), float(np.abs(nodes).max())
-        rounding = 1e3 * float(jnp.finfo(self.dtype).eps) * size
-        span = span if span > rounding else size or 1.0  # of one eigenvalue
-        width = span / 100 if width is None else float(width)
-        needed = int(np.ceil(2 * (np.ptp(nodes) + 8 * width) / width))
-        if points < needed:
-            raise InputError(
-                f"points={points} are too few for a width of {width:.3g}: {needed} or more are needed."
-            )
-        grid = np.linspace(nodes.min() - 4 * width, nodes.max() + 4 * width, points)
-        with np.errstate(under="ignore"):  # far from its node a bell underflows to 0
-            bells = np.exp(-0.5 * ((grid[:, None] - nodes.ravel()) / width) ** 2)
-            density = bells @ weights.ravel() / (len(nodes) * width * np.sqrt(2 * np.pi))
+        grid, density, width = spectra.smoothed(nodes, weights, width, points, self.dtype)
         attrs = results.provenance(
             "spectrum",
             {
@@ -355,30 +320,6 @@ class Curvature:
             "weight": (("probe", "node"), weights),
         }
         return xr.Dataset(data, coords={"eigenvalue": grid}, attrs=attrs)
-
-    def _quadrature(
-        self, probes: int, steps: int, seed: int, progress: bool | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Nodes and weights (probes, steps) of Gauss quadrature in the spectrum's measure."""
-        p = self.problem.size
-        blocks.check_memory(
-            3 * (steps + 1) * p * self.dtype.itemsize,
-            f"{steps} Lanczos vectors of {p} numbers",
-            "lower steps=",
-        )
-        nodes, weights = np.empty((probes, steps)), np.empty((probes, steps))
-        key = jax.random.key(seed)
-        with blocks.bar(probes * steps, "spectral density", "product", progress) as bar:
-            product = _counted(self.matvec, bar)
-            for probe in range(probes):
-                key, probe_key = jax.random.split(key)
-                start = jax.random.rademacher(probe_key, (p,), self.dtype)
-                projected = lanczos.projected(product, start, steps, probe_key)
-                if not np.isfinite(projected).all():
-                    return np.full(nodes.shape, np.nan), weights
-                values, vectors = np.linalg.eigh(projected)
-                nodes[probe], weights[probe] = values, vectors[0] ** 2
-        return nodes, weights
 
 
 # At a point ----------------------------------------------------------------------------------
