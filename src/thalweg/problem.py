@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 _REDUCTIONS = ("mean", "sum")
+# What a compiled program is given of a problem: all but `init` and `source`, which only the host uses. A new
+# `init` must not cause a recompilation.
+_CHILDREN = ("predict", "loss", "x", "y", "params", "expected_risk", "penalty", "mask")
+_children_of = operator.attrgetter(*_CHILDREN)
 
 
 class StatefulModel(abc.ABC):
@@ -306,35 +311,15 @@ class Problem:
         data = f"{self.n_samples} samples, " if self.n_samples else ""
         return f"<Problem: {data}{self.size} parameters, reduction {self.reduction!r}>"
 
-    # As a pytree: arrays are leaves; functions and the reduction are static. `init` and `source` are left
-    # out: only the host uses them, and a new `init` must not cause a recompilation.
+    # As a pytree: arrays are leaves; functions and the reduction are static.
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], str]:
-        return (
-            self.predict,
-            self.loss,
-            self.x,
-            self.y,
-            self.params,
-            self.expected_risk,
-            self.penalty,
-            self.mask,
-        ), self.reduction
+        return _children_of(self), self.reduction
 
     @classmethod
     def tree_unflatten(cls, reduction: str, children: tuple[Any, ...]) -> Problem:
         new = object.__new__(cls)
-        (
-            new.predict,
-            new.loss,
-            new.x,
-            new.y,
-            new.params,
-            new.expected_risk,
-            new.penalty,
-            new.mask,
-        ) = children
-        new.reduction = reduction
+        new.__dict__.update(zip(_CHILDREN, children, strict=True), reduction=reduction)
         return new
 
     def _know_functions(self) -> None:
@@ -410,7 +395,8 @@ def pointwise(problem: Problem, params: Params) -> Any:
     return losses.over_outputs(problem.loss(yhat, y), problem.reduction)
 
 
-def _risk_now(problem: Problem, params: Params, penalty: bool) -> Any:
+def _traced_risk(problem: Problem, params: Params, penalty: bool) -> Any:
+    """`Problem.risk` for use inside a trace."""
     risks = pointwise(problem, params)
     # a sum may overflow half precision where the mean does not
     values = promoted(risks, jnp.float32)
@@ -424,17 +410,22 @@ def _risk_now(problem: Problem, params: Params, penalty: bool) -> Any:
     return penalised(problem, params, risk, penalty)
 
 
+_risk = jax.jit(_traced_risk, static_argnames="penalty")
+
+
 def penalised(problem: Problem, params: Params, risk: Any, penalty: bool) -> Any:
     """`risk` plus the problem's penalty at `params`, if `penalty` is true and there is one."""
     return risk + problem.penalty(params) if penalty and problem.penalty is not None else risk
 
 
-def _expected_now(problem: Problem, params: Params, penalty: bool) -> Any:
+@partial(jax.jit, static_argnames="penalty")
+def _expected(problem: Problem, params: Params, penalty: bool) -> Any:
     risk = jnp.asarray(problem.expected_risk(params))
     return penalised(problem, params, risk, penalty)
 
 
-def _residuals_now(problem: Problem, params: Params) -> Any:
+@jax.jit
+def _residuals(problem: Problem, params: Params) -> Any:
     yhat = problem.predict(params, problem.x)
     residuals = yhat if problem.y is None else yhat - problem.y
     if problem.mask is not None:
@@ -450,17 +441,12 @@ def _residuals_now(problem: Problem, params: Params) -> Any:
 @partial(jax.jit, inline=True)
 def value_and_gradient(problem: Problem, params: Params) -> tuple[Any, Params]:
     """The empirical risk with the penalty, and its gradient; for use inside a trace."""
-    return jax.value_and_grad(lambda w: _risk_now(problem, w, True))(params)
+    return jax.value_and_grad(lambda w: _traced_risk(problem, w, True))(params)
 
 
-def _gradient_now(problem: Problem, params: Params) -> Any:
+@jax.jit
+def _gradient(problem: Problem, params: Params) -> Any:
     return value_and_gradient(problem, params)[1]
-
-
-_risk = jax.jit(_risk_now, static_argnames="penalty")
-_expected = jax.jit(_expected_now, static_argnames="penalty")
-_residuals = jax.jit(_residuals_now)
-_gradient = jax.jit(_gradient_now)
 
 
 def predicting(problem: Problem, yhat: Any) -> Problem:
