@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from thalweg import files, projection, results
 from thalweg.errors import InputError, one_of, unknown
-from thalweg.plots import films, fits, members, panels, paths, style, surfaces
+from thalweg.plots import films, fits, legends, members, panels, paths, style, surfaces
 from thalweg.plots.members import Named, Paths
 
 __all__ = ["Animation", "fit", "path", "pointwise", "save"]
@@ -231,7 +231,7 @@ def pointwise(
     if arrow is not None:
         name = f"{panels.arrow_name(surface, arrow)}\n(none where it is zero)"
         panels.name_arrow(ax, name)
-        style.legend(ax)
+        legends.add(ax)
     _say_left_out(ax, steps, recorded)
     initial_notes = style.notes(ax)
 
@@ -402,11 +402,11 @@ def _growing(
         for label, path in several
         for trail in paths.draw(surface, path, ax, label, end=_ITERATE, look=look)
     ]
-    if _ITERATE not in style.ends_named(ax):
+    if _ITERATE not in legends.ends_named(ax):
         # All members diverge or leave the window, so `draw` added no star; earlier frames do have one.
         looks = {"mfc": style.shade(0), "mec": style.shade(0), "ms": 7, "gid": style.LAST}
         ax.plot([], [], ls="", marker="*", label=_ITERATE, **looks)
-        style.legend(ax)
+        legends.add(ax)
 
     def draw(step: int) -> list[Artist]:
         for path, trail in trails:

@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.figure import Figure, SubFigure
 
 from thalweg.errors import InputError
-from thalweg.plots import curves, members, style
+from thalweg.plots import curves, legends, members, style
 from thalweg.plots.members import Paths
 
 _PANEL = (4.8, 3.6)  # inches
@@ -79,7 +79,7 @@ def convergence(
         for name, others in (behind or {}).items():
             _behind(ax, record, name, others, last)
     # the entries of `behind` are long: one column less
-    style.shared_legend(figure, panels, columns=2 * len(records) - bool(behind))
+    legends.share(figure, panels, columns=2 * len(records) - bool(behind))
     if title:
         figure.suptitle(title)
     return figure

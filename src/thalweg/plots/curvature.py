@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from thalweg.errors import InputError, one_of, whole_number
-from thalweg.plots import curves, members, style
+from thalweg.plots import curves, legends, members, style, ticks
 from thalweg.plots.members import Paths
 from thalweg.results import batch_norm_of, is_of_batches, member_dims
 from thalweg.stability import KNOWN, rule_of, stability_threshold
@@ -62,7 +62,7 @@ def density(
     )
     style.drop_notes(ax)  # an earlier density's, which those below replace
     if y == "log":
-        style.scale(ax, y="log")
+        ticks.scale(ax, y="log")
         drawn = [np.max(line.get_ydata()) for line in ax.lines]
         low = max(drawn) * 1e-6
         ax.set_ylim(low, 3 * max(drawn))
@@ -75,7 +75,7 @@ def density(
     )
     style.note_batch_norm(ax, batch_norm_of(spectrum))
     style.titled(ax, title, "spectral density")
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 
@@ -166,7 +166,7 @@ def _add_limit(
         infinite = " and is infinite at some steps" if np.isinf(every).any() else ""
         leaves = f"the limit of stability leaves the window{infinite}"
         style.note(ax, style.joined(label, leaves, by=": "))
-    style.legend(ax)
+    legends.add(ax)
 
 
 def _top(path: xr.Dataset, name: str, limits: list[np.ndarray], y: str) -> float:
@@ -261,7 +261,7 @@ def explained_variance(
             gid=f"{style.SERIES}-{i}",
         )
     ax.set(xlabel="principal component", ylabel="variance explained (%)", ylim=(0, None))
-    style.whole_ticks(ax.xaxis, most=12)
+    ticks.whole(ax.xaxis, most=12)
     style.titled(ax, title, "variance explained by principal components")
-    style.legend(ax)
+    legends.add(ax)
     return ax

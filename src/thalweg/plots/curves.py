@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from thalweg import results
 from thalweg.errors import InputError, one_of, unknown
-from thalweg.plots import members, style
+from thalweg.plots import legends, members, style, ticks
 from thalweg.plots.members import Named, Paths, Series
 
 LABELS = {
@@ -93,9 +93,9 @@ def draw(
         style.check_quantiles(band)
     along, columns = read(paths, name)
     ax = style.new_axes(ax)
-    style.scale(ax, x, y)
+    ticks.scale(ax, x, y)
     if along == "step":
-        style.whole_ticks(ax.xaxis)
+        ticks.whole(ax.xaxis)
     if x == "log" and any((steps <= 0).any() for steps, _ in columns):
         columns = [(steps[steps > 0], values[steps > 0]) for steps, values in columns]
         style.note(ax, f"{along} 0 not shown (log axis)")
@@ -122,7 +122,7 @@ def draw(
     first, text = paths[0][1], LABELS.get(name, style.plain(name))
     ax.set(xlabel=style.label_of(first[along], along), ylabel=style.label_of(first[name], text))
     style.titled(ax, title, words)
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 

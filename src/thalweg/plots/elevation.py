@@ -15,7 +15,7 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from thalweg import results
 from thalweg.errors import InputError, real
-from thalweg.plots import bands, paths, style, surfaces
+from thalweg.plots import bands, legends, paths, style, surfaces
 from thalweg.plots.bands import Bands
 from thalweg.plots.ground import Ground
 from thalweg.plots.members import Paths
@@ -89,7 +89,7 @@ def surface(
         _draw_path(ax, landscape, ground, each, text)
     for text, (where, off) in marked.items():
         _draw_point(ax, ground, text, where, off)
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 

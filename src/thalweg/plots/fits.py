@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from thalweg.errors import InputError
-from thalweg.plots import style
+from thalweg.plots import legends, style
 from thalweg.plots.members import MOST
 
 
@@ -51,7 +51,7 @@ def points(
     )
     ax.set(xlabel=style.label_of(data["x"], "x"), ylabel=style.label_of(data["y"], "y"))
     style.titled(ax, title, "Data")
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 
@@ -110,7 +110,7 @@ def fit(
     lost = int((~np.isfinite(values)).any(axis=0).sum())
     if lost and len(indices) > MOST:
         style.note(ax, f"{style.count_of(lost, 'fit')} not finite")
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 
@@ -145,7 +145,7 @@ def residuals(data: xr.Dataset, *, ax: Axes | None = None, title: str | None = N
     else:
         ax.plot(x, yhat, ls="", marker="_", color=look.color, ms=8, zorder=3, label="fit", gid=gid)
     _say_missing(ax, x, y, yhat)
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 
@@ -228,7 +228,7 @@ def batches(
         # not ax.label_outer: a panel above an empty cell would have no tick labels
         ax.tick_params(labelbottom=True)
         ax.yaxis.label.set_visible(n % columns == 0)
-    style.shared_legend(figure, [axes[0, 0]], columns=2)
+    legends.share(figure, [axes[0, 0]], columns=2)
     if title:
         figure.suptitle(title)
     return figure
@@ -269,7 +269,7 @@ def residual_scatter(data: xr.Dataset, *, ax: Axes | None = None, title: str | N
         ylabel="residual y − ŷ" + (f" ({style.plain(units)})" if units else ""),
     )
     style.titled(ax, title, "Residuals")
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from thalweg.errors import InputError, one_of
-from thalweg.plots import curves, members, style
+from thalweg.plots import curves, legends, members, style, ticks
 
 _ROUNDING = 1e-12
 
@@ -78,12 +78,12 @@ def histogram(
         style.note(ax, f"{style.count_of(low, 'value')} ≤ 0 not shown (log axis)")
     if not pooled.size:
         style.note(ax, "no value can be shown")
-    style.scale(ax, x=x)
+    ticks.scale(ax, x=x)
     final = any(isinstance(one, xr.Dataset) for one in mapping.values())
     words = style.joined("final" if final else None, curves.label_of(name), by=" ")
     ax.set(xlabel=words, ylabel="members" if final else "values")
     style.titled(ax, title, words)
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 

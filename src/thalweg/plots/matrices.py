@@ -13,7 +13,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from thalweg.errors import InputError, one_of
-from thalweg.plots import bands, curves, histograms, style
+from thalweg.plots import bands, curves, histograms, legends, style, ticks
 
 _NUMBER = "thalweg-number"
 _BRIGHTNESS = (0.299, 0.587, 0.114)  # what red, green and blue add to how bright a colour seems
@@ -98,7 +98,7 @@ def matrix(
             extend=bands.passed(inside, *mesh.get_clim()),
         )
         if scale == "log":
-            style.log_ticks(bar.ax.yaxis, decades=3, named=3)  # a bar is long
+            ticks.log(bar.ax.yaxis, decades=3, named=3)  # a bar is long
     style.titled(ax, title, "matrix" if table.name is None else text)
     return ax
 
@@ -176,7 +176,7 @@ def spectrum(
         style.note(ax, f"{every.size - finite.size:,} of {every.size:,} not finite, left out")
     ax.set(xlabel="eigenvalue", ylabel="density (share per unit)")
     style.titled(ax, title, "spectrum")
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 

@@ -12,7 +12,7 @@ from matplotlib.quiver import Quiver
 
 from thalweg import projection, results
 from thalweg.errors import InputError, whole_number
-from thalweg.plots import bands, members, paths, style, surfaces
+from thalweg.plots import bands, legends, members, paths, style, surfaces
 from thalweg.plots.bands import Bands
 
 SO_FAR = "trajectory so far"
@@ -121,7 +121,7 @@ def step_panels(
     so_far = path.sel(step=path["step"].values <= step)
     paths.draw(surface, so_far, middle, SO_FAR, end=f"iterate {step}", look=look())
     for ax in (left, right):
-        style.legend(ax)
+        legends.add(ax)
     figure.suptitle(f"Step {step}, sample {sample}")
     return figure
 

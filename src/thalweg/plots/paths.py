@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from thalweg import names, projection, results
 from thalweg.errors import InputError
-from thalweg.plots import members, style
+from thalweg.plots import legends, members, style
 
 ENDS = ("start", "end", "lost")
 _LITTLE = 0.1  # of a path's movement: where a plane shows less, a note says how little
@@ -173,7 +173,7 @@ def draw(
     x, y = coordinates(ax, surface, path, label)
     trails = [_trail(ax, strand) for strand in strands(ax, path, x, y, label, look)]
     legend_of_ends(ax, path, x, y, end)
-    style.legend(ax)
+    legends.add(ax)
     return trails
 
 
@@ -236,7 +236,7 @@ def mark(
     ax.plot([across], [up], ls="", zorder=5, label=text, **looks)
     if not _inside(ax, across, up):
         style.note(ax, f"{style.plain(label)} lies outside the window")
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 
@@ -463,7 +463,7 @@ def legend_of_ends(
     ax: Axes, path: xr.Dataset, x: np.ndarray, y: np.ndarray, end: str = "end"
 ) -> None:
     """Legend entries for circle, star and cross, each at most once, if one is visible in the window."""
-    named = style.ends_named(ax)
+    named = legends.ends_named(ax)
     step = int(path["step"].values[0]) if path.sizes["step"] else 0
     ink = style.shade(0)
     first, last = _ends(x, y)

@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from thalweg.errors import InputError, one_of, unknown
-from thalweg.plots import curves, style
+from thalweg.plots import curves, legends, style, ticks
 from thalweg.plots.members import MOST
 
 _MARKS = 12  # markers along a curve, about
@@ -86,7 +86,7 @@ def curve(
     numbers = numbers.reshape(*numbers.shape[: 1 + len(rest)], -1)
     text = curves.label_of(str(values.name)) if values.name is not None else "value"
     ax = style.new_axes(ax)
-    style.scale(ax, x, y)
+    ticks.scale(ax, x, y)
     place, numbers = _shown(ax, place, numbers, x)
     indices = list(np.ndindex(*numbers.shape[1:-1]))
     taken = style.styles_taken(ax)
@@ -133,7 +133,7 @@ def curve(
         ylabel=style.label_of(values, text),
     )
     style.titled(ax, title, f"{text} against {style.plain(along)}")
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 

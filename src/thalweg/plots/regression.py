@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from thalweg.errors import InputError
-from thalweg.plots import fits, members, style
+from thalweg.plots import fits, legends, members, style
 
 _PANEL = (4.2, 3.6)  # inches
 _LEGEND = 0.6  # inches for the legend below
@@ -102,7 +102,7 @@ def functions(
             style.note(ax, f"{lost:,} of {style.count_of(every, 'model')} not finite (diverged)")
         if sharey:
             ax.label_outer()
-    style.shared_legend(figure, axes, columns=3 if len(moments) < 3 else 5)
+    legends.share(figure, axes, columns=3 if len(moments) < 3 else 5)
     if title:
         figure.suptitle(title)
     return figure

@@ -1,4 +1,4 @@
-"""The style of pictures: colours, dashes and markers, labels, legends and notes."""
+"""The style of pictures: colours, dashes and markers, words and notes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.patches import Polygon
-from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator
 
 from thalweg.errors import InputError, real
 
@@ -196,7 +192,7 @@ def check_quantiles(band: tuple[float, float]) -> None:
         raise InputError(f"band must be two increasing quantiles from 0 to 1; {band!r:.80} given.")
 
 
-# Legends and notes ---------------------------------------------------------------------------
+# Notes ---------------------------------------------------------------------------------------
 
 
 def note(ax: Axes, text: str) -> None:
@@ -239,31 +235,6 @@ def drop_notes(ax: Axes) -> None:
             artist.remove()
 
 
-def legend(ax: Axes) -> None:
-    """A legend of all that has a label, where the fewest points lie.
-
-    matplotlib's own loc="best" warns, and is slow, where there are many.
-    """
-    handles, labels = ax.get_legend_handles_labels()
-    if not labels:
-        return
-    # The entries of circle and star come after the series that they mark.
-    order = sorted(range(len(labels)), key=lambda i: handles[i].get_gid() == LAST)
-    ax.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
-        loc=_emptiest(ax, len(labels)),  # pyright: ignore[reportArgumentType]
-        fontsize="small" if len(labels) <= 6 else "x-small",
-        framealpha=0.9,
-    )
-
-
-def ends_named(ax: Axes) -> set[str]:
-    """The legend's entries of circle, star and cross; a path may be called "start", too."""
-    entries = zip(*ax.get_legend_handles_labels(), strict=True)
-    return {text for handle, text in entries if handle.get_gid() == LAST}
-
-
 def fill(
     ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, y: str, color: str, label: str
 ) -> None:
@@ -273,140 +244,3 @@ def fill(
             note(ax, "no band where it reaches down to 0")
         low = np.where(low > 0, low, np.nan)
     ax.fill_between(x, low, high, color=color, alpha=0.2, lw=0, gid=BAND, label=f"_{label}")
-
-
-class _Ticks(LogLocator):
-    """matplotlib's ticks of a log axis, clipped: on axes beyond about 1e220 they may overflow."""
-
-    def tick_values(self, vmin: float, vmax: float) -> Any:
-        low, high = sorted((vmin, vmax))
-        return super().tick_values(max(low, 1e-200), min(high, 1e200))
-
-
-class _Labels(LogFormatterSciNotation):
-    """matplotlib's labels of a log axis, but plain numbers where it spans few decades of short ones: 0.4 and
-    0.6 instead of 4 × 10⁻¹ and 6 × 10⁻¹."""
-
-    def __init__(self, decades: float, **options: Any) -> None:
-        super().__init__(**options)
-        self._ratio = 2 * 10**decades
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        text = super().__call__(x, pos)
-        low, high = sorted(self.axis.get_view_interval())  # pyright: ignore[reportOptionalMemberAccess]
-        short = low > 5e-4 and high < 2e4 and high < self._ratio * low
-        return f"{x:.6g}" if text and short else text
-
-
-def log_ticks(axis: Axis, decades: float = 2, named: float = 1.5) -> None:
-    """The ticks and labels of a log axis: plain numbers up to about `decades`, and up to `named` decades not
-    only at powers of ten."""
-    axis.set_major_locator(_Ticks())
-    axis.set_minor_locator(_Ticks(subs=None))
-    axis.set_major_formatter(_Labels(decades))
-    axis.set_minor_formatter(_Labels(decades, minor_thresholds=(named, 0.4)))
-
-
-def scale(ax: Axes, x: str | None = None, y: str | None = None) -> None:
-    """Make the axes "linear" or "log"; what is not given stays."""
-    for kind, axis, change in ((x, ax.xaxis, ax.set_xscale), (y, ax.yaxis, ax.set_yscale)):
-        if kind:
-            change(kind)
-        if kind == "log":
-            log_ticks(axis)
-
-
-def whole_ticks(axis: Axis, most: int | str = "auto") -> None:
-    """Ticks only at whole numbers, and at least one; a log axis keeps its own ticks."""
-    locator = axis.get_major_locator()
-    if isinstance(locator, MaxNLocator):
-        locator.set_params(nbins=most, integer=True, min_n_ticks=1)
-
-
-def shared_legend(figure: Figure | SubFigure, axes: Sequence[Axes], columns: int = 3) -> None:
-    """Replace the panels' legends by one below all of them, with every panel's entries, in as many columns as
-    fit."""
-    entries: dict[str, Any] = {}
-    for ax in axes:
-        for handle, text in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(text, handle)
-        panel_legend = ax.get_legend()
-        if panel_legend is not None:
-            panel_legend.remove()
-    for count in range(min(columns, max(len(entries), 1)), 0, -1):
-        legend = figure.legend(
-            list(entries.values()),
-            list(entries),
-            loc="outside lower center",
-            ncols=count,
-            fontsize="small",
-        )
-        if legend.get_window_extent().width <= figure.bbox.width or count == 1:
-            break
-        legend.remove()
-
-
-_CELLS = 40
-_PLACES = {
-    f"{vertical} {horizontal}": (across, up)
-    for vertical, up in (("upper", 1.0), ("lower", 0.0), ("center", 0.5))
-    for horizontal, across in (("right", 1.0), ("left", 0.0), ("center", 0.5))
-    if (vertical, horizontal) != ("center", "center")
-}
-
-
-def _emptiest(ax: Axes, entries: int) -> str:
-    """The location for a legend with this many entries that covers least of the drawing.
-
-    Counted is the area that lines and points touch, not how many there are. In three dimensions it is the
-    upper corner away from the labels of the third axis.
-    """
-    if ax.name == "3d":
-        return "upper right" if ax.azim % 180 < 90 else "upper left"  # pyright: ignore[reportAttributeAccessIssue]
-    points = _outline(ax)
-    points = points[((points >= 0) & (points <= 1)).all(axis=1)]
-    cells = np.unique(np.floor(points * _CELLS), axis=0) / _CELLS
-    wide, high = 0.5, min(0.6, 0.06 + 0.07 * entries)
-    covered = {}
-    for place, (across, up) in _PLACES.items():
-        left, low = across * (1 - wide), up * (1 - high)
-        x, y = cells[:, 0], cells[:, 1]
-        inside = (x >= left) & (x <= left + wide) & (y >= low) & (y <= low + high)
-        covered[place] = int(inside.sum())
-    return min(covered, key=lambda place: covered[place])
-
-
-def _outline(ax: Axes) -> np.ndarray:
-    """Points (n, 2) along lines, markers and bands, in axes coordinates: a few hundred from each artist."""
-    _ = ax.get_xlim(), ax.get_ylim()  # reading the limits runs a pending autoscale
-    outlines = [
-        _between(np.column_stack(line.get_data(orig=False)))
-        for line in ax.lines
-        if line.get_gid() != RIM
-    ]
-    for collection in ax.collections:
-        offsets = np.asarray(collection.get_offsets(), float)
-        if len(offsets) > 1:
-            outlines.append(offsets)
-        elif collection.get_gid() == BAND:
-            outlines += [_between(np.asarray(path.vertices)) for path in collection.get_paths()]
-        elif isinstance(collection, LineCollection):
-            outlines += [_between(np.asarray(s)) for s in collection.get_segments()]
-    for patch in ax.patches:
-        if patch.get_gid() and isinstance(patch, Polygon):
-            outlines.append(_between(np.asarray(patch.get_xy())))
-    to_axes = ax.transData - ax.transAxes
-    with np.errstate(all="ignore"):
-        transformed = [to_axes.transform(points) for points in outlines if len(points)]
-    return np.concatenate([*transformed, np.empty((0, 2))])
-
-
-def _between(points: np.ndarray) -> np.ndarray:
-    """A few hundred points along a line, interpolated between its vertices where those are few."""
-    points = np.asarray(points, float)
-    if len(points) < 2:
-        return points
-    places = np.linspace(0, len(points) - 1, 300 if len(points) > 300 else 4 * len(points))
-    index = np.arange(len(points))
-    with np.errstate(all="ignore"):
-        return np.column_stack([np.interp(places, index, column) for column in points.T])

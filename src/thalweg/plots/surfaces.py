@@ -11,7 +11,7 @@ from matplotlib.contour import ContourSet
 
 from thalweg import results
 from thalweg.errors import InputError, one_of, unknown
-from thalweg.plots import bands, paths, style
+from thalweg.plots import bands, legends, paths, style, ticks
 from thalweg.plots.bands import Bands
 from thalweg.plots.members import Named, Paths
 
@@ -130,7 +130,7 @@ def profile(
     wanted = wanted or [r for r in held if r != "pointwise"] or held
     columns = {risk: _held(surface, risk).transpose(..., axis).values for risk in wanted}
     ax = style.new_axes(ax)
-    style.scale(ax, y=y)
+    ticks.scale(ax, y=y)
     taken = style.styles_taken(ax)
     x = surface[axis].values
     left_out = {"not finite": 0, "≤ 0 (log axis)": 0}
@@ -161,7 +161,7 @@ def profile(
     # a line through two points says on its axis from which to which
     along = "the line" if "long_name" in surface[axis].attrs else style.plain(axis)
     style.titled(ax, title, f"risk along {along}")
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from thalweg import names, results
 from thalweg.errors import InputError, one_of
-from thalweg.plots import curves, members, style
+from thalweg.plots import curves, legends, members, style, ticks
 
 _INSIDE = 6  # most legend entries that fit inside the axes
 
@@ -43,8 +43,8 @@ def movement_by_parameter(
     records = _records(path, name)
     tensors = list(records)
     ax = style.new_axes(ax)
-    style.scale(ax, x, y)
-    style.whole_ticks(ax.xaxis)
+    ticks.scale(ax, x, y)
+    ticks.whole(ax.xaxis)
     kept = ~members.diverged(path)
     steps = path["step"].values
     shown = steps >= 1 if x == "log" else steps >= 0
@@ -79,7 +79,7 @@ def movement_by_parameter(
     ax.set(xlabel=style.label_of(path["step"], "step"), ylabel=curves.LABELS["relative_movement"])
     style.titled(ax, title, "movement by parameter")
     if len(tensors) <= _INSIDE:
-        style.legend(ax)
+        legends.add(ax)
     else:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="x-small")
     return ax

@@ -17,7 +17,7 @@ import xarray as xr
 
 from thalweg import plots, results
 from thalweg.errors import InputError
-from thalweg.plots import style
+from thalweg.plots import legends, style
 from thalweg.studies import Drawing, Findings, regression
 from thalweg.studies.settings import setting
 
@@ -316,7 +316,7 @@ def _draw_sweep(tree: xr.DataTree, settings: Settings) -> Any:
         f"{settings.sweep_steps:,} steps at learning rate {settings.sweep_lr:g}, "
         f"{style.count_of(settings.runs, 'start')} each"
     )
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 
@@ -341,7 +341,7 @@ def _draw_rank(tree: xr.DataTree, settings: Settings) -> Any:
         ls=style.DASHES[1],
         label=f"n = {settings.n_samples}",
     )
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 
@@ -377,7 +377,7 @@ def _draw_peak(tree: xr.DataTree, settings: Settings) -> Any:
         xlabel="number of features p",
         ylabel="excess risk from noise",
     )
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 

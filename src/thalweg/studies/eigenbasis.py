@@ -15,7 +15,7 @@ import xarray as xr
 
 from thalweg import plots, results
 from thalweg.errors import InputError
-from thalweg.plots import style
+from thalweg.plots import legends, style
 from thalweg.studies import Drawing, Findings
 from thalweg.studies.settings import setting
 
@@ -265,7 +265,7 @@ def _descent(exact: xr.Dataset, path: xr.Dataset, words: str) -> Any:
         lw=1.2,
         label=f"at the minimiser: {_least(exact)}",
     )
-    style.legend(left)
+    legends.add(left)
     plots.movement(path, ax=right, title="Relative distance from the start", label="descent")
     return figure
 

@@ -18,7 +18,7 @@ import xarray as xr
 
 from thalweg import plots, results
 from thalweg.errors import InputError
-from thalweg.plots import style
+from thalweg.plots import legends, style
 from thalweg.studies import Drawing, Findings
 from thalweg.studies.settings import at_least, different, setting
 
@@ -296,7 +296,7 @@ def _draw_data(data: xr.Dataset) -> Any:
         options = {"ls": "", "marker": marker, "ms": 4, "color": look.color}
         ax.plot(*x[mine].T, label=f"y = {value}", gid=f"{style.SERIES}-{value}", **options)
     ax.set(xlabel="x₁", ylabel="x₂", aspect="equal", title="Two spirals")
-    style.legend(ax)
+    legends.add(ax)
     return ax
 
 
@@ -372,7 +372,7 @@ def _draw_profiles(lines: xr.Dataset, settings: Settings) -> Any:
     low, high = (end(ax.get_ylim()[i] for ax in axes) for i, end in ((0, min), (1, max)))
     for ax in axes:
         ax.set_ylim(low / 1000, high)
-        style.legend(ax)
+        legends.add(ax)
     return figure
 
 

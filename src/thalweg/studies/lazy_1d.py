@@ -15,7 +15,7 @@ import xarray as xr
 
 from thalweg import plots, results
 from thalweg.errors import InputError
-from thalweg.plots import style
+from thalweg.plots import legends, style
 from thalweg.studies import Drawing, Findings
 from thalweg.studies.settings import different, setting
 
@@ -163,7 +163,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
         ax.set_ylabel("loss (αh − y)²/(2α²)")
         ax.locator_params(axis="x", nbins=4)
         _mark_start(ax, settings.start)
-    style.shared_legend(figure, list(axes.flat[: len(names)]))
+    legends.share(figure, list(axes.flat[: len(names)]))
     yield (
         "losses",
         _drawing(
@@ -194,7 +194,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
 
 def _mark_start(ax: Any, start: float) -> None:
     ax.axvline(start, color=style.shade(0.5), lw=1, ls=style.DIVERGED_DASH, zorder=0, label="w₀")
-    style.legend(ax)
+    legends.add(ax)
 
 
 def _last(settings: Settings) -> tuple[float, float]:
@@ -208,8 +208,8 @@ def _drawing(figure: Any, settings: Settings, caption: str) -> Drawing:
     if settings.quiz:
         for ax in figure.axes:
             ax.set(title="?", xlabel="?", ylabel="?")
-        legends = [*figure.legends, *filter(None, (ax.get_legend() for ax in figure.axes))]
-        for text in (text for legend in legends for text in legend.get_texts()):
+        drawn = [*figure.legends, *filter(None, (ax.get_legend() for ax in figure.axes))]
+        for text in (text for legend in drawn for text in legend.get_texts()):
             text.set_text("?")
         if figure.get_suptitle():
             figure.suptitle("?")

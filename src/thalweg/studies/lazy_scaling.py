@@ -16,7 +16,7 @@ import xarray as xr
 
 from thalweg import plots, results
 from thalweg.errors import InputError
-from thalweg.plots import style
+from thalweg.plots import legends, style
 from thalweg.studies import Drawing, Findings, regression
 from thalweg.studies.settings import at_least, different, setting
 
@@ -252,7 +252,7 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     for ax, name in zip(axes.flat, (min(settings.alphas), max(settings.alphas)), strict=True):
         text = names[f"alpha-{name:g}"]
         plots.movement_by_parameter(paths[text], ax=ax, x="log", y="log", title=text)
-    style.shared_legend(figure, list(axes.flat), columns=6)
+    legends.share(figure, list(axes.flat), columns=6)
     yield (
         "movement_by_parameter",
         Drawing.of(
