@@ -22,14 +22,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from thalweg import files, projection, results
-from thalweg.errors import InputError, one_of, unknown
-from thalweg.plots import films, fits, legends, members, panels, paths, style, surfaces
+from thalweg.errors import InputError, unknown
+from thalweg.plots import films, fits, legends, members, pace, panels, paths, style, surfaces
 from thalweg.plots.members import Named, Paths
 
 __all__ = ["Animation", "fit", "path", "pointwise", "save"]
 
 _SUFFIXES = (".mp4", ".gif", ".html")
-_SPACINGS = ("even", "geometric")
 _ITERATE = "iterate"
 _LINE = 60  # characters of a title that fit on one line
 _CONTROLS = 44  # pixels, the height of the player's controls
@@ -161,14 +160,14 @@ def path(
     """
     several = paths.named(surface, path, label)
     trajectories = [each for _, each in several]
-    steps, recorded = _steps(trajectories, frames, spacing)
-    _check_speed(fps, dpi)
+    steps, recorded = pace.steps_of(trajectories, frames, spacing)
+    pace.check_speed(fps, dpi)
     ax = surfaces.contour(
         surface, risk=risk, sample=sample, levels=levels, n_levels=n_levels, center=center
     )
     name = ax.get_title() if title is None else title
     draw_paths = _growing(ax, surface, several)
-    _say_left_out(ax, steps, recorded)
+    pace.say_left_out(ax, steps, recorded)
     says = [_says(trajectories, step) for step in steps]
     # if one frame's title needs two lines, all get two, so that nothing jumps
     by = ":\n" if max(map(len, says)) + len(name) > _LINE else ": "
@@ -211,8 +210,8 @@ def pointwise(
         InputError: what `step_panels` and `path` raise.
     """
     path = panels.one_member(path, "pointwise", arrow)
-    steps, recorded = _steps([path], frames, spacing)
-    _check_speed(fps, dpi)
+    steps, recorded = pace.steps_of([path], frames, spacing)
+    pace.check_speed(fps, dpi)
     where = projection.project(surface, path).sel(step=steps)
     finite = np.logical_and.reduce([np.isfinite(where[a]) for a in results.plane_axes(surface)])
     if finite.any():  # a diverged iterate has neither a place nor a sample
@@ -232,7 +231,7 @@ def pointwise(
         name = f"{panels.arrow_name(surface, arrow)}\n(none where it is zero)"
         panels.name_arrow(ax, name)
         legends.add(ax)
-    _say_left_out(ax, steps, recorded)
+    pace.say_left_out(ax, steps, recorded)
     initial_notes = style.notes(ax)
 
     def draw(frame: int) -> list[Artist]:
@@ -303,13 +302,13 @@ def fit(
     common = path.sel(step=np.intersect1d(path["step"], table["step"]))
     if not common.sizes["step"]:
         raise InputError("the table's curves and the path have no step in common.")
-    steps, recorded = _steps([common], frames, spacing)
-    _check_speed(fps, dpi)
+    steps, recorded = pace.steps_of([common], frames, spacing)
+    pace.check_speed(fps, dpi)
     figure, axes = panels.grid(1, 2, title="step")
     left, right = axes[0]
     surfaces.contour(surface, risk=risk, levels=levels, n_levels=n_levels, center=center, ax=right)
     draw_path = _growing(right, surface, [(None, path)])
-    _say_left_out(right, steps, recorded)
+    pace.say_left_out(right, steps, recorded)
     table = table.sel(step=steps)
     fits.fit(table.isel(step=-1), ax=left, title="Data and fit", label=label)
     curves = [line for line in left.lines if str(line.get_gid()).startswith(style.SERIES)]
@@ -329,65 +328,6 @@ def fit(
 
 
 # Shared by all animations --------------------------------------------------------------------
-
-
-def _steps(
-    trajectories: Sequence[xr.Dataset], frames: int | Sequence[int], spacing: str
-) -> tuple[list[int], np.ndarray]:
-    """The steps to show, and all that were recorded."""
-    one_of("spacing", spacing, _SPACINGS)
-    if not all(each.sizes["step"] for each in trajectories):
-        raise InputError("this trajectory has no recorded steps.")
-    recorded = np.unique(np.concatenate([each["step"].values for each in trajectories]))
-    if not isinstance(frames, (int, np.integer)) or isinstance(frames, bool):
-        steps = np.asarray(frames)
-        if steps.ndim != 1 or not steps.size or not np.isin(steps, recorded).all():
-            raise InputError(
-                f"frames must be a number, or steps that were recorded; {frames!r} given."
-            )
-        return np.unique(steps).tolist(), recorded
-    if frames < 1:
-        raise InputError(f"an animation needs at least 1 frame; frames={frames} given.")
-    shared = _shared(trajectories, recorded)
-    count = int(np.searchsorted(shared, max(map(_end, trajectories)))) + 1
-    count = min(count, len(shared))
-    if frames >= count:
-        rows = np.arange(count)
-    elif frames == 1:
-        rows = np.array([count - 1])
-    elif spacing == "even":
-        rows = np.linspace(0, count - 1, frames).round().astype(int)
-    else:
-        rows = np.unique(np.geomspace(1, count, frames).round().astype(int)) - 1
-    return shared[rows].tolist(), recorded
-
-
-def _shared(trajectories: Sequence[xr.Dataset], recorded: np.ndarray) -> np.ndarray:
-    """The steps that all trajectories recorded that had begun and not ended: were one seen more often than
-    another, its steps would seem slower."""
-    kept = np.ones(len(recorded), bool)
-    for steps in (each["step"].values for each in trajectories):
-        going_on = (recorded >= steps[0]) & (recorded <= steps[-1])
-        kept &= ~going_on | np.isin(recorded, steps)
-    kept[-1] = True
-    return recorded[kept]
-
-
-def _end(path: xr.Dataset) -> int:
-    """The last step at which something moves: once all members have diverged, nothing does."""
-    steps, lost = path["step"].values, path["diverged_at"].values
-    row = np.searchsorted(steps, lost.max()) if (lost >= 0).all() else len(steps)
-    return int(steps[min(row, len(steps) - 1)])
-
-
-def _row(path: xr.Dataset, step: int) -> int:
-    return members.row_at(path["step"].values, step)
-
-
-def _check_speed(fps: float, dpi: float) -> None:
-    for name, value in (("fps", fps), ("dpi", dpi)):
-        if not (np.isfinite(value) and value > 0):
-            raise InputError(f"{name} must be a positive number; {value!r} given.")
 
 
 def _growing(
@@ -410,7 +350,7 @@ def _growing(
 
     def draw(step: int) -> list[Artist]:
         for path, trail in trails:
-            trail.until(_row(path, step))
+            trail.until(members.row_at(path["step"].values, step))
         legend = ax.get_legend()
         assert legend is not None
         return [*(artist for _, trail in trails for artist in trail.artists), legend]
@@ -422,14 +362,14 @@ def _says(trajectories: Sequence[xr.Dataset], step: int, *more: str) -> str:
     """ "step 12, loss 0.53": a frame's title."""
     lost = np.concatenate([each["diverged_at"].values.ravel() for each in trajectories])
     gone = int(((lost >= 0) & (lost <= step)).sum())
-    losses = np.concatenate(
-        [
-            each["loss"].isel(step=_row(each, step)).values.ravel().astype(float)
-            for each in trajectories
-            if "loss" in each and _row(each, step) >= 0
-        ]
-        or [np.empty(0)]
-    )
+    recorded = [each for each in trajectories if "loss" in each]
+    rows = [members.row_at(each["step"].values, step) for each in recorded]
+    losses = [
+        each["loss"].isel(step=row).values.ravel().astype(float)
+        for each, row in zip(recorded, rows, strict=True)
+        if row >= 0
+    ]
+    losses = np.concatenate(losses or [np.empty(0)])
     losses = losses[np.isfinite(losses)]
     text = None
     if losses.size:
@@ -441,21 +381,6 @@ def _says(trajectories: Sequence[xr.Dataset], step: int, *more: str) -> str:
     if gone:
         fate = "diverged" if lost.size == 1 else f"{gone:,} of {lost.size:,} diverged"
     return style.joined(f"step {step:,}", *more, text, fate)
-
-
-def _say_left_out(ax: Axes, steps: Sequence[int], recorded: np.ndarray) -> None:
-    """Note which of the recorded steps are shown, unless all up to the last are."""
-    rows = np.searchsorted(recorded, steps)
-    count = int(rows[-1]) + 1
-    if len(rows) == count:
-        return
-    gaps = np.diff(rows)
-    how = None
-    if len(rows) > 2:
-        even, closing = gaps.max() - gaps.min() <= 1, (np.diff(gaps) >= 0).all()
-        how = "evenly spaced" if even else "closest at the beginning" if closing else None
-    text = f"{len(rows):,} of {style.count_of(count, 'recorded step')} shown"
-    style.note(ax, style.joined(text, how))
 
 
 def _room(y: np.ndarray, curves: np.ndarray) -> tuple[float, float]:
