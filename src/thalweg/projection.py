@@ -99,3 +99,32 @@ def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
     ):
         raise InputError("the points and the plane have different parameters.")
     return path
+
+
+def off_plane(plane: xr.Dataset, points: Any, where: xr.Dataset) -> float:
+    """The largest distance of points from the plane, 0 where rounding explains it; `where` is what `project`
+    says of them."""
+    residual = where["residual"].values
+    values = np.asarray(points)
+    size = np.abs(values[np.isfinite(values)]).max(initial=np.abs(plane["origin"].values).max())
+    precision = np.finfo(values.dtype if values.dtype.kind == "f" else float).eps
+    largest = float(residual[np.isfinite(residual)].max(initial=0))
+    return largest if largest > 32 * precision * size * np.sqrt(plane.sizes["param"]) else 0.0
+
+
+def share_of_movement(plane: xr.Dataset, points: xr.DataArray, where: xr.Dataset) -> float:
+    """How much of a path's movement the plane shows: the largest distance from a member's first point in the
+    plane, relative to that in all parameters. `where` is what `project` says of `points` (step, …, param)."""
+    rest = [dim for dim in points.dims if dim not in ("step", "param")]
+    every = points.transpose("step", *rest, "param").values
+    coordinates = [where[a].transpose("step", *rest).values for a in plane_axes(plane)]
+    directions = plane["directions"].transpose("direction", "param").values.astype(float)
+    with np.errstate(all="ignore"):  # a run on its way to infinity
+        # one step at a time: all of them in double precision may fill the memory
+        first = every[0].astype(float)
+        moved = np.stack([np.linalg.norm(now.astype(float) - first, axis=-1) for now in every])
+        shift = np.stack([c - c[0] for c in coordinates], axis=-1)
+        shown = np.sqrt(np.sum(shift @ (directions @ directions.T) * shift, axis=-1))
+    finite = np.isfinite(moved) & np.isfinite(shown)
+    largest = moved[finite].max(initial=0)
+    return float(shown[finite].max() / largest) if largest else 1.0

@@ -255,7 +255,7 @@ def place_of(
             f"point {label!r} must be one point; {dict(where['residual'].sizes)} given."
         )
     across, up = (where[axis].values for axis in _two_axes(surface))
-    return (across, up), off_plane(surface, point, where)
+    return (across, up), projection.off_plane(surface, point, where)
 
 
 def entry_of(label: str, off: float) -> str:
@@ -325,43 +325,16 @@ def _two_axes(surface: xr.Dataset) -> tuple[str, str]:
     return axes[0], axes[1]
 
 
-def off_plane(surface: xr.Dataset, points: Any, where: xr.Dataset) -> float:
-    """The largest distance from the plane, 0 where rounding explains it."""
-    residual = where["residual"].values
-    values = np.asarray(points)
-    size = np.abs(values[np.isfinite(values)]).max(initial=np.abs(surface["origin"].values).max())
-    precision = np.finfo(values.dtype if values.dtype.kind == "f" else float).eps
-    largest = float(residual[np.isfinite(residual)].max(initial=0))
-    return largest if largest > 32 * precision * size * np.sqrt(surface.sizes["param"]) else 0.0
-
-
 def off_plane_text(surface: xr.Dataset, points: xr.DataArray, where: xr.Dataset) -> str:
     """How far a path's points (step, …, param) lie off the plane, and how little of its movement the plane
     shows, so that it is not taken for a short path; "" for a path in the plane."""
-    off = off_plane(surface, points, where)
+    off = projection.off_plane(surface, points, where)
     if not off:
         return ""
     text = f"iterates lie up to {style.number(off)} off the plane"
-    share = _share_of_movement(surface, points, where)
+    share = projection.share_of_movement(surface, points, where)
     little = f"which shows {100 * share:.2g} % of their movement" if share < _LITTLE else None
     return style.joined(text, little)
-
-
-def _share_of_movement(surface: xr.Dataset, points: xr.DataArray, where: xr.Dataset) -> float:
-    """The largest distance from a member's first point in the plane, relative to that in all parameters."""
-    rest = [dim for dim in points.dims if dim not in ("step", "param")]
-    every = points.transpose("step", *rest, "param").values
-    across_up = [where[a].transpose("step", *rest).values for a in _two_axes(surface)]
-    directions = surface["directions"].transpose("direction", "param").values.astype(float)
-    with np.errstate(all="ignore"):  # a run on its way to infinity
-        # one step at a time: all of them in double precision may fill the memory
-        first = every[0].astype(float)
-        moved = np.stack([np.linalg.norm(now.astype(float) - first, axis=-1) for now in every])
-        shift = np.stack([c - c[0] for c in across_up], axis=-1)
-        shown = np.sqrt(np.sum(shift @ (directions @ directions.T) * shift, axis=-1))
-    finite = np.isfinite(moved) & np.isfinite(shown)
-    largest = moved[finite].max(initial=0)
-    return float(shown[finite].max() / largest) if largest else 1.0
 
 
 def _inside(ax: Axes, x: Any, y: Any) -> np.ndarray:
