@@ -25,6 +25,7 @@ FLOORS = {
 SIBLINGS = {
     "catalogue": {"backend"},
     "checks": {"inputs"},
+    "job": {"shares"},
     "losses": {"backend"},
     "params": {"backend"},
     "weights": {"params"},

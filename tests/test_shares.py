@@ -10,7 +10,7 @@ import xarray as xr
 from problems import bowl_problem, line_problem
 
 import thalweg as tw
-from thalweg import backend, job, programs
+from thalweg import backend, job, programs, shares
 
 STARTS = np.random.default_rng(1).standard_normal((7, 2))
 
@@ -18,7 +18,7 @@ STARTS = np.random.default_rng(1).standard_normal((7, 2))
 @pytest.fixture
 def workers(monkeypatch):
     """Sets the number of workers, for however little there is to do."""
-    monkeypatch.setattr(job, "_FEW_NUMBERS", 0)
+    monkeypatch.setattr(shares, "_FEW_NUMBERS", 0)
     return lambda count: monkeypatch.setattr(backend, "workers", lambda: count)
 
 
@@ -104,8 +104,8 @@ def test_pieces_that_a_cache_holds_give_what_one_gives(descent, workers, monkeyp
     workers(1)
     whole = descent()
     workers(2)
-    monkeypatch.setattr(job, "_MANY_NUMBERS", 1)
-    monkeypatch.setattr(job, "_MANY_MEMBERS", 2)
+    monkeypatch.setattr(shares, "_MANY_NUMBERS", 1)
+    monkeypatch.setattr(shares, "_MANY_MEMBERS", 2)
     xr.testing.assert_allclose(descent(), whole, rtol=1e-12, atol=1e-15)
 
 
@@ -131,8 +131,8 @@ def test_the_members_are_shared_out(workers, monkeypatch):
     assert {size for _, size in seen} == {5}
     seen.clear()
     workers(2)
-    monkeypatch.setattr(job, "_MANY_NUMBERS", 100)
-    monkeypatch.setattr(job, "_MANY_MEMBERS", 1)
+    monkeypatch.setattr(shares, "_MANY_NUMBERS", 100)
+    monkeypatch.setattr(shares, "_MANY_MEMBERS", 1)
     sweep()  # 52 numbers a member
     assert len({thread for thread, _ in seen}) == 2
     assert {size for _, size in seen} == {1}

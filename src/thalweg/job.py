@@ -34,15 +34,10 @@ from thalweg.loop import (
 from thalweg.optimizers.stepping import begun
 from thalweg.params import Layout, Params
 from thalweg.programs import is_exclusive
+from thalweg.shares import Share, everyone, shares_of
 
 _MOST_ROWS = 1024  # recorded in a block
 _MOST_STEPS = 16384  # in a block: enough to make the cost of the call negligible
-# With fewer numbers a vectorised step takes about a microsecond, and not much less for half of the members.
-_FEW_NUMBERS = 256  # parameters and samples of all members
-# With more numbers a share's arrays do not fit a core's cache. But shares of at most _MANY_MEMBERS members
-# are not split: too few members would be left to vectorise over.
-_MANY_NUMBERS = 2**17
-_MANY_MEMBERS = 1024
 _BLOCK_BYTES = 4 * 2**20  # of a share's rows, or of the tables, in a block: what the caches hold
 
 
@@ -88,41 +83,6 @@ class Feeds:
         return Feed(np.int32(start), tables, index, used)
 
 
-@dataclass(frozen=True)
-class Share:
-    """The members that one thread advances, block after block.
-
-    All shares are of one size, so that one program serves them. Where the members do not divide evenly, the
-    last share starts with `again` members of the one before.
-    """
-
-    plan: Plan
-    members: slice
-    again: int
-
-
-def _everyone(plan: Plan) -> Share:
-    """One share of all members, or of the only one."""
-    return Share(plan, slice(None), 0)
-
-
-def _shares(plan: Plan, count: int, samples: int) -> Iterator[Share]:
-    """Shares of the `count` members: one per core, or several that each fit its cache. `samples` is how many
-    samples a member's step takes. A single share where only one program runs at a time, as on a GPU, or where
-    threads would cost more than they save."""
-    workers, member_numbers = backend.workers(), plan.problem.size + samples
-    if not plan.batched or workers == 1 or count * member_numbers < _FEW_NUMBERS:
-        yield _everyone(plan)
-        return
-    size = -(-count // workers)
-    while size * member_numbers > _MANY_NUMBERS and size > _MANY_MEMBERS:
-        size = -(-size // 2)
-    for first in range(0, count, size):
-        begin = min(first, count - size)
-        members = slice(begin, begin + size)
-        yield Share(plan.of(members), members, first - begin)
-
-
 class Job:
     """One descent: its blocks, its record, and the trajectory it becomes."""
 
@@ -142,7 +102,7 @@ class Job:
         self.layout = plan.problem.layout
         self.started, past = self._start(resume, same_rule)
         samples = plan.problem.n_samples if feeds.order is None else feeds.order.size
-        self.shares = list(_shares(plan, who.count, samples))
+        self.shares = list(shares_of(plan, who.count, samples))
         feed = feeds.feed(first, 1, 1)
         self.known = known_turns(every, backend.device().platform)
 
@@ -167,7 +127,7 @@ class Job:
         # and saves less than a microsecond per step, except on a GPU, where the host controls each loop.
         self.dense = every == 1 and (self.known > 0 or not plan.observed)
         if len(self.shares) > 1 and self._is_exclusive(start, walk):
-            self.shares = [_everyone(plan)]
+            self.shares = [everyone(plan)]
         self.threads = backend.Threads(min(backend.workers(), len(self.shares)))
         self.over = False  # whether every member has diverged or stopped
         self.starts, self.walks = [], []
