@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, names, observables, results
+from thalweg import backend, blocks, observables, results
 from thalweg.ensemble import Members, members
 from thalweg.errors import InputError, is_number, one_of, whole_number
 from thalweg.integrator import (
@@ -258,7 +258,6 @@ class _Job:
     def trajectory(self, interrupted: bool, settings: dict[str, Any]) -> xr.Dataset:
         """The labelled record."""
         dims, shape = self.who.dims, self.who.shape
-        steps = self.record.steps
         data: dict[str, Any] = {
             name: (where, values) for name, where, values in self.record.variables(self.lost_at)
         }
@@ -279,22 +278,8 @@ class _Job:
         for name in ("accepted", "rejected"):
             data[name] = (dims, getattr(self, name).astype(np.int64).reshape(shape))
         data["solver"] = (dims, self.solver.reshape(shape))
-        coords = {
-            "step": steps,
-            "time": ("step", self.times[: len(steps)]),
-            **names.coords(self.layout.names),
-            **self.who.coords,
-        }
-        attrs = results.provenance(
-            "trajectory",
-            settings,
-            seed=results.to_json(settings["seed"]),
-            dtype=str(self.layout.dtype),
-            device=backend.device_name(),
-            last_step=int(steps[-1]),
-            interrupted=int(interrupted),
-        )
-        return xr.Dataset(data, coords=coords, attrs=attrs)
+        time = "step", self.times[: len(self.record.steps)]
+        return self.record.labelled(data, settings, interrupted, time=time)
 
 
 _REMEDY = (

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, names, observables, results, sampling
+from thalweg import backend, blocks, observables, sampling
 from thalweg.ensemble import Members, member_vectors
 from thalweg.errors import InputError
 from thalweg.logbook import Record, storable
@@ -336,17 +336,7 @@ class Job:
             data[f"schedule_{name}"] = (("update",), table)
         if with_batches:
             data["batch"] = self._batches()
-        coords = {"step": self.record.steps, **names.coords(self.layout.names), **who.coords}
-        attrs = results.provenance(
-            "trajectory",
-            settings,
-            seed=results.to_json(settings["seed"]),
-            dtype=str(self.layout.dtype),
-            device=backend.device_name(),
-            last_step=int(self.record.steps[-1]),
-            interrupted=int(interrupted),
-        )
-        return xr.Dataset(data, coords=coords, attrs=attrs)
+        return self.record.labelled(data, settings, interrupted)
 
     def _notes(self, name: str) -> dict[str, str]:
         """Notes on a variable: a relative movement is absolute where its reference has norm zero."""

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from thalweg import blocks, observables, results
+from thalweg import backend, blocks, names, observables, results
 from thalweg.ensemble import Members
 from thalweg.errors import InputError
 from thalweg.params import Layout, path_name
@@ -59,7 +59,7 @@ class Record:
         updates: Collection[str] = (),
         taken: Collection[str] = (),
     ) -> None:
-        self.who, self.every = who, every
+        self.who, self.layout, self.every = who, layout, every
         self.columns = list(_columns(shapes, layout, int(who.batched), updates))
         self._check_names(taken)
         rows = total // every + 2
@@ -134,6 +134,23 @@ class Record:
                 _mask_from(column.values, self.steps, stopped_at, after=1)
             values = column.values.reshape(len(self.steps), *column.shape, *self.who.shape)
             yield column.name, ("step", *column.dims, *self.who.dims), values
+
+    def labelled(
+        self, variables: dict[str, Any], settings: dict[str, Any], interrupted: bool, **coords: Any
+    ) -> xr.Dataset:
+        """A trajectory of these variables, with the record's coordinates and with its provenance; `coords`
+        are further coordinates."""
+        attrs = results.provenance(
+            "trajectory",
+            settings,
+            seed=results.to_json(settings["seed"]),
+            dtype=str(self.layout.dtype),
+            device=backend.device_name(),
+            last_step=int(self.steps[-1]),
+            interrupted=int(interrupted),
+        )
+        coords = {**coords, **names.coords(self.layout.names), **self.who.coords}
+        return xr.Dataset(variables, coords={"step": self.steps, **coords}, attrs=attrs)
 
 
 def _mask_from(values: np.ndarray, step: np.ndarray, since: np.ndarray, after: int = 0) -> None:
