@@ -155,7 +155,7 @@ def test_a_large_jacobian_is_not_formed(rows, there, monkeypatch):
     # room for so many rows of the Jacobian; 1000 is the path that forms it
     monkeypatch.setattr(tangents, "_JACOBIAN_BYTES", rows * problem.size * 8)
     other = None if there is None else tangents._on(problem, there)
-    blocks = tangents._ntk_now(problem, problem.params, other)
+    blocks = tangents._traced_ntk(problem, problem.params, other)
     np.testing.assert_allclose(blocks, whole, rtol=1e-12, atol=1e-13)
 
 

@@ -82,11 +82,11 @@ def ntk(problem: Problem, params: Params, x: Any = None) -> Float[Array, "m m2"]
 
 
 def _first_kernel(at: At) -> Any:
-    return _ntk_now(at.problem, at.start, None)
+    return _traced_ntk(at.problem, at.start, None)
 
 
 def _drift(at: At, first: Any) -> tuple[Any, Any]:
-    drift = norm(_ntk_now(at.problem, at.params, None) - first)
+    drift = norm(_traced_ntk(at.problem, at.params, None) - first)
     return relative(drift, norm(first)), first
 
 
@@ -150,7 +150,7 @@ def _of_vector(problem: Problem, layout: Layout) -> Callable[[Any], Any]:
     return lambda vector: _predictions(problem, layout.unflatten(vector))
 
 
-def _jacobian_now(problem: Problem, params: Params) -> Any:
+def _traced_jacobian(problem: Problem, params: Params) -> Any:
     # not problem.layout: a problem with init= alone has none inside a trace
     layout = Layout.of(params)
     vector = jnp.asarray(layout.flatten(params))
@@ -158,7 +158,7 @@ def _jacobian_now(problem: Problem, params: Params) -> Any:
     return rows.astype(vector.dtype)
 
 
-def _ntk_now(problem: Problem, params: Params, other: Problem | None) -> Any:
+def _traced_ntk(problem: Problem, params: Params, other: Problem | None) -> Any:
     layout = Layout.of(params)
     vector = jnp.asarray(layout.flatten(params))
     f = _of_vector(problem, layout)
@@ -166,8 +166,8 @@ def _ntk_now(problem: Problem, params: Params, other: Problem | None) -> Any:
     m, columns = (jax.eval_shape(h, vector).shape[0] for h in (f, g))
     row_bytes = max(layout.size * vector.dtype.itemsize, 1)
     if max(m, columns) * row_bytes <= _JACOBIAN_BYTES:
-        rows = _jacobian_now(problem, params)
-        return matmul(rows, (rows if other is None else _jacobian_now(other, params)).T)
+        rows = _traced_jacobian(problem, params)
+        return matmul(rows, (rows if other is None else _traced_jacobian(other, params)).T)
     push = forward.linearize(f, vector)[1]
     predicted, pull = jax.vjp(g, vector)
 
@@ -179,5 +179,5 @@ def _ntk_now(problem: Problem, params: Params, other: Problem | None) -> Any:
     return kernel.astype(vector.dtype)
 
 
-_jacobian = jax.jit(_jacobian_now)
-_ntk = jax.jit(_ntk_now)
+_jacobian = jax.jit(_traced_jacobian)
+_ntk = jax.jit(_traced_ntk)
