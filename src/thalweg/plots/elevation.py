@@ -15,7 +15,7 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from thalweg import results
 from thalweg.errors import InputError, real
-from thalweg.plots import bands, legends, paths, style, surfaces
+from thalweg.plots import bands, legends, paths, strands, style, surfaces
 from thalweg.plots.bands import Bands
 from thalweg.plots.ground import Ground
 from thalweg.plots.members import Paths
@@ -182,7 +182,7 @@ def _draw_path(
     ax: Axes3D, landscape: xr.Dataset, ground: Ground, path: xr.Dataset, label: str | None
 ) -> None:
     x, y = paths.coordinates(ax, landscape, path, label)
-    for each in paths.strands(ax, path, x, y, label):
+    for each in strands.each(ax, path, x, y, label):
         across, up, height = ground.over(each.x, each.y)
         line = across, up, _drawn(ground, height)
         wide = 0.9 if each.many else 1.8
@@ -191,12 +191,12 @@ def _draw_path(
             *line, color=each.look.color, ls="-" if each.many else each.look.dash, lw=wide, zorder=3,
             label=f"_{each.name}", gid=each.gid,
         )  # fmt: skip
-        paths.legend_entries(ax, each, marked=False)
-        for kind, place in zip(paths.ENDS, paths.ends(each.x, each.y, each.lost), strict=True):
+        strands.legend_entries(ax, each, marked=False)
+        for kind, place in zip(strands.ENDS, strands.ends(each.x, each.y, each.lost), strict=True):
             spot = place[:, ground.inside(*place)]
-            looks = paths.end_looks(kind, each.look.color, each.many)
+            looks = strands.end_looks(kind, each.look.color, each.many)
             ax.plot(*spot, _drawn(ground, ground.at(*spot)), ls="", zorder=4, **looks)
-    paths.legend_of_ends(ax, path, x, y)
+    strands.legend_of_ends(ax, path, x, y)
 
 
 def _draw_point(ax: Axes3D, ground: Ground, text: str, where: Any, off: float) -> None:

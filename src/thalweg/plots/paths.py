@@ -13,9 +13,9 @@ from matplotlib.ticker import MaxNLocator
 
 from thalweg import names, projection, results
 from thalweg.errors import InputError
-from thalweg.plots import legends, members, style
+from thalweg.plots import legends, members, strands, style
+from thalweg.plots.strands import Strand
 
-ENDS = ("start", "end", "lost")
 _LITTLE = 0.1  # of a path's movement: where a plane shows less, a note says how little
 _MARK_EVERY = 0.12  # distance between markers along a path, relative to the window
 
@@ -107,56 +107,9 @@ class Trail:
             line.set_markevery([mark for mark in marks if mark <= row])
         self.rim.set_data(members.in_a_row(x), members.in_a_row(y))
         for artist, place in zip(
-            (self.start, self.end, self.cross), ends(x, y, self.lost), strict=True
+            (self.start, self.end, self.cross), strands.ends(x, y, self.lost), strict=True
         ):
             artist.set_data(*place)
-
-
-@dataclass(frozen=True, eq=False)
-class Strand:
-    """Members of a trajectory that are drawn alike; those that diverge come last, to be on top.
-
-    Args:
-        x, y: (recorded steps, members) coordinates, NaN where they are not finite.
-        lost: (members) which of them diverge.
-        look, name, gid: how they are drawn, what the legend calls them, and by what their artists are known.
-        many: whether some strand of the trajectory has several members: lines are thin then.
-        alone: whether the trajectory has one member.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    lost: np.ndarray
-    look: style.Style
-    name: str
-    gid: str
-    many: bool
-    alone: bool
-
-
-def strands(
-    ax: Axes,
-    path: xr.Dataset,
-    x: np.ndarray,
-    y: np.ndarray,
-    label: str | None,
-    look: style.Style | None = None,
-) -> list[Strand]:
-    """A trajectory's members (step, …members) as strands, in styles new to the axes or in `look`."""
-    lost = members.diverged(path)
-    groups = members.each(path)
-    many = any(len(g.members) > 1 for g in groups)
-    taken = style.styles_taken(ax)
-    found = []
-    for i, group in enumerate(groups):
-        order = sorted(group.members, key=lambda m: bool(lost[m]))
-        gone = np.array([bool(lost[m]) for m in order])
-        across, up = (np.stack([c[(slice(None), *m)] for m in order], axis=1) for c in (x, y))
-        name = style.joined(label and style.plain(label), group.label, by=": ") or "path"
-        gid, own = f"{style.SERIES}-{taken + i}", look or style.style(taken + i)
-        alone = len(groups) == 1 and not many
-        found.append(Strand(across, up, gone, own, name, gid, many, alone))
-    return found
 
 
 def draw(
@@ -171,8 +124,8 @@ def draw(
     """`path`, with a legend entry `end` for the last iterate and an optional style for all members."""
     _framed(ax, surface)
     x, y = coordinates(ax, surface, path, label)
-    trails = [_trail(ax, strand) for strand in strands(ax, path, x, y, label, look)]
-    legend_of_ends(ax, path, x, y, end)
+    trails = [_trail(ax, strand) for strand in strands.each(ax, path, x, y, label, look)]
+    strands.legend_of_ends(ax, path, x, y, end)
     legends.add(ax)
     return trails
 
@@ -186,7 +139,7 @@ def _trail(ax: Axes, strand: Strand) -> Trail:
         ax.plot(
             *column,
             color=look.color,
-            ls=_dash(look, many, left),
+            ls=strands.dash_of(look, many, left),
             lw=0.8 if many else 1.6,
             alpha=_alpha(len(columns)),
             marker=None if many or strand.alone else look.marker,
@@ -198,8 +151,8 @@ def _trail(ax: Axes, strand: Strand) -> Trail:
         )[0]
         for column, marked, left in zip(columns, marks, strand.lost, strict=True)
     ]
-    legend_entries(ax, strand, marked=not strand.alone)
-    looks = [end_looks(kind, look.color, many) for kind in ENDS]
+    strands.legend_entries(ax, strand, marked=not strand.alone)
+    looks = [strands.end_looks(kind, look.color, many) for kind in strands.ENDS]
     ends = [ax.plot([], [], ls="", zorder=4, **each)[0] for each in looks]
     trail = Trail(strand.x, strand.y, strand.lost, tuple(lines), tuple(marks), rim, *ends)
     trail.until(len(strand.x) - 1)
@@ -234,7 +187,7 @@ def mark(
     color = style.shade(0) if color is None else color
     looks = {"marker": marker, "color": color, "mec": style.shade(1), "ms": 10}
     ax.plot([across], [up], ls="", zorder=5, label=text, **looks)
-    if not _inside(ax, across, up):
+    if not strands.is_inside(ax, across, up):
         style.note(ax, f"{style.plain(label)} lies outside the window")
     legends.add(ax)
     return ax
@@ -277,7 +230,7 @@ def coordinates(
         where = projection.project(surface, path).transpose(*dims)
         off = off_plane_text(surface, path["params"], where)
     x, y = (np.where(np.isfinite(where[a]), where[a], np.nan) for a in (across, up))
-    outside = np.isfinite(x) & np.isfinite(y) & ~_inside(ax, x, y)
+    outside = np.isfinite(x) & np.isfinite(y) & ~strands.is_inside(ax, x, y)
     leaving, total = int(outside.any(axis=0).sum()), int(np.prod(x.shape[1:]))
     name = label and style.plain(label)
     if leaving:
@@ -337,15 +290,6 @@ def off_plane_text(surface: xr.Dataset, points: xr.DataArray, where: xr.Dataset)
     return style.joined(text, little)
 
 
-def _inside(ax: Axes, x: Any, y: Any) -> np.ndarray:
-    """Whether points lie in the window, up to rounding."""
-    inside = np.True_
-    for values, (low, high) in ((x, sorted(ax.get_xlim())), (y, sorted(ax.get_ylim()))):
-        room = 1e-6 * (high - low)
-        inside = inside & (values >= low - room) & (values <= high + room)
-    return np.asarray(inside)
-
-
 def _rim(ax: Axes, x: np.ndarray, y: np.ndarray, color: str, wide: float) -> Line2D:
     """A white outline beneath a series' lines, so that they stand out from the colours of the map.
 
@@ -353,16 +297,6 @@ def _rim(ax: Axes, x: np.ndarray, y: np.ndarray, color: str, wide: float) -> Lin
     """
     row = members.in_a_row(x), members.in_a_row(y)
     return ax.plot(*row, color=color, lw=wide, zorder=2.5, label="_rim", gid=style.RIM)[0]
-
-
-def _is_gone(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Which members' last coordinates are not finite."""
-    return ~(np.isfinite(x[-1]) & np.isfinite(y[-1]))
-
-
-def _dash(look: style.Style, many: bool, lost: bool) -> Any:
-    """The dash of a line; many lines side by side are solid, as their dashes would merge."""
-    return style.DIVERGED_DASH if many and lost else "-" if many else look.dash
 
 
 def _alpha(count: int) -> float:
@@ -378,75 +312,3 @@ def _marks(ax: Axes, x: np.ndarray, y: np.ndarray) -> list[int]:
     steps = np.diff(np.clip(place[finite], -1, 2), axis=0)
     along = np.cumsum(np.hypot(*steps.T)) // _MARK_EVERY
     return finite[1:][np.diff(along, prepend=0) > 0].tolist()
-
-
-def legend_entries(ax: Axes, strand: Strand, marked: bool) -> None:
-    """One legend entry for a strand, one more for those of its members that diverged."""
-    look, name = strand.look, strand.name
-    gone = int(strand.lost.sum())
-    kept = len(strand.lost) - gone
-    entries: list[tuple[str, Any, str | None]]
-    if len(strand.lost) == 1:
-        text = f"{name} (diverged)" if gone else name
-        entries = [(text, look.dash, look.marker if marked else None)]
-    else:
-        # The name holds the total count; without kept members only the entry of the diverged ones has it.
-        entries = [(name, _dash(look, True, False), None)] if kept else []
-        if gone:
-            text = style.joined(name, f"{gone:,} diverged", by=": ")
-            entries.append((text, _dash(look, True, True), "X"))
-    looks = {"color": look.color, "ms": 4.5, "lw": 1.6, "gid": strand.gid}
-    for text, dash, marker in entries:
-        ax.plot([], [], ls=dash, marker=marker, label=text, **looks)
-
-
-def ends(x: np.ndarray, y: np.ndarray, lost: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Members' starts, their last iterates, and the last finite iterates of the `lost`, (2, members) each."""
-    first, last = _ends(x, y)
-    gone = lost & _is_gone(x, y)
-    return first, last[:, ~gone], last[:, gone]
-
-
-def _ends(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last finite iterate of each member, each (2, …members); NaN where there is none."""
-    finite = np.isfinite(x) & np.isfinite(y)
-    first = finite.argmax(axis=0)
-    last = len(finite) - 1 - finite[::-1].argmax(axis=0)
-    # A member without finite iterates gets index 0 in both, where its coordinates are NaN.
-    return tuple(
-        np.stack([np.take_along_axis(c, index[None], axis=0)[0] for c in (x, y)])
-        for index in (first, np.where(finite.any(axis=0), last, 0))
-    )  # pyright: ignore[reportReturnType]
-
-
-def end_looks(kind: str, color: str, small: bool) -> dict[str, Any]:
-    """How the members' "start", "end", or last finite iterate ("lost") is marked."""
-    ink, ground = style.shade(0), style.rim(color)
-    marker, size, face, rim = {
-        "start": ("o", 3 if small else 8, ground, ink if small else color),
-        "end": ("*", 5 if small else 13, color, ground),
-        "lost": ("X", 4 if small else 9, color, ground),
-    }[kind]
-    thick = 0.3 if small and rim == ground else 0.8
-    looks = {"marker": marker, "ms": size, "mfc": face, "mec": rim, "mew": thick}
-    return looks | {"label": f"_{marker}"}
-
-
-def legend_of_ends(
-    ax: Axes, path: xr.Dataset, x: np.ndarray, y: np.ndarray, end: str = "end"
-) -> None:
-    """Legend entries for circle, star and cross, each at most once, if one is visible in the window."""
-    named = legends.ends_named(ax)
-    step = int(path["step"].values[0]) if path.sizes["step"] else 0
-    ink = style.shade(0)
-    first, last = _ends(x, y)
-    lost = members.diverged(path) & _is_gone(x, y)
-    entries = [
-        ("start" if step == 0 else f"step {step}", "o", "white", _inside(ax, *first)),
-        (end, "*", ink, _inside(ax, *last) & ~lost),
-        ("last finite iterate", "X", ink, _inside(ax, *last) & lost),
-    ]
-    for text, marker, face, visible in entries:
-        if visible.any() and text not in named:
-            looks = {"marker": marker, "mfc": face, "mec": ink, "ms": 7}
-            ax.plot([], [], ls="", label=text, gid=style.LAST, **looks)
