@@ -10,7 +10,7 @@ import pytest
 from problems import bowl, bowl_problem, data, for_a_cpu, line, line_problem
 
 import thalweg as tw
-from thalweg import backend, identity, landscapes, passes, tiling
+from thalweg import backend, chunks, identity, landscapes, passes, tiling
 from thalweg.errors import InputError
 
 TOLERANCE = 1e-12
@@ -313,7 +313,7 @@ def test_nothing_of_size_samples_by_grid_is_made(make):
     plane = tw.coordinate_plane(problem, {first: (0, 1), second: (0, 1)}, 100)
     cut = tiling.tiling_of(problem, 100 * 100, False)
     program = partial(
-        landscapes._chunks,
+        chunks.risks_of_chunks,
         wanted=("empirical",),
         layout=problem.layout,
         penalty=True,
@@ -406,13 +406,13 @@ def test_a_plane_of_another_problem():
 def test_another_plane_of_the_same_shape_compiles_nothing():
     first, second = line_problem(), line_problem().at({"weight": 1.0, "bias": 2.0})
     tw.landscape(first, line_plane(first))
-    before = landscapes._chunks._cache_size()
+    before = chunks.risks_of_chunks._cache_size()
     # even one in other directions: as many points, so the counts are the other way round
     plane = tw.coordinate_plane(
         second, {"bias": (0, 1), "weight": (9, 2)}, {"bias": 14, "weight": 10}
     )
     tw.landscape(second, plane)
-    assert landscapes._chunks._cache_size() == before
+    assert chunks.risks_of_chunks._cache_size() == before
 
 
 def test_a_device_by_its_name():
