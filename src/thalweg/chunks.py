@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from thalweg.params import Layout
 from thalweg.problem import Problem, penalised, pointwise
+from thalweg.rows import empty, put
 from thalweg.tiling import Tiling
 from thalweg.tuning import tuned
 
@@ -53,15 +54,9 @@ def risks_of_chunks(
         return {risk: values[None] for risk, values in at_chunk(start).items()}
 
     def body(row: Any, out: dict[str, Any]) -> dict[str, Any]:
-        values = at_chunk(start + row)
-        return {
-            risk: jax.lax.dynamic_update_index_in_dim(out[risk], values[risk], row, 0)
-            for risk in wanted
-        }
+        return put(out, row, at_chunk(start + row))
 
-    shapes = jax.eval_shape(at_chunk, start)
-    empty = {risk: jnp.zeros((room, *s.shape), s.dtype) for risk, s in shapes.items()}
-    return jax.lax.fori_loop(0, count, body, empty)
+    return jax.lax.fori_loop(0, count, body, empty(jax.eval_shape(at_chunk, start), room))
 
 
 def _risks_at(

@@ -19,6 +19,7 @@ from thalweg import backend
 from thalweg.observables import at_point, measured
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
+from thalweg.rows import empty, put
 from thalweg.tuning import tuned
 
 GOING, DIVERGED, GAVE_UP = 0, 1, 2
@@ -208,15 +209,11 @@ def block(
         )
         # If the attempts did not suffice for this row, the next block overwrites it.
         walk, values = observe(flow, walk, first + row)
-        record = jax.tree_util.tree_map(
-            lambda rows, value: jax.lax.dynamic_update_index_in_dim(rows, value, row, 0),
-            record,
-            values,
-        )
+        record = put(record, row, values)
         return row + _there(walk, target).all(), left, walk, record
 
     shapes = observe.eval_shape(flow, walk, first)[1]
-    record = jax.tree_util.tree_map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shapes)
+    record = empty(shapes, room)
     done, _, walk, record = jax.lax.while_loop(
         lambda carry: (carry[0] < rows) & (carry[1] > 0),
         one_row,

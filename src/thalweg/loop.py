@@ -30,6 +30,7 @@ from thalweg.optimizers import stepping
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
 from thalweg.problem import Problem, value_and_gradient
+from thalweg.rows import empty, put
 from thalweg.stopping import Stop
 from thalweg.tuning import tuned
 
@@ -287,8 +288,7 @@ def block(
     def recorded(row: Any, walk: Walk, step: Any, record: Any) -> tuple[Any, Any]:
         counts = (step % every == 0) | (step == begun)
         values, memory = row_of(plan, feed, start, walk, step, counts)
-        put = partial(jax.lax.dynamic_update_index_in_dim, index=row, axis=0)
-        return jax.tree_util.tree_map(put, record, values), memory
+        return put(record, row, values), memory
 
     def record_then_advance(row: Any, carry: Any) -> Any:
         step, walk, record = carry
@@ -308,7 +308,7 @@ def block(
         return next_row, walk, record
 
     shapes = row_of.eval_shape(plan, feed, start, walk, first, True)[0]
-    record = jax.tree_util.tree_map(lambda s: jnp.zeros((room, *s.shape), s.dtype), shapes)
+    record = empty(shapes, room)
     final = rows + jnp.int32(ends)
     # without `dense`, the row at `last` is one more iteration, of no steps
     turns, outer = (rows, known) if dense else (final, 0)

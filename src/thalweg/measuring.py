@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -19,6 +17,7 @@ from thalweg.logbook import Record
 from thalweg.observables import At, at_point, first_state, measured
 from thalweg.params import Layout
 from thalweg.problem import Problem, check_is_problem, described
+from thalweg.rows import empty, put
 from thalweg.tuning import tuned
 
 # bytes of a block's iterates and measurements: what the caches hold
@@ -182,12 +181,10 @@ def _block(
     def turn(i: Any, carry: Any) -> Any:
         memory, out = carry
         memory, values = sight.over_members(one)(start, rows[i], memory, steps[i])
-        put = partial(jax.lax.dynamic_update_index_in_dim, index=i, axis=0)
-        return memory, jax.tree_util.tree_map(put, out, values)
+        return memory, put(out, i, values)
 
     shapes = jax.eval_shape(sight.over_members(one), start, rows[0], memory, steps[0])[1]
-    out = jax.tree_util.tree_map(lambda s: jnp.zeros((len(rows), *s.shape), s.dtype), shapes)
-    return jax.lax.fori_loop(0, count, turn, (memory, out))
+    return jax.lax.fori_loop(0, count, turn, (memory, empty(shapes, len(rows))))
 
 
 def _along(
