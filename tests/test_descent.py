@@ -248,8 +248,61 @@ def test_resume_with_another_optimizer_is_refused():
     first = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=2)
     with pytest.raises(tw.InputError, match="another optimizer"):
         tw.descend(bowl_problem(), tw.Adam(lr=0.1), steps=2, resume=first)
-    with pytest.raises(tw.InputError, match=r"goes on with the members.* once for each of them"):
-        tw.descend(bowl_problem(), tw.SGD(lr=[0.1, 0.2]), steps=2, resume=first)
+    swept = tw.descend(bowl_problem(), tw.SGD(lr=[0.1, 0.2]), steps=2)
+    for lr in (0.1, [0.1, 0.2, 0.3]):
+        with pytest.raises(tw.InputError, match=r"goes on with the members.*'lr': 2"):
+            tw.descend(bowl_problem(), tw.SGD(lr=lr), steps=2, resume=swept)
+
+
+@pytest.mark.parametrize("runs", [None, 2])
+def test_each_member_goes_on_for_every_value_of_a_new_sweep(runs):
+    problem, momenta, seeds = line_problem(), [0.5, 0.9], [3, 4, 5]
+    options = {"batch_size": 7, "shuffle": True}
+    starts = None if runs is None else [[1.0, 2.0], [-1.0, 0.5]]
+    first = tw.descend(
+        problem, tw.SGD(lr=0.05, momentum=0.9), steps=8, starts=starts, seed=7, **options
+    )
+    forked = tw.descend(
+        problem,
+        tw.SGD(lr=0.05, momentum=momenta),
+        steps=9,
+        resume=first,
+        seed=seeds,
+        record=["movement"],
+        **options,
+    )
+    assert forked["loss"].dims == ("step", *["run"] * bool(runs), "momentum", "seed")
+    for momentum in momenta:
+        for seed in seeds:
+            alone = tw.descend(
+                problem,
+                tw.SGD(lr=0.05, momentum=momentum),
+                steps=9,
+                resume=first,
+                seed=seed,
+                record=["movement"],
+                **options,
+            )
+            one = forked.sel(momentum=momentum, seed=seed)
+            for name in ("params", "loss", "movement", "start", "optimizer_state", "status"):
+                if one[name].dtype.kind == "f":
+                    np.testing.assert_allclose(one[name], alone[name], rtol=1e-12)
+                else:
+                    np.testing.assert_array_equal(one[name], alone[name])
+    again = tw.descend(
+        problem, tw.SGD(lr=0.05, momentum=momenta), steps=1, resume=forked, **options
+    )
+    np.testing.assert_array_equal(
+        again["params"][0], forked["final"].transpose(*again["params"].dims[1:])
+    )
+
+
+def test_a_diverged_run_is_still_diverged_where_several_go_on_from_it():
+    square = tw.Problem.from_function(lambda w: w["x"] ** 2, params={"x": 1.0})
+    first = tw.descend(square, tw.SGD(lr=5.0), steps=200)
+    more = tw.descend(square, tw.SGD(lr=[0.1, 0.2]), steps=3, resume=first)
+    assert (more["status"] == "diverged").all()
+    assert (more["diverged_at"] == first["diverged_at"]).all()
 
 
 @pytest.mark.parametrize("picked", [1, [2, 0]])

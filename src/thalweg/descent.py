@@ -64,9 +64,10 @@ def descend(
         seed: for starts and batches, 0 by default, or that of `resume`. A list is a swept
             dimension, `seed`.
         resume: a trajectory to continue, with the optimizer's state, the step count and the seed. The
-            optimizer and the batches' options must be given again. States of observables begin anew,
-            and so do records of updates. Members that had stopped continue, unless `stop` has the same
-            thresholds as before.
+            optimizer and the batches' options must be given again; where its sweeps, or the seeds, have
+            dimensions that the trajectory has not, each of its members goes on for every value of them.
+            States of observables begin anew, and so do records of updates. Members that had stopped
+            continue, unless `stop` has the same thresholds as before.
         record: what to record besides parameters and loss: a list of names (thalweg.observables),
             or a mapping from names to True, False, functions of `at`, pairs (init, measure), or
             problems (the risk on them). {"params": False} leaves the iterates out.

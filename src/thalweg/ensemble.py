@@ -7,6 +7,7 @@ are one axis; in the result they are `run`, then a dimension for each swept hype
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -53,6 +54,10 @@ class Members:
     @property
     def count(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return dict(zip(self.dims, self.shape, strict=True))
 
     @property
     def swept(self) -> tuple[str, ...]:
@@ -113,7 +118,8 @@ def members(
     count = math.prod(shape)
     lane = place["seed"] if seed_swept else np.zeros(count, np.int64)
     if resume is not None:
-        member_starts = problem.unflatten(member_vectors(resume["final"], "param", tuple(dims)))
+        sizes = dict(zip(dims, shape, strict=True))
+        member_starts = problem.unflatten(of_members(resume["final"], sizes, "param"))
     else:
         run = place.get("run", np.zeros(count, np.int64))
         member_starts = jax.tree_util.tree_map(
@@ -143,10 +149,17 @@ def check_same_parameters(what: str, path: xr.Dataset, problem: Problem) -> None
         )
 
 
-def member_vectors(variable: xr.DataArray, along: str, dims: tuple[str, ...]) -> np.ndarray:
-    """The vectors (members, n) of a variable (along, *dims) of a trajectory."""
-    values = variable.transpose(along, *dims).values
-    return values.reshape(values.shape[0], math.prod(values.shape[1:])).T
+def of_members(
+    variable: xr.DataArray, sizes: Mapping[str, int], along: str | None = None
+) -> np.ndarray:
+    """A trajectory's variable by member: (members,), or (members, n) with a dimension `along`.
+
+    Of the members' dimensions, which `sizes` holds in their order, it may lack some: along these, a member's
+    values are those of each.
+    """
+    rest = {} if along is None else {along: variable.sizes[along]}
+    spread = variable.variable.set_dims({**sizes, **rest}).values
+    return spread.reshape(math.prod(sizes.values()), *rest.values())
 
 
 def _seeds(seed: Any) -> tuple[tuple[int, ...], bool]:
@@ -226,8 +239,8 @@ def _given_starts(problem: Problem, starts: Any) -> Params:
             )
         if not names.same(starts, problem.names):
             raise InputError("starts= has other parameters than the problem.")
-        rest = tuple(str(d) for d in starts.dims if d != "param")
-        return layout.unflatten(member_vectors(starts, "param", rest))
+        sizes = {str(d): n for d, n in starts.sizes.items() if d != "param"}
+        return layout.unflatten(of_members(starts, sizes, "param"))
     starts = names.in_order("starts=", starts, problem.names)
     try:
         # only down to the problem's leaves: a list in place of an array is one array
@@ -290,16 +303,16 @@ def _last_iterates(path: xr.Dataset) -> xr.DataArray:
 
 
 def _check_resumed(resume: xr.Dataset, dims: dict[str, np.ndarray]) -> None:
-    before = {str(d): resume.sizes[d] for d in resume["final"].dims if d != "param"}
+    """An error unless `dims` has all dimensions of a trajectory's members, with their values."""
+    before = {str(d): n for d, n in resume["final"].sizes.items() if d != "param"}
     now = {name: len(values) for name, values in dims.items()}
-    if before != now:
-        remedy = "" if before else "; resume it once for each of them"
+    if any(now.get(name) != size for name, size in before.items()):
         raise InputError(
-            f"resume= goes on with the members of the trajectory, {before or 'one run'}; the optimizer "
-            f"and seeds given here span {now or 'one run'}{remedy}."
+            f"resume= goes on with the members of the trajectory, {before}; the optimizer and seeds given "
+            f"here span {now or 'one run'}."
         )
-    for name, values in dims.items():
-        resumed = resume[name].values
+    for name in before:
+        resumed, values = resume[name].values, dims[name]
         same_but_order = sorted(resumed) == sorted(values) and not np.array_equal(resumed, values)
         if same_but_order or (name == "seed" and not np.array_equal(resumed, values)):
             raise InputError(

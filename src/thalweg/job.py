@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from thalweg import backend, blocks, observables, sampling
-from thalweg.ensemble import Members, member_vectors
+from thalweg.ensemble import Members, of_members
 from thalweg.errors import InputError
 from thalweg.logbook import Record, storable
 from thalweg.loop import (
@@ -201,11 +201,11 @@ class Job:
         nobody = None if self.plan.stop is None else going_on
         if resume is None:
             return self.who.starts, Past(None, going_on, nobody, None)
-        dims = self.who.dims
+        sizes = self.who.sizes
         started = self.layout.unflatten(
-            member_vectors(resume["start"], "param", dims).reshape(*lead, -1)
+            of_members(resume["start"], sizes, "param").reshape(*lead, -1)
         )
-        flat = member_vectors(resume["optimizer_state"], "state", dims).reshape(*lead, -1)
+        flat = of_members(resume["optimizer_state"], sizes, "state").reshape(*lead, -1)
         init = self.plan.over_members(lambda optimizer, lane, params: begun(optimizer, params), 0)
         layout = Layout.of(self._one(jax.eval_shape(init, self.who.starts)))
         if flat.shape[-1] != layout.size:
@@ -214,7 +214,7 @@ class Job:
                 f"{self.plan.optimizer.name} has {layout.size}); give the one it was made with."
             )
         diverged, stopped, updates = (
-            resume[name].transpose(*dims).values.reshape(lead).astype(np.int32)
+            of_members(resume[name], sizes).reshape(lead).astype(np.int32)
             for name in ("diverged_at", "stopped_at", "updates")
         )
         stopped = stopped if same_rule else nobody
