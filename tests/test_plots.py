@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import subprocess
 import sys
@@ -1199,6 +1200,50 @@ def test_losses_over_hundreds_of_decades_are_drawn(steps):
     ax = tw.plot.loss(path)
     ax.figure.canvas.draw()
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), path["loss"])
+
+
+def test_a_run_far_off_at_the_first_shown_step_does_not_flatten_the_others() -> None:
+    square = tw.Problem.from_function(lambda w: 0.5 * w["x"] ** 2, params={"x": 1.0})
+    path = tw.descend(square, tw.SGD(lr=[0.1, 1e3]), steps=600, every=20)
+    ax = tw.plot.loss(path, x="log")  # step 0 is not shown
+    assert ax.get_ylim()[1] < 1e4  # with its margin, of 56 decades
+    assert ax.get_xlim()[1] > 599
+    assert style.notes(ax) == ["step 0 not shown (log axis)", "the diverged run leaves the window"]
+
+
+def several_records() -> Any:
+    square = tw.Problem.from_function(lambda w: 0.5 * w["x"] ** 2, params={"x": 1.0})
+    record = {"grad_norm": True, "held_out": lambda at: 1 + at.params["x"]}
+    return tw.descend(square, tw.SGD(lr=[0.1, 0.2]), steps=20, record=record)
+
+
+def test_several_records_share_the_colours_and_differ_in_dashes() -> None:
+    path = several_records()
+    ax = tw.plot.record(path, ["loss", "held_out"])
+    entries = [f"{what}: lr = {lr}" for what in ("loss", "held out") for lr in (0.1, 0.2)]
+    assert [line.get_label() for line in ax.lines] == entries
+    for line, (name, lr) in zip(
+        ax.lines, itertools.product(("loss", "held_out"), range(2)), strict=True
+    ):
+        np.testing.assert_array_equal(line.get_ydata(), path[name].isel(lr=lr))
+        assert line.get_color() == style.COLORS[lr]
+        assert line.get_linestyle() == ("-" if name == "loss" else "--")
+    assert (ax.get_title(), ax.get_ylabel()) == ("Loss and held out", "loss, held_out")
+    # another call goes on with the next colour
+    tw.plot.record(path.isel(lr=0), ["loss", "held_out"], ax=ax, label="again")
+    assert {line.get_color() for line in ax.lines[4:]} == {style.COLORS[2]}
+    assert [line.get_label() for line in ax.lines[4:]] == ["again: loss", "again: held out"]
+
+
+def test_several_records_of_one_run_are_told_apart_by_name() -> None:
+    one = several_records().isel(lr=0)
+    ax = tw.plot.record(one, ["loss", "grad_norm", "held_out"])
+    assert [line.get_label() for line in ax.lines] == ["loss", "gradient norm", "held out"]
+    assert ax.get_title() == "Loss, gradient norm and held out"
+    for wrong in ([], ["loss", "lost"], ["loss", "params"]):
+        with pytest.raises(tw.InputError, match=r"record|not one number"):
+            tw.plot.record(one, wrong)
+    assert len(plt.get_fignums()) == 1
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

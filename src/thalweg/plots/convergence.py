@@ -9,7 +9,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure, SubFigure
 
-from thalweg.errors import InputError
 from thalweg.plots import curves, legends, members, style
 from thalweg.plots.members import Paths
 
@@ -52,8 +51,6 @@ def convergence(
         InputError: no trajectory, no record, and what `record` raises.
     """
     drawn = members.named(paths)
-    if not records:
-        raise InputError("convergence needs at least one record; none given.")
     if last is not None:
         drawn = [(name, path.sel(step=slice(0, last))) for name, path in drawn]
     # before there is a figure, which an error would leave behind empty
@@ -62,8 +59,7 @@ def convergence(
     for name, each in compared:
         with members.about(name):
             members.check_trajectory(each)
-    for name in records:
-        curves.read([*drawn, *compared], name)
+    curves.read([*drawn, *compared], records)
     if figure is None:
         entries = sum(len(members.by_sweep(path)) for _, path in drawn)
         entries += len(guides or {}) + len(behind or {})

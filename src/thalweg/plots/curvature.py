@@ -111,7 +111,7 @@ def sharpness(
     """
     paths = members.named(path, label)
     # before there is a figure, which an error would leave behind empty
-    curves.read(paths, name)
+    curves.read(paths, [name])
     for text, each in paths:
         before = {} if ax is None else _series(ax)
         ax = curves.record(each, name, ax=ax, x=x, y=y, title=title or "Sharpness", label=text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,7 @@ _HEADROOM = {"log": 1e3, "linear": 2.0}
 
 def record(
     path: Paths,
-    name: str,
+    name: str | Sequence[str],
     *,
     ax: Axes | None = None,
     x: str = "linear",
@@ -50,25 +52,29 @@ def record(
 
     Each combination of swept values is a line of its own. Several runs are drawn as their median and
     a band between two quantiles, over the runs that did not diverge; the diverged ones are dotted
-    lines. Called again with the same axes, it goes on with the next styles.
+    lines. Of several records each has a dash, and a series has one colour in all. Called again with
+    the same axes, it goes on with the next styles.
 
     Args:
         path: a trajectory, or several by name.
-        name: one of its records with one number a step and member.
+        name: one of its records with one number a step and member, or several of one unit, as in
+            ["risk", "held_out"].
         ax: where to draw; a new figure without it.
         x, y: "linear" or "log". On a log axis step (or time) 0, and values at or below zero, are
             left out; a note below the axes says so.
         band: the band's two quantiles; None draws each run.
         title: a title; the record's name without it.
         label: the name in the legend of a trajectory that is given alone.
-        dash: the number of the dash that all lines have; without it they take the next ones.
+        dash: the number of the dash that all lines of a record have, and from which several records
+            count; without it lines take the next ones.
         color: one colour for all of them, matplotlib's; without it they take the next ones.
 
     Returns:
         The axes.
 
     Raises:
-        InputError: a record that is not there or not a scalar, an unknown scale, impossible quantiles.
+        InputError: a record that is not there or not a scalar, or none; an unknown scale, impossible
+            quantiles.
     """
     paths = members.named(path, label)
     dashes = [dash] * len(paths)
@@ -77,7 +83,7 @@ def record(
 
 def draw(
     paths: Named,
-    name: str,
+    name: str | Sequence[str],
     dashes: Sequence[int | None],
     *,
     ax: Axes | None,
@@ -91,37 +97,45 @@ def draw(
     check_scales(x, y)
     if band is not None:
         style.check_quantiles(band)
-    along, columns = read(paths, name)
+    names = [name] if isinstance(name, str) else list(name)
+    along, columns = read(paths, names)
     ax = style.new_axes(ax)
     ticks.scale(ax, x, y)
     if along == "step":
         ticks.whole(ax.xaxis)
+    before, first = ax.dataLim.y1, style.styles_taken(ax)
+    drawn: list[_Curves] = []
+    for i, words in enumerate(map(_words, names)):
+        taken = first
+        for (text, each), dash in zip(paths, dashes, strict=True):
+            prefix = style.plain(text) if text else ""
+            if len(names) > 1:
+                prefix, dash = style.joined(prefix, words, by=": "), (dash or 0) + i
+            steps, values = columns[len(drawn)]
+            lost = members.diverged(each)
+            curves = _Curves(ax, steps, values, lost, x, y, words, dash, color, taken)
+            groups = members.by_sweep(each)
+            if len(groups) > members.MOST:
+                curves.crowd(groups, prefix, band)
+            else:
+                for group in groups:
+                    curves.series(group, prefix, band)
+            drawn.append(curves)
+            taken = curves.taken
     if x == "log" and any((steps <= 0).any() for steps, _ in columns):
-        columns = [(steps[steps > 0], values[steps > 0]) for steps, values in columns]
         style.note(ax, f"{along} 0 not shown (log axis)")
-    if not any(np.isfinite(values).any() for _, values in columns):
+    if not any(np.isfinite(curves.raw).any() for curves in drawn):
         style.note(ax, "no finite values")
-    low = sum(int((values <= 0).sum()) for _, values in columns)
+    low = sum(int((curves.raw <= 0).sum()) for curves in drawn)
     if y == "log" and low:
         style.note(ax, f"{style.count_of(low, 'value')} ≤ 0 not shown (log axis)")
-    words = label_of(name).split(" $")[0]
-    before = ax.dataLim.y1
-    drawn = []
-    for (text, each), (steps, values), dash in zip(paths, columns, dashes, strict=True):
-        groups = members.by_sweep(each)
-        curves = _Curves(ax, steps, values, members.diverged(each), x, y, words, dash, color)
-        prefix = style.plain(text) if text else ""
-        if len(groups) > members.MOST:
-            curves.crowd(groups, prefix, band)
-        else:
-            for group in groups:
-                curves.series(group, prefix, band)
-        drawn.append(curves)
     _show_diverged(ax, drawn, y, before)
     _without_margin(ax, y)
-    first, text = paths[0][1], LABELS.get(name, style.plain(name))
-    ax.set(xlabel=style.label_of(first[along], along), ylabel=style.label_of(first[name], text))
-    style.titled(ax, title, words)
+    path = paths[0][1]
+    labels = [style.label_of(path[name], LABELS.get(name, style.plain(name))) for name in names]
+    ax.set(xlabel=style.label_of(path[along], along), ylabel=", ".join(dict.fromkeys(labels)))
+    *more, last = dict.fromkeys(map(_words, names))
+    style.titled(ax, title, style.joined(", ".join(more), last, by=" and "))
     legends.add(ax)
     return ax
 
@@ -132,12 +146,15 @@ def check_scales(x: str, y: str) -> None:
     one_of("y", y, _SCALES)
 
 
-def read(paths: Named, name: str) -> tuple[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """What trajectories are drawn against, "step" or "time", and each one's with its record.
+def read(paths: Named, names: Sequence[str]) -> tuple[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """What trajectories are drawn against, "step" or "time", and, for each record, each one's with it.
 
     Raises:
-        InputError: a record that is not there or not a scalar, or some against time and others not.
+        InputError: a record that is not there or not a scalar, or none at all; some trajectories
+            against time and others not.
     """
+    if not names:
+        raise InputError("at least one record is needed; none given.")
     along, *others = {_clock(each) for _, each in paths}
     if others:
         raise InputError(
@@ -145,9 +162,10 @@ def read(paths: Named, name: str) -> tuple[str, list[tuple[np.ndarray, np.ndarra
             "of its steps, path.assign_coords(time=lr * path['step'])."
         )
     columns = []
-    for text, each in paths:
-        with members.about(text):
-            columns.append((each[along].values, _read(each, name)))
+    for name in names:
+        for text, each in paths:
+            with members.about(text):
+                columns.append((each[along].values, _read(each, name)))
     return along, columns
 
 
@@ -219,6 +237,11 @@ def label_of(name: str) -> str:
     return LABELS.get(name, style.plain(name).replace("_", " "))
 
 
+def _words(name: str) -> str:
+    """What a title and a legend call a record: its label without the formula."""
+    return label_of(name).split(" $")[0]
+
+
 def _without_margin(ax: Axes, y: str) -> None:
     """Drop the margin of a log axis near the largest float, where matplotlib would overflow."""
     if y == "log" and ax.dataLim.y1 > _NO_MARGIN:
@@ -253,29 +276,32 @@ def final(path: xr.Dataset, name: str) -> np.ndarray:
     return _read(path, name)[-1]
 
 
+@dataclass
 class _Curves:
-    """The curves that one call of `record` draws."""
+    """The curves of one record of a trajectory."""
 
-    def __init__(
-        self,
-        ax: Axes,
-        steps: np.ndarray,
-        values: np.ndarray,
-        lost: np.ndarray,
-        x: str,
-        y: str,
-        words: str,
-        dash: int | None,
-        color: str | None,
-    ) -> None:
-        self.ax, self.steps, self.lost = ax, steps, lost
-        self.words = words  # the legend entry of a single curve without a label
-        self.raw = values
-        self.x, self.y = x, y
-        self.values = self._positive(values)
-        self.dash, self.color = dash, color
-        self.taken = style.styles_taken(ax)
-        self.diverging: list[np.ndarray] = []  # the values of diverging runs
+    ax: Axes
+    steps: np.ndarray
+    raw: np.ndarray  # the record (step, …members)
+    lost: np.ndarray  # which members diverged
+    x: str
+    y: str
+    words: str  # the legend entry of a single curve without a label
+    dash: int | None
+    color: str | None
+    taken: int  # how many styles are
+    # the first values of diverging runs, shown or not, and all that are shown
+    diverging: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.begin = self._positive(self.raw[:1])
+        if self.x == "log":
+            self.raw, self.steps = self.raw[self.steps > 0], self.steps[self.steps > 0]
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The record where the axes can show it."""
+        return self._positive(self.raw)
 
     def series(self, group: Series, prefix: str, band: tuple[float, float] | None) -> None:
         """Draw all runs of one combination of swept values."""
@@ -391,7 +417,7 @@ class _Curves:
             **options,
         )
         self.ax.add_artist(line)  # add_line would let it set the limits
-        self.diverging.append(values)
+        self.diverging.append((self.begin[(slice(None), *member)], values))
 
     def _marks(self) -> list[int]:
         """The steps that get a marker, evenly spaced on the axis."""
@@ -404,7 +430,7 @@ class _Curves:
 def _show_diverged(ax: Axes, drawn: Sequence[_Curves], y: str, before: float) -> None:
     """Extend the limits to the diverging runs, but only a little beyond the other runs: those of all
     trajectories or, where none is left, what was drawn `before` and reaches up to there."""
-    diverging = [(curves.steps, values) for curves in drawn for values in curves.diverging]
+    diverging = [(curves.steps, *values) for curves in drawn for values in curves.diverging]
     if not diverging:
         return
     others = np.concatenate([curves.values[:, ~curves.lost].ravel() for curves in drawn])
@@ -412,20 +438,23 @@ def _show_diverged(ax: Axes, drawn: Sequence[_Curves], y: str, before: float) ->
     if y == "log" and not others.size and np.isfinite(before):
         others = np.array([before])
     highest = [others.max()] if others.size else []
-    highest += [v[np.isfinite(v)][0] for _, v in diverging if np.isfinite(v).any()]
+    for _, begin, values in diverging:
+        finite = np.concatenate([begin, values])
+        highest += finite[np.isfinite(finite)][:1].tolist()
     if not highest:
         return
     cap = max(highest) + (_HEADROOM[y] - 1) * abs(max(highest))
     if y == "log" and not others.size:  # there is nothing else to keep visible
         cap = np.inf
     above = 0
-    for steps, values in diverging:
+    for steps, _, values in diverging:
         finite = np.isfinite(values)
         steps, values = steps[finite], values[finite]
         shown = values <= cap
         above += not shown.all()
         # the x limits include the steps at which the run is above the cap
-        ax.update_datalim(np.column_stack([steps, values[:1].repeat(len(steps))]))
+        level = values[:1].clip(max=max(highest)).repeat(len(steps))
+        ax.update_datalim(np.column_stack([steps, level]))
         ax.update_datalim(np.column_stack([steps, values])[shown])
     _without_margin(ax, y)
     ax.autoscale_view()
