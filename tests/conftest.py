@@ -69,7 +69,9 @@ def _few_programs_left_behind():
     """Each program a worker compiled stays in its memory: gigabytes, by the end."""
     yield
     if psutil.Process().memory_info().rss > _MOST:
-        jax.clear_caches()
+        from thalweg import clear_caches
+
+        clear_caches()
 
 
 @pytest.fixture(autouse=True)

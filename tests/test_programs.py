@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import platform
 import weakref
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 import pytest
 
 import thalweg as tw
@@ -220,6 +223,22 @@ def test_clearing_the_caches_frees_what_functions_hold():
     tw.clear_caches()
     gc.collect()
     assert freed() is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others return it by themselves")
+def test_memory_that_is_free_goes_back_to_the_system():
+    c = ctypes.CDLL(None)
+    c.malloc.restype, c.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    block = 100_000  # bytes: below what glibc would map by itself
+    blocks = [c.malloc(block) for _ in range(2000)]
+    for each in blocks:
+        ctypes.memset(each, 1, block)
+    for each in blocks[:-1]:  # the last one keeps the heap's end where it is
+        c.free(each)
+    before = psutil.Process().memory_info().rss
+    backend.return_memory()
+    assert before - psutil.Process().memory_info().rss > 0.8 * block * len(blocks)
+    c.free(blocks[-1])
 
 
 def test_quick_compiling_does_without_options_that_xla_does_not_know(monkeypatch):

@@ -7,11 +7,12 @@ silently turn float64 arrays into float32. It is the one global that the package
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,12 @@ def in_full_precision() -> bool:
         "highest",
         "float32",
     )
+
+
+def return_memory() -> None:
+    """Give memory that is free back to the system, where the C library would keep it (glibc)."""
+    with suppress(AttributeError, TypeError):  # not glibc; Windows has no such lookup
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def setting(name: str) -> Any:

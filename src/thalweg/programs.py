@@ -81,7 +81,8 @@ def clear_caches() -> None:
 
     For sessions of days. JAX keeps what it compiled, for up to some thousands of functions: a small one takes
     a few megabytes, and one that reads an array from around it holds that as well. Arrays that are given to a
-    problem (its data and parameters, and those in a `jax.tree_util.Partial`) are never held.
+    problem (its data and parameters, and those in a `jax.tree_util.Partial`) are never held. What is freed
+    goes back to the system, also where the C library would keep the memory of small objects (glibc).
     """
     jax.clear_caches()
     _LEARNT.clear()
@@ -89,6 +90,7 @@ def clear_caches() -> None:
     # a cache that holds functions, and that jax.clear_caches leaves out
     module = importlib.import_module("jax._src.api_util")
     getattr(getattr(module, "donation_vector", None), "cache_clear", lambda: None)()
+    backend.return_memory()
 
 
 def workers(problem: Problem) -> int:
