@@ -1,15 +1,18 @@
 """Gauss–Newton, Levenberg–Marquardt and exact least squares, against NumPy, SciPy and the textbook's
 examples."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+import threadpoolctl
 from problems import data, line, line_problem
 
 import thalweg as tw
-from thalweg import linear
+from thalweg import backend, blocks, job, linear
 from thalweg.catalogue import models
 from thalweg.optimizers import by_name
 
@@ -504,3 +507,48 @@ def test_least_squares_refuses_what_it_cannot_solve():
         tw.least_squares(line_problem(penalty=lambda w: w["weight"] ** 2))
     with pytest.raises(tw.InputError, match=r"thalweg\.Problem was expected"):
         tw.least_squares(None)
+
+
+def lapacks_threads():
+    return {library["num_threads"] for library in backend._libraries().info()}
+
+
+def test_lapack_has_one_thread_in_a_descent_unless_a_single_matrix_is_large(monkeypatch):
+    within = []
+
+    def counted(*args, **options):
+        within.append(lapacks_threads())
+        return run(*args, **options)
+
+    run = blocks.run
+    monkeypatch.setattr(blocks, "run", counted)
+    problem, one, two = (
+        rosenbrock_problem(),
+        tw.LevenbergMarquardt(),
+        tw.LevenbergMarquardt(damping=[0.1, 1.0]),
+    )
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        for optimizer, small, large, expected in (
+            (one, 1, 1e9, {1}),
+            (one, 1, 1, {2}),
+            (two, 1, 1, {1}),
+            (two, 1e4, 1e9, {2}),
+            (tw.SGD(lr=1e-4), 1, 1e9, {2}),
+        ):
+            monkeypatch.setattr(job, "_SMALL", small)
+            monkeypatch.setattr(job, "_LARGE", large)
+            within.clear()
+            tw.descend(problem, optimizer, steps=2)
+            assert within == [expected]
+            assert lapacks_threads() == {2}
+
+
+def test_lapacks_threads_come_back_when_the_last_of_several_descents_ends():
+    with threadpoolctl.threadpool_limits(2, "blas"):
+        with backend.lapack_alone:
+            other = threading.Thread(target=backend.lapack_alone.__enter__)
+            other.start()
+            other.join()
+        assert lapacks_threads() == {1}
+        backend.lapack_alone.__exit__()
+        assert lapacks_threads() == {2}

@@ -7,6 +7,7 @@ Members are independent of each other, so each core advances a share of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,8 @@ from thalweg.shares import Share, everyone, shares_of
 _MOST_ROWS = 1024  # recorded in a block
 _MOST_STEPS = 16384  # in a block: enough to make the cost of the call negligible
 _BLOCK_BYTES = 4 * 2**20  # of a share's rows, or of the tables, in a block: what the caches hold
+# Multiplications of a member's QR factorisation: some microseconds, and a tenth of a second
+_SMALL, _LARGE = 1e4, 1e9
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,15 @@ class Job:
         traced = block.trace(self.shares[0].plan, feed, start, walk, span, **static)
         return is_exclusive(traced.jaxpr)
 
+    def _is_alone(self) -> bool:
+        """Whether LAPACK should compute in one thread. It does so by itself where a least-squares method's
+        matrices are small, and its threads are worth waiting for where there is one matrix and it is large:
+        those of several members XLA spreads over the cores."""
+        samples, numbers = self.plan.problem.n_samples, self.layout.size
+        work = max(samples, numbers) * numbers**2
+        large = self.who.count == 1 and work > _LARGE
+        return work > _SMALL and not large and self._is_exclusive(self.starts[0], self.walks[0])
+
     def _of(self, share: Share, tree: Any) -> Any:
         """A share's part of a pytree with a leading axis over all members."""
         if len(self.shares) == 1:
@@ -227,7 +239,7 @@ class Job:
 
     def run(self, progress: bool | None) -> bool:
         """Run all steps; returns whether Ctrl-C ended the descent."""
-        with self.threads:
+        with self.threads, backend.lapack_alone if self._is_alone() else nullcontext():
             reached, interrupted = blocks.run(
                 self.total,
                 self._launch,

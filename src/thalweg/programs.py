@@ -5,6 +5,7 @@ Tracing takes a millisecond or two, as long as a small landscape: what was learn
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -86,6 +87,7 @@ def clear_caches() -> None:
     """
     jax.clear_caches()
     _LEARNT.clear()
+    is_exclusive.cache_clear()
     identity.forget()
     # a cache that holds functions, and that jax.clear_caches leaves out
     module = importlib.import_module("jax._src.api_util")
@@ -98,8 +100,9 @@ def workers(problem: Problem) -> int:
     return 1 if model_of(problem).exclusive else backend.workers()
 
 
+@functools.lru_cache(512)
 def is_exclusive(jaxpr: Any) -> bool:
-    """Whether another program like this one must not run at the same time."""
+    """Whether another program like this one must not run at the same time: it computes with LAPACK."""
     return not _EXCLUSIVE.isdisjoint(names(jaxpr))
 
 
