@@ -1,5 +1,6 @@
 """The command, as a person runs it: what it prints, what it writes, how it fails."""
 
+import gzip
 import os
 import subprocess
 import sys
@@ -333,6 +334,23 @@ def test_bad_tables_are_one_line(tmp_path, text, message):
     line = fails("descend", table, "--x", "a", "--y", "b", "--out", tmp_path / "never")
     assert message in line
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("ending", "content", "message"),
+    [
+        ("csv.gz", gzip.compress(b"a,a,b\n1,2,3\n"), "several columns called 'a'"),
+        ("csv.gz", gzip.compress(b"a,b\n1,2\n")[:20], "could not be read"),
+        ("csv.gz", b"a,b\n1,2\n", "could not be read"),
+        ("csv.gz", gzip.compress(b"")[:10] + b"no deflated text", "could not be read"),
+        ("zip", b"a,b\n1,2\n", "could not be read"),
+    ],
+    ids=["twice", "cut off", "not packed", "not deflated", "no archive"],
+)
+def test_bad_packed_tables_are_one_line(tmp_path, ending, content, message):
+    table = tmp_path / f"table.{ending}"
+    table.write_bytes(content)
+    assert message in fails("descend", table, "--x", "a", "--y", "b", "--out", tmp_path / "never")
 
 
 def test_blank_lines_are_skipped_and_small_tables_fit(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +36,7 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
         raise InputError(
             f"the rows of {path.name} have more fields than its header has names."
         ) from None
-    except ValueError as error:
+    except Exception as error:  # a packed file's: gzip, zip, xz and others have errors of their own
         raise InputError(f"{path} could not be read as CSV: {first_line(error)}.") from None
     twice = [name for name in (*x, y) if f"{name}.1" in table.columns]
     if twice and _header(path).count(twice[0]) > 1:
@@ -63,9 +62,13 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
 
 
 def _header(path: Path) -> list[str]:
-    """The names in a file's first line as they are, without a byte-order mark: pandas renames duplicates."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return next(csv.reader(file, skipinitialspace=True), [])
+    """The names in a file's first line as they are: as names, pandas would tell duplicates apart."""
+    import pandas as pd
+
+    first = pd.read_csv(
+        path, header=None, nrows=1, dtype=str, keep_default_na=False, skipinitialspace=True
+    )
+    return first.iloc[0].tolist()
 
 
 def _numbers(table: pd.DataFrame, name: str, path: Path) -> np.ndarray:
