@@ -196,6 +196,16 @@ def test_a_diverged_fit_is_said_to_have_diverged(diabetes, tmp_path):
 # Studies -----------------------------------------------------------------------------------------
 
 
+def test_a_list_that_cannot_be_written_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "thalweg", "list"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "Error: [Errno 28] No space left on device\n"
+
+
 def test_list_names_the_studies():
     result = thalweg("list")
     assert result.exit_code == 0

@@ -64,6 +64,7 @@ _set = click.option(
 
 
 @main.command("list")
+@_one_line
 def list_studies() -> None:
     """List the studies."""
     from thalweg.studies import STUDIES
