@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import h5netcdf
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -217,6 +218,17 @@ def truncated(path):
     path.write_bytes(whole[: len(whole) // 2])
 
 
+def with_a_damaged(where):
+    def make(path):
+        content = tw.save(example(), path).read_bytes()
+        with h5py.File(path) as file:
+            at = h5py.h5o.get_info(file[where].id).addr
+        damage = bytes(byte ^ 255 for byte in content[at : at + 40])
+        path.write_bytes(content[:at] + damage + content[at + 40 :])
+
+    return make
+
+
 def of_another_program(path):
     with h5netcdf.File(path, "w") as file:
         file.dimensions = {"x": 2}
@@ -238,6 +250,7 @@ def with_schema(value):
         (lambda path: path.write_text("x,y\n1,2\n"), "is not a result"),
         (lambda path: path.write_bytes(b""), "is not a result"),
         (truncated, "is not a result: .*truncated"),
+        (with_a_damaged("step"), "is not a result"),
         (of_another_program, "is not a Thalweg result"),
         (with_schema("one"), "is not a Thalweg result"),
         (with_schema(99), r"newer Thalweg \(schema 99; .* up to 1\); upgrade"),

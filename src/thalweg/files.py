@@ -73,7 +73,7 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
     try:
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             tree = tree.load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:  # the last two: a damaged file
         raise InputError(f"{path} is not a result: {first_line(error)}.") from None
     if not isinstance(tree.attrs.get("schema_version"), (int, np.integer)):
         raise InputError(f"{path} is not a Thalweg result: it has no schema_version.")
