@@ -391,6 +391,12 @@ def test_a_table_of_ones_own_is_saved_too(tmp_path):
     assert list(show.lines(again)) == ["result", "", "table: table, seed 2"]
 
 
+@pytest.mark.parametrize("settings", ["{oops", "[1, 2]", 3])
+def test_settings_that_cannot_be_read_are_refused(settings):
+    with pytest.raises(InputError, match="settings are JSON, by name"):
+        list(show.lines(xr.Dataset(attrs={"settings": settings})))
+
+
 def test_members_named_by_words_are_shown_by_them():
     named = xr.DataArray(["SGD", "Adam"], dims="optimizer", name="optimizer")
     one = xr.Dataset(

@@ -328,6 +328,14 @@ def test_a_saved_study_runs_again_to_the_same_numbers(name, tmp_path):
     assert tw.rerun(loaded).equals(tree)
 
 
+@pytest.mark.parametrize("missing", ["study", "settings"])
+def test_a_study_that_does_not_say_how_it_was_made_is_not_run_again(missing):
+    tree = studies.run("lazy-1d")
+    del tree.attrs[missing]
+    with pytest.raises(tw.InputError, match=f"attribute '{missing}' is missing"):
+        tw.rerun(tree)
+
+
 def test_unknown_studies_and_results():
     with pytest.raises(tw.InputError, match="did you mean 'minimal-mlp'"):
         studies.run("minimal-mpl")

@@ -105,7 +105,15 @@ def _plain(value: Any) -> Any:
 
 def settings_of(result: xr.Dataset | xr.DataTree) -> dict[str, Any]:
     """The settings that produced a result; none of a table of the user's own."""
-    return json.loads(result.attrs.get("settings", "{}"))
+    try:
+        settings = json.loads(result.attrs.get("settings", "{}"))
+    except (TypeError, ValueError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise InputError(
+            f"a result's settings are JSON, by name; {result.attrs['settings']!r:.80} found in this one."
+        )
+    return settings
 
 
 def batch_norm_of(result: xr.Dataset, name: str | None = None) -> str | None:

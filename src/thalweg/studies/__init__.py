@@ -180,6 +180,10 @@ def name_of(tree: xr.DataTree | xr.Dataset) -> str:
     """The name of the study that made a result."""
     if tree.attrs.get("kind") != "study":
         raise InputError("this result was not made by a study.")
+    if "study" not in tree.attrs:
+        raise InputError(
+            "this result does not say which study made it: its attribute 'study' is missing."
+        )
     return tree.attrs["study"]
 
 
@@ -197,6 +201,10 @@ def rerun(result: xr.DataTree | xr.Dataset) -> xr.DataTree | xr.Dataset:
     kind = getattr(result, "attrs", {}).get("kind")
     if kind == "study" and isinstance(result, xr.DataTree):
         name = name_of(result)
+        if "settings" not in result.attrs:  # the study's own settings are not those that made it
+            raise InputError(
+                "this result does not say how it was made: its attribute 'settings' is missing."
+            )
         data = None
         if name in _OWN:
             data = {str(k): v.values for k, v in results.part(result, "data").items()}
