@@ -397,6 +397,16 @@ def test_settings_that_cannot_be_read_are_refused(settings):
         list(show.lines(xr.Dataset(attrs={"settings": settings})))
 
 
+def test_parts_of_a_trajectory_are_shown():
+    whole = xr.Dataset(
+        {"status": "completed", "final": ("param", [0.5]), "loss": ("step", [2.0, 1.0])},
+        {"param": ["w"], "step": [0, 1]},
+        {"kind": "trajectory"},
+    )
+    assert list(show.lines(whole[["loss"]]))[2:] == ["trajectory: trajectory, step 2"]
+    assert list(show.lines(whole.isel(step=-1)))[3:] == ["  completed", "  ends at w = 0.5"]
+
+
 def test_members_named_by_words_are_shown_by_them():
     named = xr.DataArray(["SGD", "Adam"], dims="optimizer", name="optimizer")
     one = xr.Dataset(

@@ -50,7 +50,8 @@ def _part(name: str, part: xr.Dataset, rows: int) -> Iterator[str]:
                 values = part[risk].values[np.isfinite(part[risk].values)]
                 span = f"from {values.min():.6g} to {values.max():.6g}" if values.size else "none"
                 yield f"  {risk}: {span}"
-    if kind == "trajectory":
+    # a selection of variables, as in path[["loss"]], is still called a trajectory
+    if kind == "trajectory" and {"status", "final"} <= set(part.variables):
         yield from _trajectory(part, rows)
 
 
@@ -70,7 +71,7 @@ def _trajectory(path: xr.Dataset, rows: int) -> Iterator[str]:
             yield "  ends at " + ", ".join(
                 f"{n} = {v:.6g}" for n, v in zip(names, final, strict=True)
             )
-        if "loss" in one:
+        if "loss" in one and "step" in one["loss"].dims:  # one step may have been chosen
             yield f"  {'step':>8}  loss"
             for row in _thinned(one.sizes["step"], rows):
                 yield f"  {int(one['step'].values[row]):>8}  {float(one['loss'].values[row]):.6g}"
