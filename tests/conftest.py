@@ -24,6 +24,8 @@ import psutil  # noqa: E402
 import pytest  # noqa: E402
 from small import SMALL  # noqa: E402
 
+import thalweg.backend  # noqa: E402, F401  (64-bit mode, whichever test is the first to use JAX)
+
 matplotlib.use("agg")
 
 # A first example compiles, and on a busy machine that takes as long as it takes.
