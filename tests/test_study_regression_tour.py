@@ -1,5 +1,7 @@
 """Study 3: its numbers, against NumPy, PyTorch and optimality conditions; odd settings."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -172,6 +174,18 @@ def test_figures(tour):
     assert [ax.get_title()[:7] for ax in figures["batches"].axes if ax.get_visible()] == [
         f"Batch {k}" for k in range(1, 6)
     ]
+
+
+def test_without_its_extras_the_study_draws_what_it_can(tour, monkeypatch):
+    for library in ("plotly", "plotly.graph_objects", "igraph"):
+        monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setenv("PATH", "")  # no Graphviz
+    drawings = dict(studies.drawings(NAME, tour))
+    missing = {key: drawing.missing for key, drawing in drawings.items() if drawing.missing}
+    assert {"graph", "graph-reverse"} < set(missing) < set(drawings)
+    for key, says in missing.items():
+        extra = "graph" if key.startswith("graph") else "plotly"
+        assert says.endswith(f"pip install 'thalweg[{extra}]'")
 
 
 @pytest.mark.parametrize(

@@ -273,22 +273,23 @@ def _landscapes(tree: xr.DataTree) -> Iterator[tuple[str, Drawing]]:
 
 
 def _graphs(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawing]]:
-    ax = plots.graph(
-        results.part(tree, "graph/forward"), title="z(θ) = (1 − log(1 + exp θ))², step by step"
-    )
     yield (
         "graph",
         Drawing.of(
-            ax,
+            lambda: plots.graph(
+                results.part(tree, "graph/forward"),
+                title="z(θ) = (1 − log(1 + exp θ))², step by step",
+            ),
             f"How is z computed at θ = {settings.theta:g}? One box per operation, with the value it "
             "makes.",
         ),
     )
-    ax = plots.graph(results.part(tree, "graph/reverse"), title="z(θ) and its reverse pass")
     yield (
         "graph-reverse",
         Drawing.of(
-            ax,
+            lambda: plots.graph(
+                results.part(tree, "graph/reverse"), title="z(θ) and its reverse pass"
+            ),
             "And its derivative? From the bottom of the right column up, each box multiplies by one "
             "local derivative, which needs a value of the left column where a dashed line leads to it. "
             "At the top stands ∂z/∂θ.",
