@@ -1,5 +1,6 @@
 """A fit beside its residuals, and what mini-batches hold."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -51,3 +52,26 @@ def test_samples_that_are_not_there_are_refused(fitted):
         tw.plot.batches(fitted, [])
     with pytest.raises(tw.InputError, match="one for each of the 2 batches; 1 given"):
         tw.plot.batches(fitted, [[0], [1]], titles=["First"])
+
+
+def test_a_fit_that_is_refused_leaves_no_figure_behind(fitted):
+    grid = fitted.assign(yhat_grid=("grid", [0.0, 1.0]))
+    for data, says in (
+        (fitted.drop_vars("yhat"), "no 'yhat'"),
+        (grid, "no 'x_grid'"),
+        (fitted.rename(sample="k"), "needs the one dimension 'sample'"),
+    ):
+        with pytest.raises(tw.InputError, match=says):
+            tw.plot.fit_and_residuals(data)
+    assert not plt.get_fignums()
+
+
+def test_what_is_not_a_figure_is_refused(fitted):
+    figure, ax = plt.subplots()
+    for draw in (
+        lambda: tw.plot.fit_and_residuals(fitted, figure=ax),
+        lambda: tw.plot.batches(fitted, [[0]], figure=ax),
+    ):
+        with pytest.raises(tw.InputError, match=r"as in plt\.figure\(\); Axes given"):
+            draw()
+    assert figure.axes == [ax]

@@ -60,12 +60,10 @@ def convergence(
         with members.about(name):
             members.check_trajectory(each)
     curves.read([*drawn, *compared], records)
-    if figure is None:
-        entries = sum(len(members.by_sweep(path)) for _, path in drawn)
-        entries += len(guides or {}) + len(behind or {})
-        figure = style.new_figure(
-            (_PANEL[0] * len(records), _PANEL[1] + _ROW * (1 + entries // (2 * len(records))))
-        )
+    entries = sum(len(members.by_sweep(path)) for _, path in drawn)
+    entries += len(guides or {}) + len(behind or {})
+    height = _PANEL[1] + _ROW * (1 + entries // (2 * len(records)))
+    figure = style.figure_for(figure, (_PANEL[0] * len(records), height))
     panels = list(figure.subplots(1, len(records), squeeze=False)[0])
     for ax, name in zip(panels, records, strict=True):
         curves.draw(drawn, name, range(len(drawn)), ax=ax, x=x, y=y)

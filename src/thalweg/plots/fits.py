@@ -125,8 +125,7 @@ def residuals(data: xr.Dataset, *, ax: Axes | None = None, title: str | None = N
     Raises:
         InputError: a variable that is missing or has other dimensions.
     """
-    x, y, yhat = _columns(data, "x", "y", "yhat")
-    curve = _columns(data, "x_grid", "yhat_grid", dim="grid") if "yhat_grid" in data else None
+    (x, y, yhat), curve = _for_residuals(data)
     ax = points(data, ax=ax, title="Residuals" if title is None else title)
     look = style.style(style.styles_taken(ax))
     both = np.isfinite(x) & np.isfinite(y) & np.isfinite(yhat)
@@ -162,7 +161,8 @@ def fit_and_residuals(
     Raises:
         InputError: a variable that is missing or has other dimensions.
     """
-    figure = style.new_figure((9.6, 4.0)) if figure is None else figure
+    _for_residuals(data)  # before there is a figure, which an error would leave behind empty
+    figure = style.figure_for(figure, (9.6, 4.0))
     left, right = figure.subplots(1, 2)
     residuals(data, ax=left, title="Data, fit and residuals")
     residual_scatter(data, ax=right)
@@ -203,7 +203,7 @@ def batches(
         )
     columns = min(len(index), 3)
     rows = -(-len(index) // columns)
-    figure = style.new_figure((3.3 * columns, 2.9 * rows + 0.6)) if figure is None else figure
+    figure = style.figure_for(figure, (3.3 * columns, 2.9 * rows + 0.6))
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     ground = style.shade(1)
     every = {"ls": "", "marker": "o", "ms": 4, "mfc": ground, "mec": style.shade(0.6), "mew": 0.8}
@@ -294,6 +294,13 @@ def _columns(data: Any, *names: str, dim: str = "sample") -> list[np.ndarray]:
         values = variable.values.astype(float)
         columns.append(np.where(np.isfinite(values), values, np.nan))
     return columns
+
+
+def _for_residuals(data: Any) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+    """x, y and ŷ of the samples, and the fitted curve where it is given."""
+    columns = _columns(data, "x", "y", "yhat")
+    curve = _columns(data, "x_grid", "yhat_grid", dim="grid") if "yhat_grid" in data else None
+    return columns, curve
 
 
 def _say_missing(ax: Axes, *columns: np.ndarray) -> None:

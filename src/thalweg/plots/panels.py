@@ -189,7 +189,7 @@ def _three(
 ) -> tuple[Figure | SubFigure, list[Axes]]:
     surfaces.risk_values(surface, "pointwise", sample)  # raises before anything is drawn
     shared = shared_bands(surface, levels, n_levels, center)
-    figure = figure or style.new_figure((12.6, 4.3))
+    figure = style.figure_for(figure, (12.6, 4.3))
     axes = list(figure.subplots(1, 3, sharex=True, sharey=True))
     for ax, name in zip(axes, ("pointwise", "empirical", "expected"), strict=True):
         if name == "pointwise":

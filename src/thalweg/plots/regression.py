@@ -81,8 +81,7 @@ def functions(
             f"'yhat_grid' needs the dimensions moment and grid; it has {models['yhat_grid'].dims}."
         )
     moments = [str(moment) for moment in models["moment"].values]
-    if figure is None:
-        figure = style.new_figure((_PANEL[0] * len(moments), _PANEL[1] + _LEGEND))
+    figure = style.figure_for(figure, (_PANEL[0] * len(moments), _PANEL[1] + _LEGEND))
     axes = figure.subplots(1, len(moments), sharex=True, sharey=sharey, squeeze=False)[0]
     series = _series(models)
     grid = models["x_grid"].values

@@ -106,6 +106,17 @@ def check_axes(ax: object) -> None:
         )
 
 
+def figure_for(figure: Any, size: tuple[float, float]) -> Figure | SubFigure:
+    """The given figure, or part of one, or a new one of this size in inches."""
+    if figure is None:
+        return new_figure(size)
+    if not isinstance(figure, (Figure, SubFigure)):
+        raise InputError(
+            f"figure must be one of matplotlib's, as in plt.figure(); {type(figure).__name__} given."
+        )
+    return figure
+
+
 def new_figure(size: tuple[float, float]) -> Figure:
     """A new figure of this size in inches."""
     return plt.figure(figsize=size, layout="constrained")
