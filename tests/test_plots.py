@@ -1329,6 +1329,34 @@ def test_a_picture_that_is_refused_leaves_no_figure_behind(draw):
     assert not plt.get_fignums()
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.loss(ONE, color="purpel"),
+        lambda: plots.movement(ONE, color="purpel"),
+        lambda: plots.curve(ONE["loss"], "step", color="purpel"),
+    ],
+)
+def test_a_colour_that_is_none_is_refused_before_there_is_a_figure(draw):
+    with pytest.raises(InputError, match="'purpel' given"):
+        draw()
+    assert not plt.get_fignums()
+
+
+def test_a_mark_that_is_refused_leaves_the_axes_as_they_were():
+    surface = landscape()
+    ax = plots.contour(surface)
+    before = len(ax.get_children())
+    for draw, says in (
+        (lambda: plots.path(surface, trajectory(), ax=ax, color="purpel"), "'purpel' given"),
+        (lambda: plots.mark(surface, [0, 0], ax=ax, label="m", color="purpel"), "'purpel' given"),
+        (lambda: plots.mark(surface, [0, 0], ax=ax, label="m", marker="q"), "'q' given"),
+    ):
+        with pytest.raises(InputError, match=says):
+            draw()
+    assert len(ax.get_children()) == before
+
+
 # A surface in three dimensions -----------------------------------------------------------------
 
 

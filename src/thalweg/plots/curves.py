@@ -97,6 +97,7 @@ def draw(
     check_scales(x, y)
     if band is not None:
         style.check_quantiles(band)
+    style.check_color(color)
     names = [name] if isinstance(name, str) else list(name)
     along, columns = read(paths, names)
     ax = style.new_axes(ax)

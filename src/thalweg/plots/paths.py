@@ -46,6 +46,7 @@ def path(
     Raises:
         InputError: a path of other parameters, or without recorded ones.
     """
+    style.check_color(color)
     for name, each in named(surface, path, label):
         look = None if color is None else style.style(style.styles_taken(ax), color=color)
         draw(surface, each, ax, name, look=look)
@@ -181,6 +182,8 @@ def mark(
     Raises:
         InputError: not one point of the landscape's parameters.
     """
+    style.check_color(color)
+    style.check_marker(marker)
     _framed(ax, surface)
     (across, up), off = place_of(surface, point, label)
     text = entry_of(label, off)

@@ -76,6 +76,7 @@ def curve(
     _check_band(band, middle)
     if slope is not False and (x, y) != ("log", "log"):
         raise InputError("a slope is fitted to logarithms: give x='log' and y='log' with slope=.")
+    style.check_color(color)
     pooled = _pooled(values, over)
     along, dim = _along(values, along, pooled)
     rest = [str(d) for d in values.dims if d != dim and d not in pooled]

@@ -10,8 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb, to_rgba
+from matplotlib.colors import is_color_like, to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.markers import MarkerStyle
 
 from thalweg.errors import InputError, real
 
@@ -104,6 +105,24 @@ def check_axes(ax: object) -> None:
         raise InputError(
             f"ax must be one of matplotlib's axes, as in plt.subplots()[1]; {type(ax).__name__} given."
         )
+
+
+def check_color(color: object) -> None:
+    """Raise an InputError unless a colour is one of matplotlib's, or None."""
+    if color is not None and not is_color_like(color):
+        raise InputError(
+            f"color must be one of matplotlib's, as in 'tab:blue' or '#0072b2'; {color!r:.80} given."
+        )
+
+
+def check_marker(marker: Any) -> None:
+    """Raise an InputError unless a marker is one of matplotlib's."""
+    try:
+        MarkerStyle(marker)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"marker must be one of matplotlib's, as in 'o' or '*'; {marker!r:.80} given."
+        ) from None
 
 
 def figure_for(figure: Any, size: tuple[float, float]) -> Figure | SubFigure:
