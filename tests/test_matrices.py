@@ -137,6 +137,7 @@ def test_log_colours_leave_zeros_grey_and_say_so():
         (np.eye(2), {"limits": (0, 1), "scale": "log"}, "increasing positive"),
         (np.eye(2), {"center": 0, "scale": "log"}, "linear colours"),
         (np.eye(2), {"center": np.nan}, "finite number"),
+        (np.eye(2), {"center": "mean"}, "finite number; 'mean' given"),
     ],
 )
 def test_bad_input_is_one_line(values, options, words):

@@ -101,9 +101,13 @@ def real(value: Any) -> float:
         return math.nan
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a setting is one whole number; 2.0 is one."""
+    return is_number(value) and (isinstance(value, int) or float(value).is_integer())
+
+
 def whole_number(name: str, value: Any, least: int) -> int:
     """`value` as an int of at least `least`."""
-    whole = is_number(value) and (isinstance(value, int) or float(value).is_integer())
-    if whole and value >= least:
+    if is_whole(value) and value >= least:
         return int(value)
     raise InputError(f"{name} must be a whole number of at least {least}; {value!r:.80} given.")

@@ -37,8 +37,7 @@ def quantile_levels(*values: Any, center: float, n: int = 10) -> np.ndarray:
     Raises:
         InputError: no finite value, a centre that is not finite, n below 1.
     """
-    if not np.isfinite(real(center)):
-        raise InputError(f"center must be a finite number; {center!r} given.")
+    center = checked_center(center)
     n = whole_number("n, the bands on each side,", n, 1)
     pooled = np.concatenate([finite(v) for v in values]) if values else np.empty(0)
     if not pooled.size:
@@ -183,18 +182,25 @@ def passed(values: np.ndarray, low: float, high: float) -> str:
     return {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[under, over]
 
 
+def checked_center(center: Any) -> float:
+    """The centre of a map as a float; an InputError unless it is a finite number."""
+    value = real(center)
+    if not np.isfinite(value):
+        raise InputError(f"center must be a finite number; {center!r:.80} given.")
+    return value
+
+
 def choose(values: Any, levels: Any, n_levels: int, center: float | None) -> Bands | None:
     """The bands for these values; None where none of them can be drawn.
 
     Raises:
         InputError: impossible levels, number of levels or centre.
     """
-    if center is not None and not np.isfinite(real(center)):
-        raise InputError(f"center must be a finite number; {center!r} given.")
+    center = None if center is None else checked_center(center)
+    name = "n_levels"
     if isinstance(levels, (int, np.integer)) and not isinstance(levels, bool):
-        levels, n_levels = "linear", int(levels)
-    if not real(n_levels) >= 2:
-        raise InputError(f"at least 2 levels are needed to draw bands; {n_levels!r} given.")
+        levels, n_levels, name = "linear", int(levels), "levels"
+    n_levels = whole_number(name, n_levels, 2)
     inside = finite(values)
     if isinstance(levels, str):
         one_of("levels", levels, KINDS)

@@ -216,8 +216,7 @@ def _norm(
 ) -> Normalize:
     if scale == "log" and center is not None:
         raise InputError("center= belongs to linear colours; scale='log' given.")
-    if center is not None and not np.isfinite(center):
-        raise InputError(f"center must be a finite number; {center!r} given.")
+    center = None if center is None else bands.checked_center(center)
     if limits is not None:
         low, high = float(limits[0]), float(limits[1])
         if not (np.isfinite([low, high]).all() and low < high and (scale == "linear" or low > 0)):

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.contour import ContourSet
 
 from thalweg import results
-from thalweg.errors import InputError, one_of, unknown
+from thalweg.errors import InputError, is_whole, one_of, unknown
 from thalweg.plots import bands, legends, paths, style, ticks
 from thalweg.plots.bands import Bands
 from thalweg.plots.members import Named, Paths
@@ -187,17 +187,17 @@ def _held(surface: xr.Dataset, risk: str) -> xr.DataArray:
     return surface[risk]
 
 
-def risk_values(surface: xr.Dataset, risk: str, sample: int | None) -> np.ndarray:
+def risk_values(surface: xr.Dataset, risk: str, sample: Any) -> np.ndarray:
     """The risk in double precision, (points across, points up)."""
     across, up = _axes(surface, 2)
     values = _held(surface, risk)
     if risk == "pointwise":
         n = surface.sizes["sample"]
-        if sample is None or not 0 <= sample < n:
+        if not is_whole(sample) or not 0 <= sample < n:
             raise InputError(
                 f"the pointwise risk needs sample=, a number from 0 to {n - 1}; {sample!r} given."
             )
-        values = values.isel(sample=sample)
+        values = values.isel(sample=int(sample))
     elif sample is not None:
         raise InputError(f"sample= belongs to the pointwise risk; risk={risk!r} given.")
     return values.transpose(across, up).values.astype(float)
@@ -209,7 +209,7 @@ def risk_name(surface: xr.Dataset, risk: str, sample: int | None) -> str:
     name = "risk" if risk == "empirical" and settings.get("n_samples") == 0 else f"{risk} risk"
     if settings.get("penalty") and risk != "pointwise":
         name += " + penalty"
-    return style.joined(name, None if sample is None else f"sample {sample}")
+    return style.joined(name, None if sample is None else f"sample {int(sample)}")
 
 
 def is_log(levels: Any) -> bool:
