@@ -1,6 +1,7 @@
 """Basins of attraction, against the descents themselves, and the minima against what is known."""
 
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -276,6 +277,10 @@ def test_pictures_refuse_what_they_cannot_draw(himmelblau):
         ({"by": "size"}, "by"),
         ({"most": 0}, "most must be from 1 to 12"),
         ({"most": 13}, "most must be from 1 to 12"),
+        ({"most": 2.5}, "most must be from 1 to 12"),
+        ({"by": "loss", "loss_range": 3}, "two increasing numbers; 3 given"),
+        ({"by": "loss", "loss_range": (1, 0)}, "two increasing numbers"),
     ):
         with pytest.raises(InputError, match=message):
             tw.plot.basins(found, **options)
+    assert not plt.get_fignums()

@@ -1,5 +1,6 @@
 """Heat maps of matrices and spectra, tested by what the artists hold."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -135,6 +136,9 @@ def test_log_colours_leave_zeros_grey_and_say_so():
         (np.eye(2), {"scale": "logg"}, "did you mean 'log'"),
         (np.eye(2), {"limits": (1, 0)}, "two increasing numbers"),
         (np.eye(2), {"limits": (0, 1), "scale": "log"}, "increasing positive"),
+        (np.eye(2), {"limits": 3}, "two increasing numbers; 3 given"),
+        (np.eye(2), {"limits": (0,)}, "two increasing numbers"),
+        (np.eye(2), {"limits": ("a", "b")}, "two increasing numbers"),
         (np.eye(2), {"center": 0, "scale": "log"}, "linear colours"),
         (np.eye(2), {"center": np.nan}, "finite number"),
         (np.eye(2), {"center": "mean"}, "finite number; 'mean' given"),
@@ -171,6 +175,24 @@ def test_a_spectrum_with_a_density_and_its_edges():
     assert sorted(legend(ax)) == ["edges 0, 4", "measured: 3 eigenvalues", "theory"]
     with pytest.raises(InputError, match="labelled array"):
         plots.spectrum([1.0], density=at)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bins": 0}, "whole number of at least 1"),
+        ({"bins": 2.5}, "whole number of at least 1"),
+        ({"bins": [1, 0]}, "increasing edges"),
+        ({"bins": [0, 1, 1, 2]}, "increasing edges"),
+        ({"bins": "atuo"}, "'atuo' is not a valid"),
+        ({"edges": 4.0}, "a list of eigenvalues to mark; 4.0 given"),
+        ({"edges": "ab"}, "a list of eigenvalues to mark"),
+    ],
+)
+def test_impossible_bins_and_edges_leave_no_figure_behind(options, words):
+    with pytest.raises(InputError, match=words):
+        plots.spectrum([1.0, 2.0, 3.0], **options)
+    assert not plt.get_fignums()
 
 
 @pytest.mark.parametrize("size", [1.0, 1e20])

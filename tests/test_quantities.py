@@ -184,6 +184,8 @@ def test_points_and_lines():
         ({"over": "lr"}, "dimension 'lr'"),
         ({"over": ()}, "say with along="),
         ({"slope": True}, "x='log' and y='log'"),
+        ({"slope": 3, "x": "log", "y": "log"}, "two numbers, where it begins and ends; 3 given"),
+        ({"slope": (1,), "x": "log", "y": "log"}, "two numbers"),
         ({"x": "cubic"}, "cubic"),
         ({"middle": "mode"}, "mode"),
         ({"band": (0.9, 0.1)}, "increasing quantiles"),
@@ -205,3 +207,5 @@ def test_other_bad_input():
         plots.curve(xr.DataArray([1.0, 2.0], {"name": ["a", "b"]}))
     with pytest.raises(InputError, match="as many x as y"):
         plots.log_slope([1, 2], [1])
+    with pytest.raises(InputError, match="window must be two numbers"):
+        plots.log_slope([1, 2], [1, 2], 3)

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.patches import Patch
 
 from thalweg import projection, results
-from thalweg.errors import InputError, one_of
+from thalweg.errors import InputError, is_whole, one_of
 from thalweg.plots import paths, style
 
 # Okabe and Ito's colours without black, then the same mixed with white: twelve distinct colours; where they
@@ -54,8 +54,14 @@ def basins(
             f"basins were expected, as basins returns them; {type(result).__name__} given."
         )
     one_of("by", by, ("minimum", "loss"))
-    if not 1 <= most <= len(_PALETTE):
+    if not is_whole(most) or not 1 <= most <= len(_PALETTE):
         raise InputError(f"most must be from 1 to {len(_PALETTE)} minima; {most!r} given.")
+    if loss_range is not None:
+        low, high = style.pair(loss_range)
+        if not np.isfinite([low, high]).all() or low > high:
+            raise InputError(
+                f"loss_range must be two increasing numbers; {loss_range!r:.80} given."
+            )
     axes = results.plane_axes(result)
     if len(axes) != 2:
         raise InputError(f"basins are drawn on two axes; these are on {', '.join(axes)}.")
@@ -65,7 +71,7 @@ def basins(
     if by == "loss":
         colors, handles = _by_loss(ax, result, number, loss_range)
     else:
-        colors, handles = _by_minimum(result, number, most)
+        colors, handles = _by_minimum(result, number, int(most))
     x, y = result[across].values, result[up].values
     # An image with one pixel per start, as the grid is even; a mesh of a million cells takes a minute.
     half = [(c[-1] - c[0]) / max(len(c) - 1, 1) / 2 or 0.5 for c in (x, y)]
@@ -73,7 +79,7 @@ def basins(
     ax.imshow(colors, origin="lower", extent=extent, aspect="auto", interpolation="nearest")
     paths.frame(ax, result, (extent[0], extent[1]), (extent[2], extent[3]))
     if by == "minimum":
-        _numbers(ax, result, most)
+        _numbers(ax, result, int(most))
         ax.legend(  # beside the map, not to hide it
             handles=handles,
             loc="upper left",
@@ -138,9 +144,12 @@ def _by_loss(
 ) -> tuple[np.ndarray, list[Patch]]:
     losses = result["minimum_loss"].values
     reached_losses = losses[result["reached"].values > 0]
-    low, high = loss_range or (
-        (reached_losses.min(), reached_losses.max()) if reached_losses.size else (0.0, 1.0)
-    )
+    if loss_range is not None:
+        low, high = style.pair(loss_range)
+    elif reached_losses.size:
+        low, high = reached_losses.min(), reached_losses.max()
+    else:
+        low, high = 0.0, 1.0
     if loss_range is None and high - low <= _rounding(result):  # equal losses share a colour
         high = low
     norm = Normalize(low, high if high > low else low + 1, clip=True)

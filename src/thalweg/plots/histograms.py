@@ -135,19 +135,28 @@ def even_edges(values: np.ndarray, bins: Any) -> np.ndarray:
     return np.histogram_bin_edges(values, bins)
 
 
-def _edges(pooled: np.ndarray, bins: Any, x: str) -> np.ndarray:
+def checked(bins: Any) -> Any:
+    """A number of bins, or their edges as an array; an InputError for anything else."""
     if isinstance(bins, (int, np.integer)) and not isinstance(bins, bool) and bins >= 1:
-        if x == "log":
-            low, high = (pooled.min(), pooled.max()) if pooled.size else (1.0, 10.0)
-            if low == high:
-                low, high = low / 2, high * 2
-            edges = np.geomspace(low, high, int(bins) + 1)
-            edges[[0, -1]] = low, high
-            return edges
-        return even_edges(pooled, bins)
-    edges = np.asarray(bins, float) if not isinstance(bins, str) else np.empty(0)
+        return int(bins)
+    try:
+        edges = np.array(bins, float)
+    except (TypeError, ValueError):
+        edges = np.empty(0)
     if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise InputError(
-            f"bins must be a whole number of at least 1, or two or more increasing edges; {bins!r} given."
+            f"bins must be a whole number of at least 1, or two or more increasing edges; {bins!r:.80} given."
         )
     return edges
+
+
+def _edges(pooled: np.ndarray, bins: Any, x: str) -> np.ndarray:
+    bins = checked(bins)
+    if x == "log" and isinstance(bins, int):
+        low, high = (pooled.min(), pooled.max()) if pooled.size else (1.0, 10.0)
+        if low == high:
+            low, high = low / 2, high * 2
+        edges = np.geomspace(low, high, bins + 1)
+        edges[[0, -1]] = low, high
+        return edges
+    return even_edges(pooled, bins)

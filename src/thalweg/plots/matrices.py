@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from thalweg.errors import InputError, one_of
+from thalweg.errors import InputError, first_line, one_of, real
 from thalweg.plots import bands, curves, histograms, legends, style, ticks
 
 _NUMBER = "thalweg-number"
@@ -141,9 +141,10 @@ def spectrum(
     size = np.abs(finite).max(initial=0)
     zero = np.abs(finite) <= max(finite.size, 1) * np.finfo(float).eps * size
     shown = finite[~zero]
+    counts, cuts = _counted(shown, bins)
+    edges = _places(edges)
     ax = style.new_axes(ax)
     look = style.style(style.styles_taken(ax))
-    counts, cuts = np.histogram(shown, histograms.even_edges(shown, bins))
     ax.stairs(
         counts / (max(finite.size, 1) * np.diff(cuts)),
         cuts,
@@ -208,6 +209,23 @@ def _write(ax: Axes, mesh: QuadMesh, shown: np.ndarray) -> None:
         )
 
 
+def _counted(values: np.ndarray, bins: Any) -> tuple[np.ndarray, np.ndarray]:
+    """How many values each bin holds, and the bins' edges; numpy's rules have names."""
+    if not isinstance(bins, str):
+        return np.histogram(values, histograms.even_edges(values, histograms.checked(bins)))
+    try:
+        return np.histogram(values, histograms.even_edges(values, bins))
+    except ValueError as error:
+        raise InputError(f"bins: {first_line(error)}.") from None
+
+
+def _places(edges: Any) -> list[float]:
+    places = [real(edge) for edge in edges] if np.iterable(edges) else [np.nan]
+    if not np.isfinite(places).all():
+        raise InputError(f"edges must be a list of eigenvalues to mark; {edges!r:.80} given.")
+    return places
+
+
 def _norm(
     numbers: np.ndarray,
     scale: str,
@@ -218,10 +236,10 @@ def _norm(
         raise InputError("center= belongs to linear colours; scale='log' given.")
     center = None if center is None else bands.checked_center(center)
     if limits is not None:
-        low, high = float(limits[0]), float(limits[1])
+        low, high = style.pair(limits)
         if not (np.isfinite([low, high]).all() and low < high and (scale == "linear" or low > 0)):
             kind = "two increasing positive numbers" if scale == "log" else "two increasing numbers"
-            raise InputError(f"limits must be {kind}; {limits!r} given.")
+            raise InputError(f"limits must be {kind}; {limits!r:.80} given.")
     else:
         kept = numbers[np.isfinite(numbers) & ((numbers > 0) | (scale == "linear"))]
         low, high = (float(kept.min()), float(kept.max())) if kept.size else (1.0, 10.0)

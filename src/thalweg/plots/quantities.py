@@ -74,6 +74,8 @@ def curve(
     one_of("y", y, ("linear", "log"))
     one_of("middle", middle, tuple(_MIDDLES))
     _check_band(band, middle)
+    if slope is not None and not isinstance(slope, bool):
+        _check_window("slope must be True, False or", slope)
     if slope is not False and (x, y) != ("log", "log"):
         raise InputError("a slope is fitted to logarithms: give x='log' and y='log' with slope=.")
     style.check_color(color)
@@ -154,6 +156,7 @@ def log_slope(x: Any, y: Any, window: tuple[float, float] | None = None) -> floa
         )
     keep = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)
     if window is not None:
+        _check_window("window must be", window)
         keep &= (x >= window[0]) & (x <= window[1])
     a, b = np.log(x[keep]), np.log(y[keep])
     if not (a != a[:1]).any():  # compared before centring, whose rounding could hide equality
@@ -207,6 +210,11 @@ def _shown(
     if lost:
         style.note(ax, f"{lost:,} of {style.count_of(numbers.size, 'value')} not finite, left out")
     return place, np.where(np.isfinite(numbers), numbers, np.nan)
+
+
+def _check_window(must: str, window: Any) -> None:
+    if np.isnan(style.pair(window)).any():
+        raise InputError(f"{must} two numbers, where it begins and ends; {window!r:.80} given.")
 
 
 def _check_band(band: Any, middle: str) -> None:

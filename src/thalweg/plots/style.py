@@ -215,9 +215,15 @@ def titled(ax: Axes, title: str | None, default: str) -> None:
     ax.set_title(default[0].upper() + default[1:] if title is None else title)
 
 
+def pair(ends: Any) -> tuple[float, float]:
+    """Two numbers as floats; NaN for what is none, and for anything but a pair."""
+    low, high = map(real, ends) if np.iterable(ends) and len(ends) == 2 else (np.nan, np.nan)
+    return low, high
+
+
 def check_quantiles(band: tuple[float, float]) -> None:
     """Raise an InputError unless a band lies between two increasing quantiles."""
-    low, high = map(real, band) if np.iterable(band) and len(band) == 2 else (1, 0)
+    low, high = pair(band)
     if not 0 <= low < high <= 1:
         raise InputError(f"band must be two increasing quantiles from 0 to 1; {band!r:.80} given.")
 
