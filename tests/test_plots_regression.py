@@ -1,5 +1,6 @@
 """Targets and models as functions, tested by what is drawn."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -122,6 +123,13 @@ def test_what_is_missing_is_named():
         plots.functions(table(), models().isel(moment=0, drop=True))
     with pytest.raises(tw.InputError, match="a dataset was expected; list given"):
         plots.functions(table(), [])
+    with pytest.raises(tw.InputError, match="no 'target'"):
+        plots.targets(table().drop_vars("target"))
+    with pytest.raises(tw.InputError, match="no 'target'"):
+        plots.functions(table().drop_vars("target"), models())
+    with pytest.raises(tw.InputError, match="no 'moment'"):
+        plots.functions(table(), models().drop_vars("moment"))
+    assert not plt.get_fignums()
 
 
 def test_a_legend_of_long_names_stays_in_the_figure():

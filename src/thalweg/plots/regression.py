@@ -31,7 +31,7 @@ def targets(data: xr.Dataset, *, ax: Axes | None = None, title: str | None = Non
     Raises:
         InputError: a variable that is missing.
     """
-    _check(data, "x", "y", "x_grid", "y_grid")
+    _check(data, "x", "y", "x_grid", "y_grid", "target")
     sampled = data.attrs.get("target")
     ax = style.new_axes(ax)
     for i, name in enumerate(data["target"].values):
@@ -80,6 +80,9 @@ def functions(
         raise InputError(
             f"'yhat_grid' needs the dimensions moment and grid; it has {models['yhat_grid'].dims}."
         )
+    _check(models, "moment")
+    if data.attrs.get("target") is not None:
+        _check(data, "target")
     moments = [str(moment) for moment in models["moment"].values]
     figure = style.figure_for(figure, (_PANEL[0] * len(moments), _PANEL[1] + _LEGEND))
     axes = figure.subplots(1, len(moments), sharex=True, sharey=sharey, squeeze=False)[0]
