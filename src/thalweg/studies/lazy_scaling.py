@@ -151,7 +151,7 @@ def _descents(
 
 def _against_alpha(problem: Problem, settings: Settings, kinks: bool) -> xr.Dataset:
     """Measurements at the end of the descents at every α of the sweep: `MEASURES`, the loss and, for a ReLU
-    network, the number of pairs (unit, sample) at which the unit changed its sign."""
+    network, the number of pairs (unit, sample) at which the unit's sign is another at the end."""
     import thalweg as tw
 
     rows = []
@@ -316,13 +316,16 @@ def _scaling(tree: xr.DataTree, settings: Settings) -> Any:
         ax.set_ylabel("relative to the start")
     axes[1].set_ylim(bottom=axes[1].get_ylim()[0] / 300)  # room for the slopes in the legend
     switched = results.part(tree, "against_alpha/relu")["switched"]
-    switched = switched.where(switched >= 0).assign_attrs(long_name="kinks crossed at the samples")
+    switched = switched.where(switched >= 0).assign_attrs(
+        long_name="pairs on another side at the end"
+    )
     plots.curve(switched, x="log", ax=axes[2], title="ReLU network: changes of side", label="kinks")
     return figure
 
 
 def _still(relu: xr.Dataset) -> float:
-    """The smallest α from which on no unit changes its sign; NaN if one does at the largest α."""
+    """The smallest α from which on all units end with the sign they began with; NaN if one does not at the
+    largest α."""
     ordered = relu.sortby("alpha")
     moving = np.flatnonzero(ordered["switched"].values != 0)
     later = ordered["alpha"].values[moving[-1] + 1 if moving.size else 0 :]
@@ -364,14 +367,14 @@ def findings(tree: xr.DataTree, settings: Settings) -> Findings:
                 f"{MEASURES[what]} {value:.4f}"
                 for what, value in slopes(tree[f"against_alpha/{name}"], (low, high)).items()
             )
-    numbers["ReLU: changes of side of a unit at a sample, by α"] = ", ".join(
+    numbers["ReLU: pairs of a unit and a sample on another side at the end, by α"] = ", ".join(
         f"{a:g}: {k if k >= 0 else 'diverged'}" for a, k in zip(alphas, switched, strict=True)
     )
     crossing = (
-        f"Here no unit changes sides from α = {still:g} on, and there drift and distance drop to the "
-        "smooth network's laws."
+        f"Here no unit ends on another side than it began on from α = {still:g} on, and there drift "
+        "and distance drop to the smooth network's laws."
         if np.isfinite(still)
-        else "Here units still change sides at the largest α: larger ones would be needed."
+        else "Here units still end on another side at the largest α: larger ones would be needed."
     )
     return Findings(
         numbers,
