@@ -1266,6 +1266,8 @@ def test_bad_input_is_one_line():
         (lambda: tw.from_torch(scripted, "mse", x, y), "give the module that it was made of"),
         (lambda: tw.from_torch(nn.Embedding(3, 3, scale_grad_by_freq=True), "mse", CLASSES, y),
          "not those of any risk"),
+        (lambda: tw.from_torch(nn.Embedding(3, 3, max_norm=1.0), "mse", CLASSES, y),
+         "max_norm= changes its weights .* make it one without"),
         (lambda: tw.from_torch(module, nn.MSELoss, x, y), r"give an instance of it: MSELoss\(\)"),
         (lambda: tw.from_torch(module, "mse", x[:, :3], y), "in the module '0' failed: .*reduction dim"),
         (lambda: tw.from_torch(nn.Linear(4, 3, device="meta"), "mse", x, y), "on the device 'meta'"),

@@ -206,6 +206,12 @@ def _check(module: Any) -> None:
             "the gradients of an Embedding with scale_grad_by_freq=True are not those of any risk; "
             "make it one without."
         )
+    embeddings = [layer for layer in module.modules() if isinstance(layer, torch.nn.Embedding)]
+    if any(layer.max_norm is not None for layer in embeddings):
+        raise InputError(
+            "an Embedding with max_norm= changes its weights whenever it is called, which a function of the "
+            "parameters cannot; make it one without."
+        )
 
 
 def _without_numbers(module: Any) -> Any:
