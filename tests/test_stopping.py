@@ -301,6 +301,21 @@ def test_a_converged_descent_is_saved_and_done_again(tmp_path):
         tw.rerun(by_function)
 
 
+@pytest.mark.parametrize(
+    ("rows", "steps"), [(1, [9]), (2, [0, 9]), (4, [0, 3, 6, 9]), (10, [*range(10)])]
+)
+def test_no_more_rows_are_shown_than_asked_for(rows, steps):
+    path = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=9)
+    shown = [line.split()[0] for line in show.lines(path, rows=rows) if line.startswith("   ")]
+    assert shown == ["step", *map(str, steps)]
+
+
+def test_no_rows_are_refused():
+    path = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=9)
+    with pytest.raises(tw.InputError, match="rows must be a whole number of at least 1; 0 given"):
+        list(show.lines(path, rows=0))
+
+
 def test_show_and_plots_know_what_converged_means():
     path = tw.descend(bowl_problem(), tw.SGD(lr=[0.05, 0.1]), steps=300, stop={"loss": 1e-8})
     text = "\n".join(show.lines(path, rows=5))

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from thalweg import results
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, unknown, whole_number
 
 
 def lines(
@@ -20,6 +20,7 @@ def lines(
         node: of a DataTree, the one part to show.
         rows: steps to print at most; more are thinned out evenly, the last always among them.
     """
+    rows = whole_number("rows", rows, 1)
     yield f"{result.attrs.get('study', result.attrs.get('kind', 'result'))}"
     for name, value in results.settings_of(result).items():
         yield f"  {name} = {value}"
@@ -86,4 +87,5 @@ def _value(value: object) -> str:
 def _thinned(count: int, rows: int) -> np.ndarray:
     if count <= rows:
         return np.arange(count)
-    return np.unique(np.linspace(0, count - 1, max(rows, 2)).round().astype(int))
+    # from the last one, which a single row is
+    return np.unique(np.linspace(count - 1, 0, rows).round().astype(int))
