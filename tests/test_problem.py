@@ -358,6 +358,12 @@ def test_what_is_masked_counts_for_nothing(reduction):
     residuals = np.asarray(masked.residuals(START))
     np.testing.assert_allclose(residuals[:2], part.residuals(START), rtol=1e-12)
     np.testing.assert_array_equal(residuals[2:], 0)
+    listed = whole.take(index.tolist(), valid.tolist())
+    np.testing.assert_array_equal(listed.risk(START), masked.risk(START))
+    assert listed.without_left_out().n_samples == 2
+    for wrong in (valid[:3], [1, 1, 0, 0], True):
+        with pytest.raises(InputError, match="one boolean for each of the 4 samples"):
+            whole.take(index, wrong)
 
 
 # As a pytree --------------------------------------------------------------------------------

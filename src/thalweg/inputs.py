@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 from thalweg import names, weights
@@ -277,6 +278,19 @@ def places(name: str, given: Any, count: int) -> np.ndarray:
             f"{given!r:.60} given."
         )
     return index.astype(np.int64)
+
+
+def mask(name: str, given: Any, count: int) -> Any:
+    """A boolean for each of `count` samples."""
+    if isinstance(given, Tracer):
+        return given
+    given = np.asarray(given)
+    if given.dtype != bool or given.shape != (count,):
+        raise InputError(
+            f"{name} must hold one boolean for each of the {count} samples; shape {given.shape} and dtype "
+            f"{given.dtype} given."
+        )
+    return given
 
 
 @contextmanager

@@ -267,12 +267,14 @@ class Problem:
         """The same problem on the samples `index` (b,), those that `valid` (b,) excludes left out.
 
         Raises:
-            InputError: no samples, or numbers of samples that there are not.
+            InputError: no samples, numbers of samples that there are not, a `valid` that is no mask of them.
         """
         if not isinstance(index, Tracer):
             index = inputs.places("index", index, self.n_samples)
             if not len(index):
                 raise InputError("index names no samples, and a problem needs at least one.")
+            if valid is not None:
+                valid = inputs.mask("valid", valid, len(index))
         x, y, mask = _rows((self.x, self.y, self.mask), index)
         if mask is not None:
             valid = mask if valid is None else mask & valid
