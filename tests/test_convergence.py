@@ -79,6 +79,10 @@ def test_bad_input():
     with pytest.raises(tw.InputError, match="a trajectory was expected"):
         tw.plot.convergence({"a": xr.Dataset()})
     one = paths()["descent"]
+    plain = one.drop_vars("grad_norm")
+    for records in (("loss", "grad_norm"), "grad_norm"):
+        with pytest.raises(tw.InputError, match=r"record=\['grad_norm'\], or measured afterwards"):
+            tw.plot.convergence(plain, records)
     for behind, words in (
         ([one.drop_vars("grad_norm")], "again: unknown record 'grad_norm'"),
         ([xr.Dataset()], "again: a trajectory was expected"),
@@ -107,3 +111,8 @@ def test_a_legend_has_the_columns_that_there_is_room_for():
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.width
     assert figure.canvas is canvas
+
+
+def test_one_record_by_name():
+    (ax,) = tw.plot.convergence(paths(), "loss").axes
+    assert ax.get_title() == "Loss"

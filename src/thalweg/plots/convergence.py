@@ -18,7 +18,7 @@ _ROW = 0.2  # inches per row of the legend
 
 def convergence(
     paths: Paths,
-    records: Sequence[str] = ("loss", "grad_norm"),
+    records: str | Sequence[str] = ("loss", "grad_norm"),
     *,
     last: int | None = None,
     guides: Mapping[str, xr.DataArray] | None = None,
@@ -35,7 +35,8 @@ def convergence(
 
     Args:
         paths: trajectories, by the name that the legend gives them; or a single one.
-        records: what to draw, each in a panel.
+        records: what to draw, each in a panel, or one by name. The gradient's norm is among a trajectory's
+            where the descent had record=["grad_norm"].
         last: the last step to draw; all without it.
         guides: curves (step,) to compare the first panel's with, by name, in grey.
         behind: trajectories to compare all with, as wide pale lines, under the name they share. They
@@ -51,6 +52,7 @@ def convergence(
         InputError: no trajectory, no record, and what `record` raises.
     """
     drawn = members.named(paths)
+    records = [records] if isinstance(records, str) else list(records)
     if last is not None:
         drawn = [(name, path.sel(step=slice(0, last))) for name, path in drawn]
     # before there is a figure, which an error would leave behind empty

@@ -260,7 +260,10 @@ def _read(path: xr.Dataset, name: str) -> np.ndarray:
     dims = {"step", *results.member_dims(path)}
     if not isinstance(name, str) or name not in path.data_vars:
         scalars = [str(n) for n, v in path.data_vars.items() if set(v.dims) == dims]
-        raise unknown("record", name, scalars)
+        raise InputError(
+            f"{unknown('record', name, scalars)} Others are recorded by a descent, as in "
+            "record=['grad_norm'], or measured afterwards by thalweg.measure."
+        )
     extra = [str(d) for d in path[name].dims if d not in dims]
     if extra or "step" not in path[name].dims:
         raise InputError(
