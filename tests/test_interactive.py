@@ -474,6 +474,10 @@ def test_path3d_needs_three_parameters():
             tw.plotly.path3d(path, bad)
     with pytest.raises(InputError, match="3 numbers"):
         tw.plotly.path3d(path, points={"p": [0.0]})
+    with pytest.raises(InputError, match=r"needs 3 numbers; 1\.0 given"):
+        tw.plotly.path3d(path, points={"p": 1.0})
+    with pytest.raises(InputError, match=r"by what they are called.*; list given"):
+        tw.plotly.path3d(path, points=[0.0, 1.0, 2.0])
     with pytest.raises(InputError, match="trajectory was expected"):
         tw.plotly.path3d(np.zeros((3, 3)))
 

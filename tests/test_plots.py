@@ -1427,6 +1427,11 @@ def test_what_a_surface_cannot_be_drawn_on():
     plt.close("all")
     with pytest.raises(InputError):
         plots.surface(landscape, points={"minimum": [0.0, 1.0, 2.0]})
+    for points in ({"minimum": 3.0}, {"minimum": None}):
+        with pytest.raises(InputError, match=r"points as an array \(…, 2\), was expected"):
+            plots.surface(landscape, points=points)
+    with pytest.raises(InputError, match=r"by what they are called.*; list given"):
+        plots.surface(landscape, points=[0.0, 1.0])
     assert not plt.get_fignums()
     flat = landscape.assign(empirical=landscape["empirical"] * np.nan)
     assert style.notes(plots.surface(flat)) == ["no risk is finite"]

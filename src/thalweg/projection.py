@@ -82,10 +82,12 @@ def points_of(plane: xr.Dataset, path: Any) -> xr.DataArray:
         try:
             array = np.asarray(path, float)
         except (TypeError, ValueError):
+            array = np.empty(())
+        if not array.ndim:
             raise InputError(
                 f"a trajectory, or points as an array (…, {plane.sizes['param']}), was expected; "
                 f"{type(path).__name__} given."
-            ) from None
+            )
         path = xr.DataArray(array, dims=[*(f"axis_{i}" for i in range(array.ndim - 1)), "param"])
     if "param" not in path.dims or path.sizes["param"] != plane.sizes["param"]:
         raise InputError(

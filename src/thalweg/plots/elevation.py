@@ -70,7 +70,9 @@ def surface(
     values = surfaces.risk_values(landscape, risk, sample)
     surfaces.check_grid(values, "a surface needs")
     drawn = paths.named(landscape, path, label)
-    marked = {text: paths.place_of(landscape, p, text) for text, p in (points or {}).items()}
+    marked = {
+        text: paths.place_of(landscape, p, text) for text, p in paths.points_by_name(points).items()
+    }
     elevation, azimuth = _angles(view)
     log = log or surfaces.is_log(levels)
     chosen = bands.choose(

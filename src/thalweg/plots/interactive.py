@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.colors import to_hex
 
-from thalweg.errors import InputError, unknown
+from thalweg.errors import InputError, real, unknown
 from thalweg.names import vector as vector_of
 from thalweg.plots import bands, members, paths, relief, style, surfaces
 from thalweg.plots.canvas import Canvas, axis, plain
@@ -77,6 +77,7 @@ def surface(
     values = surfaces.risk_values(landscape, risk, sample)
     surfaces.check_grid(values, "a surface needs")
     several = paths.named(landscape, path, label)
+    marked = paths.points_by_name(points)
     name = surfaces.risk_name(landscape, risk, sample)
     positive = log or (isinstance(levels, str) and levels == "log")
     ground = relief.ground(canvas, landscape, values, log, positive)
@@ -86,7 +87,7 @@ def surface(
     steps = relief.draw_paths(canvas, landscape, ground, several)
     if steps and chosen is not None:
         relief.draw_beneath(canvas, ground, chosen)
-    for text, point in (points or {}).items():
+    for text, point in marked.items():
         relief.draw_point(canvas, landscape, ground, text, point)
     title = name[0].upper() + name[1:] if title is None else title
     return canvas.figure(title, relief.layout(landscape, ground, name), steps)
@@ -149,10 +150,11 @@ def path3d(
             **track.hover(series),
         )
     track.mark_ends(canvas, [xyz], named=1 < len(track.lost) == len(track.series))
-    for text, point in (points or {}).items():
-        vector = np.asarray(vector_of(point, names), float)
-        if vector.shape != (3,):
-            raise InputError(f"point {text!r} needs 3 numbers; shape {vector.shape} given.")
+    for text, point in paths.points_by_name(points).items():
+        vector = vector_of(point, names)
+        vector = np.array([*map(real, vector)] if np.iterable(vector) else [])
+        if vector.shape != (3,) or np.isnan(vector).any():
+            raise InputError(f"point {text!r} needs 3 numbers; {point!r:.80} given.")
         canvas.mark(text, [vector.tolist()], dict(zip(names, vector, strict=True)))
     steps = frames([track])
     track.mark_now(canvas, [xyz], steps[0])

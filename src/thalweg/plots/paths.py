@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,6 +213,16 @@ def place_of(
         )
     across, up = (where[axis].values for axis in _two_axes(surface))
     return (across, up), projection.off_plane(surface, point, where)
+
+
+def points_by_name(points: Any) -> Mapping[str, Any]:
+    """Points to mark, by what they are called."""
+    if points is not None and not members.are_several(points):
+        raise InputError(
+            "points= are given by what they are called, as in {'minimum': [3.0, 2.0]}; "
+            f"{type(points).__name__} given."
+        )
+    return points or {}
 
 
 def entry_of(label: str, off: float) -> str:
