@@ -438,6 +438,8 @@ def test_saving_says_what_is_wrong(surface, descent, tmp_path, monkeypatch):
         animation.save(tmp_path / "no" / "film.gif")
     with pytest.raises(tw.InputError, match="an animation was expected; str given"):
         tw.animate.save("film", tmp_path / "film.gif")
+    with pytest.raises(tw.InputError, match="a file's path was expected; None given"):
+        animation.save(None)
     (tmp_path / "folder.gif").mkdir()
     with pytest.raises(tw.InputError, match="it is a folder"):
         animation.save(tmp_path / "folder.gif")
@@ -487,6 +489,7 @@ def test_nothing_outside_is_changed(surface, sweep, tmp_path, capfd):
         ({"spacing": "geometrc"}, "did you mean 'geometric'"),
         ({"fps": 0}, "fps must be a positive number"),
         ({"dpi": float("nan")}, "dpi must be a positive number"),
+        ({"fps": "fast"}, "fps must be a positive number; 'fast' given"),
         ({"risk": "emprical"}, "did you mean 'empirical'"),
     ],
 )
@@ -498,6 +501,8 @@ def test_options_that_cannot_be(surface, descent, options, words):
 def test_results_that_cannot_be_animated(surface, descent, sweep):
     with pytest.raises(tw.InputError, match="a trajectory was expected"):
         animations.path(surface, surface)
+    with pytest.raises(tw.InputError, match=r"a trajectory was expected.*; NoneType given"):
+        animations.path(surface, None)
     with pytest.raises(tw.InputError, match="a landscape was expected"):
         animations.path(descent, descent)
     with pytest.raises(tw.InputError, match="no recorded params"):

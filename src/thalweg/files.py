@@ -35,7 +35,7 @@ def save(result: xr.Dataset | xr.DataTree, path: str | os.PathLike[str]) -> Path
         InputError: where the folder does not exist, a name or attribute cannot be stored, or the file's
             name ends as another format's does.
     """
-    ending = _path(path).suffix
+    ending = path_of(path).suffix
     if _OF_OTHERS.fullmatch(ending):
         raise InputError(
             f"results are saved as netCDF, as in 'p.nc'; {ending!r} given. A table is "
@@ -67,7 +67,7 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset | xr.DataTree:
     Raises:
         InputError: where there is no such file, or it is not one of ours.
     """
-    path = _path(path)
+    path = path_of(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}.")
     try:
@@ -93,7 +93,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         InputError: where the folder does not exist, or `path` is one.
     """
-    path = _path(path)
+    path = path_of(path)
     path = path.resolve() if path.is_symlink() else path
     if not path.parent.is_dir():
         raise InputError(f"cannot save to {path}: the folder {path.parent} does not exist.")
@@ -112,7 +112,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         scratch.unlink(missing_ok=True)
 
 
-def _path(given: Any) -> Path:
+def path_of(given: Any) -> Path:
+    """A file's path; an InputError for what is none."""
     if not isinstance(given, (str, os.PathLike)):
         raise InputError(f"a file's path was expected; {given!r:.80} given.")
     return Path(given)

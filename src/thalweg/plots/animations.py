@@ -86,7 +86,7 @@ class Animation:
         Raises:
             InputError: another suffix, a folder that does not exist, an mp4 without that extra.
         """
-        path = Path(path)
+        path = files.path_of(path)
         suffix = path.suffix.lower()
         if suffix not in _SUFFIXES:
             raise unknown("suffix of an animation's file", path.suffix or path.name, _SUFFIXES)
@@ -158,6 +158,7 @@ def path(
         InputError: what `contour` raises; steps that the path did not record, no frames, fps or dpi
             that are not positive.
     """
+    members.named(path, label)  # there has to be one
     several = paths.named(surface, path, label)
     trajectories = [each for _, each in several]
     steps, recorded = pace.steps_of(trajectories, frames, spacing)

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from thalweg.errors import InputError, one_of
+from thalweg.errors import InputError, one_of, real
 from thalweg.plots import style
 
 _SPACINGS = ("even", "geometric")
@@ -88,5 +88,5 @@ def say_left_out(ax: Axes, steps: Sequence[int], recorded: np.ndarray) -> None:
 
 def check_speed(fps: float, dpi: float) -> None:
     for name, value in (("fps", fps), ("dpi", dpi)):
-        if not (np.isfinite(value) and value > 0):
+        if not 0 < real(value) < np.inf:
             raise InputError(f"{name} must be a positive number; {value!r} given.")
