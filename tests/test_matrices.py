@@ -133,6 +133,9 @@ def test_log_colours_leave_zeros_grey_and_say_so():
     [
         (np.zeros(3), {}, r"shape \(3,\) given"),
         (np.zeros((0, 3)), {}, r"shape \(0, 3\) given"),
+        ([["a", "b"]], {}, "values must be real numbers"),
+        ([[1], [2, 3]], {}, "values must be real numbers"),
+        (1j * np.eye(2), {}, "values must be real numbers"),
         (np.eye(2), {"scale": "logg"}, "did you mean 'log'"),
         (np.eye(2), {"limits": (1, 0)}, "two increasing numbers"),
         (np.eye(2), {"limits": (0, 1), "scale": "log"}, "increasing positive"),
@@ -187,11 +190,13 @@ def test_a_spectrum_with_a_density_and_its_edges():
         ({"bins": "atuo"}, "'atuo' is not a valid"),
         ({"edges": 4.0}, "a list of eigenvalues to mark; 4.0 given"),
         ({"edges": "ab"}, "a list of eigenvalues to mark"),
+        ({"eigenvalues": [1j]}, "eigenvalues must be real numbers"),
+        ({"eigenvalues": None}, "eigenvalues must be real numbers; None given"),
     ],
 )
 def test_impossible_bins_and_edges_leave_no_figure_behind(options, words):
     with pytest.raises(InputError, match=words):
-        plots.spectrum([1.0, 2.0, 3.0], **options)
+        plots.spectrum(**{"eigenvalues": [1.0, 2.0, 3.0]} | options)
     assert not plt.get_fignums()
 
 

@@ -1167,6 +1167,9 @@ def test_histograms_of_arrays_and_several_trajectories() -> None:
             plots.histogram([1.0], bins=bad)
     with pytest.raises(InputError, match="unknown x"):
         plots.histogram([1.0], x="sqrt")
+    for wrong in ("ab", None, ["a"], [1j]):
+        with pytest.raises(InputError, match="values must be real numbers"):
+            plots.histogram(wrong)
     with pytest.raises(InputError, match="did you mean 'loss'"):
         plots.histogram(ONE, "lss")
 

@@ -48,6 +48,11 @@ def test_each_panel_shows_one_batch_among_all_samples(fitted):
 def test_samples_that_are_not_there_are_refused(fitted):
     with pytest.raises(tw.InputError, match="sample 8 is not among the 8"):
         tw.plot.batches(fitted, [[8]])
+    with pytest.raises(tw.InputError, match="sample -5 is not among the 8"):
+        tw.plot.batches(fitted, [[0, -5]])
+    for wrong in ([[1.5]], [[0], [1, 2]], "ab", None):
+        with pytest.raises(tw.InputError, match="index must be"):
+            tw.plot.batches(fitted, wrong)
     with pytest.raises(tw.InputError, match="no batches"):
         tw.plot.batches(fitted, [])
     with pytest.raises(tw.InputError, match="one for each of the 2 batches; 1 given"):

@@ -207,5 +207,16 @@ def test_other_bad_input():
         plots.curve(xr.DataArray([1.0, 2.0], {"name": ["a", "b"]}))
     with pytest.raises(InputError, match="as many x as y"):
         plots.log_slope([1, 2], [1])
+    with pytest.raises(InputError, match="values must be real numbers"):
+        plots.curve(xr.DataArray(["a", "b"], dims="run_of_text"))
+    with pytest.raises(InputError, match="x must be real numbers; 'ab' given"):
+        plots.log_slope("ab", [1, 2])
     with pytest.raises(InputError, match="window must be two numbers"):
         plots.log_slope([1, 2], [1, 2], 3)
+
+
+def test_a_quantity_at_no_places_is_an_empty_picture():
+    nowhere = xr.DataArray(np.ones((0, 3)), {"width": [1, 2, 3]}, ("alpha", "width"))
+    assert not np.concatenate(
+        [line.get_ydata() for line in plots.curve(nowhere, "alpha").lines]
+    ).size

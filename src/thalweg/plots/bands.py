@@ -39,7 +39,11 @@ def quantile_levels(*values: Any, center: float, n: int = 10) -> np.ndarray:
     """
     center = checked_center(center)
     n = whole_number("n, the bands on each side,", n, 1)
-    pooled = np.concatenate([finite(v) for v in values]) if values else np.empty(0)
+    pooled = (
+        np.concatenate([finite(style.numbers("values", v)) for v in values])
+        if values
+        else np.empty(0)
+    )
     if not pooled.size:
         raise InputError("quantile_levels needs at least one finite value.")
     sides = [np.array([center], float)]

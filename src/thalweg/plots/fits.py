@@ -192,11 +192,17 @@ def batches(
         InputError: a variable that is missing, no batches, or samples that are not among the data.
     """
     x, y = _columns(data, "x", "y")
-    index = np.atleast_2d(np.asarray(index, int))
-    if not index.size:
+    rows = np.atleast_2d(style.numbers("index", index))
+    if not rows.size:
         raise InputError("index holds no batches.")
-    if index.max(initial=0) >= len(x):
-        raise InputError(f"sample {index.max()} is not among the {len(x)} of the data.")
+    index = np.nan_to_num(rows).astype(int)
+    if rows.ndim != 2 or (index != rows).any():
+        raise InputError(
+            f"index must be whole numbers (batches, batch size); {rows.tolist()!r:.80} given."
+        )
+    for sample in (index.min(), index.max()):
+        if not -1 <= sample < len(x):
+            raise InputError(f"sample {sample} is not among the {len(x)} of the data.")
     if titles is not None and len(titles) != len(index):
         raise InputError(
             f"titles must be one for each of the {len(index)} batches; {len(titles)} given."

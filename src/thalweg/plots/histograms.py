@@ -98,7 +98,7 @@ class _Ends:
 def _groups(prefix: str, values: Any, name: str) -> dict[str, _Ends]:
     """Values by legend entry."""
     if not isinstance(values, xr.Dataset):
-        array = np.asarray(values, float).ravel()
+        array = style.numbers("values", values).ravel()
         return {prefix: _ends(array, np.zeros(array.shape, bool), "value")}
     path = members.check_trajectory(values)
     final = curves.final(path, name)

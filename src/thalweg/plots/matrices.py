@@ -54,7 +54,8 @@ def matrix(
         InputError: values of another number of dimensions, an unknown scale, limits that do not
             increase (or are not positive, with "log"), a centre together with "log".
     """
-    table = values if isinstance(values, xr.DataArray) else xr.DataArray(np.asarray(values))
+    numbers = style.numbers("values", values)
+    table = values if isinstance(values, xr.DataArray) else xr.DataArray(numbers)
     if not isinstance(values, xr.DataArray) and table.ndim == 2:
         table = table.rename(dict(zip(table.dims, ("row", "column"), strict=True)))
     if table.ndim != 2 or not table.size:
@@ -62,7 +63,6 @@ def matrix(
             f"a matrix with rows and columns was expected; the shape {table.shape} given."
         )
     one_of("scale", scale, ("linear", "log"))
-    numbers = table.values.astype(float)
     norm = _norm(numbers, scale, limits, center)
     ax = style.new_axes(ax, (5.4, 4.6))
     missing = ~np.isfinite(numbers)
@@ -136,7 +136,7 @@ def spectrum(
     """
     if density is not None and (not isinstance(density, xr.DataArray) or density.ndim != 1):
         raise InputError("density= must be a labelled array on one coordinate, the eigenvalue.")
-    every = np.asarray(eigenvalues, float).ravel()
+    every = style.numbers("eigenvalues", eigenvalues).ravel()
     finite = every[np.isfinite(every)]
     size = np.abs(finite).max(initial=0)
     zero = np.abs(finite) <= max(finite.size, 1) * np.finfo(float).eps * size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,8 +86,9 @@ def curve(
     place = values[along].values.astype(float)
     order = np.argsort(place, kind="stable")
     place = place[order]
-    numbers = values.transpose(dim, *rest, *pooled).values.astype(float)[order]
-    numbers = numbers.reshape(*numbers.shape[: 1 + len(rest)], -1)
+    numbers = style.numbers("values", values.transpose(dim, *rest, *pooled).values)[order]
+    held = numbers.shape[: 1 + len(rest)]
+    numbers = numbers.reshape(*held, math.prod(numbers.shape[len(held) :]))  # of no places, too
     text = curves.label_of(str(values.name)) if values.name is not None else "value"
     ax = style.new_axes(ax)
     ticks.scale(ax, x, y)
@@ -149,7 +151,7 @@ def log_slope(x: Any, y: Any, window: tuple[float, float] | None = None) -> floa
     Raises:
         InputError: x and y of different lengths.
     """
-    x, y = np.asarray(x, float).ravel(), np.asarray(y, float).ravel()
+    x, y = style.numbers("x", x).ravel(), style.numbers("y", y).ravel()
     if x.shape != y.shape:
         raise InputError(
             f"a slope needs as many x as y; {style.count_of(x.size, 'x')} and {y.size:,} y given."

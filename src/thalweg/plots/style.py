@@ -215,6 +215,17 @@ def titled(ax: Axes, title: str | None, default: str) -> None:
     ax.set_title(default[0].upper() + default[1:] if title is None else title)
 
 
+def numbers(what: str, values: Any) -> np.ndarray:
+    """Values in double precision; an InputError where they are no real numbers, or ragged."""
+    try:
+        array = np.asarray(values)
+        if values is not None and array.dtype.kind not in "USTcmM":
+            return array.astype(float)
+    except (TypeError, ValueError):
+        pass
+    raise InputError(f"{what} must be real numbers; {values!r:.80} given.")
+
+
 def pair(ends: Any) -> tuple[float, float]:
     """Two numbers as floats; NaN for what is none, and for anything but a pair."""
     low, high = map(real, ends) if np.iterable(ends) and len(ends) == 2 else (np.nan, np.nan)
