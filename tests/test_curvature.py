@@ -534,6 +534,8 @@ def test_bad_input_is_one_line():
         (lambda: operator.density(width=0), "width must be above 0"),
         (lambda: operator.density(width=1e-4), "are too few for a width"),
         (lambda: operator.preconditioned(np.zeros(44)), "above 0 everywhere"),
+        (lambda: operator.preconditioned(np.ones(43)), r"a vector of 44 numbers .*; shape \(43,\) given"),
+        (lambda: operator.preconditioned(2.0), r"a vector of 44 numbers .*; shape \(\) given"),
         (lambda: tw.hessian(problem, np.full(44, np.nan)), "not finite"),
         (lambda: tw.hessian(3, None), "Problem was expected"),
         (lambda: tw.fisher(made("huber", (3, 5, 4)), problem.params), "empirical=True"),

@@ -65,16 +65,20 @@ class Curvature:
             InputError: something else.
         """
         p = self.problem.size
-        if self.problem.layout.matches(vector):
-            vector = self.problem.flatten(vector)
-        expected = f"a vector of {p} numbers was expected, or a pytree like the parameters; "
+        return self._apply(products.product, self._vector(vector, ((p,), (p, 1))).reshape(-1))
+
+    def _vector(self, given: Any, shapes: tuple[tuple[int, ...], ...]) -> Any:
+        """An array of one of these shapes; a pytree like the parameters as a vector."""
+        if self.problem.layout.matches(given):
+            given = self.problem.flatten(given)
+        expected = f"a vector of {self.problem.size} numbers was expected, or a pytree like the parameters; "
         try:
-            vector = jnp.asarray(vector)
+            vector = jnp.asarray(given)
         except (TypeError, ValueError):
-            raise InputError(f"{expected}{vector!r:.80} given.") from None
-        if vector.shape not in ((p,), (p, 1)):
+            raise InputError(f"{expected}{given!r:.80} given.") from None
+        if vector.shape not in shapes:
             raise InputError(f"{expected}shape {vector.shape} given.")
-        return self._apply(products.product, vector.reshape(-1))
+        return vector
 
     def __matmul__(self, other: Any) -> Any:
         if np.ndim(other) != 2:
@@ -101,11 +105,9 @@ class Curvature:
         Its eigenvalues are those of P⁻¹A, which decide when a step P⁻¹∇L is stable.
 
         Raises:
-            InputError: entries that are not above 0.
+            InputError: entries that are not above 0, or something else.
         """
-        leaves = jax.tree_util.tree_leaves(diagonal)
-        is_vector = len(leaves) == 1 and np.shape(leaves[0]) == (self.problem.size,)
-        vector = jnp.asarray(leaves[0] if is_vector else self.problem.flatten(diagonal), self.dtype)
+        vector = self._vector(diagonal, ((self.problem.size,),)).astype(self.dtype)
         if not bool((vector > 0).all()):
             raise InputError("a preconditioner's diagonal must be above 0 everywhere.")
         scale = vector**-0.5
