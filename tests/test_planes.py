@@ -150,12 +150,26 @@ RANGES = {"a": (0, 1), "b": (0, 1)}
         (lambda p: tw.line(p, np.ones(3), np.ones(3)), "two different points"),
         (lambda p: tw.line(p, np.ones(3), np.zeros(3), name="step"), "clash"),
         (lambda p: tw.line(p, np.ones(3), other_point()), "other parameters"),
+        (
+            lambda p: of_shapes(p, origin=2),
+            r"an origin \(3,\) and directions \(1, 3\); 1, \(2,\) and",
+        ),
+        (
+            lambda p: of_shapes(p, directions=2),
+            r"directions \(1, 3\); 1, \(3,\) and \(2, 3\) given",
+        ),
+        (lambda p: of_shapes(p, coordinates=2), "a plane of 1 axes"),
     ],
 )
 def test_a_plane_that_cannot_be_is_refused(make, says):
     with pytest.raises(InputError, match=says) as caught:
         make(three_problem())
     assert "\n" not in str(caught.value)
+
+
+def of_shapes(problem, origin=3, directions=1, coordinates=1):
+    along = (np.arange(3.0),) * coordinates
+    return tw.Plane(("t",), along, np.zeros(origin), np.ones((directions, 3)), problem.names)
 
 
 def other_point():

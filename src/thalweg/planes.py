@@ -62,6 +62,13 @@ class Plane:
                 )
         if len(set(self.axes)) != len(self.axes):
             raise InputError(f"a plane's axes need different names; {self.axes} given.")
+        k, p = len(self.axes), len(self.names)
+        shapes = np.shape(self.origin), np.shape(self.directions)
+        if len(self.coordinates) != k or shapes != ((p,), (k, p)):
+            raise InputError(
+                f"a plane of {k} axes and {p} parameters needs as many coordinates, an origin ({p},) and "
+                f"directions ({k}, {p}); {len(self.coordinates)}, {shapes[0]} and {shapes[1]} given."
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
