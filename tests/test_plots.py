@@ -941,6 +941,11 @@ def test_step_panels_say_what_they_lack() -> None:
         plots.step_panels(surface, two, 2)
     with pytest.raises(InputError, match="not among"):
         plots.step_panels(surface, ONE, 99)
+    with pytest.raises(InputError, match=r"step \[1\] is not among"):
+        plots.step_panels(surface, ONE, [1])
+    with pytest.raises(InputError, match="arrow must be a finite number, or None; 'long' given"):
+        plots.step_panels(surface, ONE, 2, arrow="long")
+    assert not plt.get_fignums()
     with pytest.raises(InputError, match="isel"):
         plots.step_panels(surface, SWEEP, 2)
     with pytest.raises(InputError, match="unknown risk 'expected'"):
@@ -1078,6 +1083,7 @@ def test_units_of_a_record() -> None:
         ("loss", {"x": "logit"}, "unknown x"),
         ("loss", {"y": "lin"}, "unknown y"),
         ("loss", {"band": (0.9, 0.1)}, "increasing quantiles"),
+        ("loss", {"dash": "dotted"}, "dash must be a whole number; 'dotted' given"),
     ],
 )
 def test_impossible_records(name: str, options: dict[str, Any], words: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from thalweg import results
-from thalweg.errors import InputError, one_of, unknown
+from thalweg.errors import InputError, is_whole, one_of, unknown
 from thalweg.plots import legends, members, style, ticks
 from thalweg.plots.members import Named, Paths, Series
 
@@ -77,6 +77,9 @@ def record(
             quantiles.
     """
     paths = members.named(path, label)
+    if dash is not None and not is_whole(dash):
+        raise InputError(f"dash must be a whole number; {dash!r:.80} given.")
+    dash = None if dash is None else int(dash)
     dashes = [dash] * len(paths)
     return draw(paths, name, dashes, ax=ax, x=x, y=y, band=band, title=title, color=color)
 

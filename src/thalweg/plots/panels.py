@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.quiver import Quiver
 
 from thalweg import projection, results
-from thalweg.errors import InputError, whole_number
+from thalweg.errors import InputError, is_whole, real, whole_number
 from thalweg.plots import bands, legends, members, paths, style, surfaces
 from thalweg.plots.bands import Bands
 
@@ -107,7 +107,7 @@ def step_panels(
             `contour` raises.
     """
     path = one_member(path, "step_panels", arrow)
-    if step not in path["step"].values:
+    if not is_whole(step) or step not in path["step"].values:
         raise InputError(f"step {step!r} is not among the recorded steps of this trajectory.")
     now = path.sel(step=[step])
     sample = sample_of(now) if sample is None else sample
@@ -139,6 +139,8 @@ def one_member(path: xr.Dataset, who: str, arrow: float | None) -> xr.Dataset:
             f"{who} draws one member; this trajectory has {dict(path['status'].sizes)}. "
             "Select one, as in path.isel(run=0)."
         )
+    if arrow is not None and not np.isfinite(real(arrow)):
+        raise InputError(f"arrow must be a finite number, or None; {arrow!r:.80} given.")
     if arrow is not None and "grad" not in path:
         raise InputError(
             "the arrow needs the gradient: descend with record=['grad'], or give arrow=None."
