@@ -154,6 +154,11 @@ def test_one_program_for_paths_of_all_lengths(problem, compilations):
         (["start"], "unknown observable"),
         ("sharpness", "give 'sharpness' as a function, {'sharpness': thalweg.sharpness}"),
         ({"loss ": lambda at: np.exp(at.loss)}, "written with jax.numpy"),
+        (
+            {"word": lambda at: "word"},
+            "the observable 'word' must return numbers or arrays; str returned",
+        ),
+        ({"pair": (lambda at: 0.0, lambda at, state: state)}, "a value and the next state"),
         ({"status": lambda at: at.loss}, "is taken"),
     ],
 )

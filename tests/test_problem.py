@@ -553,6 +553,7 @@ def triple(key):
         ({"predict": pair}, "one array with one array"),
         ({"penalty": vector}, r"penalty\(params\) must return a scalar; it returns shape \(2,\)"),
         ({"expected": vector}, r"expected\(params\) must return a scalar"),
+        ({"penalty": lambda params: "none"}, "penalty must return numbers or arrays; str returned"),
         # parameters
         ({"params": None}, r"needs params= \(a starting point\) or init="),
         ({"params": {}}, "params hold no parameters"),

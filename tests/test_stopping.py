@@ -310,6 +310,11 @@ def test_no_more_rows_are_shown_than_asked_for(rows, steps):
     assert shown == ["step", *map(str, steps)]
 
 
+def test_a_rule_that_returns_a_word_is_refused():
+    with pytest.raises(tw.InputError, match="stop must return numbers or arrays; str returned"):
+        tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=9, stop=lambda at: "there")
+
+
 def test_no_rows_are_refused():
     path = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=9)
     with pytest.raises(tw.InputError, match="rows must be a whole number of at least 1; 0 given"):

@@ -6,6 +6,7 @@ line, before anything is computed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -301,6 +302,10 @@ def written_in_jax(name: str, on: str = "parameters or data") -> Iterator[None]:
     except Exception as error:
         untraced = (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError)
         of_torch = isinstance(error, TypeError) and "torch.Tensor" in str(error)
+        if isinstance(error, TypeError) and not of_torch and "not a valid JAX" in str(error):
+            what = re.search(r"<class '(.*?)'>|(?<=Value ).*(?= with dtype)", str(error))
+            given = f"; {what[1] or what[0]} returned" if what else ""
+            raise InputError(f"{name} must return numbers or arrays{given}.") from error
         if not isinstance(error, untraced) and not of_torch:
             raise
         raise InputError(

@@ -226,7 +226,12 @@ def first_state(name: str, seen: Observable, at: At) -> Any:
     """
     with written_in_jax(f"the observable {name!r}"):
         first = jax.tree_util.tree_map(jnp.asarray, seen.init(at))
-        after = jax.eval_shape(seen.measure, at, first)[1]
+        result = jax.eval_shape(seen.measure, at, first)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise InputError(
+            f"the observable {name!r}: measure must return a value and the next state."
+        )
+    after = result[1]
     structure = jax.tree_util.tree_structure
     if structure(first) != structure(after) or any(
         a.shape != b.shape
@@ -242,6 +247,7 @@ def measured(name: str, seen: Observable, at: At, state: Any) -> tuple[Any, Any]
     """An observable's value at an iterate, and its next state, in the dtypes of the present one."""
     with written_in_jax(f"the observable {name!r}"):
         value, after = seen.measure(at, state)
+        value = jax.tree_util.tree_map(jnp.asarray, value)
     return value, jax.tree_util.tree_map(
         lambda new, old: jnp.asarray(new).astype(old.dtype), after, state
     )

@@ -61,7 +61,8 @@ class Stop:
         for name in self.limits:
             if name not in ("loss", *_STATELESS, *numbers):
                 raise unknown("stop", name, ["loss", *_STATELESS, *numbers])
-        verdict = jax.eval_shape(self.met, at, info)
+        with written_in_jax("stop"):
+            verdict = jax.eval_shape(self.met, at, info)
         if getattr(verdict, "shape", None) != () or verdict.dtype != bool:
             raise InputError(
                 "stop= as a function of `at` must return one boolean, such as at.loss < 1e-6."
