@@ -237,7 +237,9 @@ def test_a_class_of_another_form_is_one_line():
         tw.descend(regression(), Undeclared(), steps=3)
     with pytest.raises(InputError, match="Idle has no update"):
         tw.descend(regression(), Idle(), steps=3)
-    with pytest.raises(InputError, match="SAM: momentum must be between 0 and 1"):
+    with pytest.raises(
+        InputError, match="SAM: momentum must be between 0 and 1, and below 1; 1 given"
+    ):
         tw.descend(regression(), SAM(momentum=1.0), steps=3)
     with pytest.raises(InputError, match="SAM: nesterov is True or False"):
         tw.descend(regression(), SAM(nesterov=[True, False]), steps=3)

@@ -304,6 +304,7 @@ def check_range(
             span = "a number"
         else:
             span = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+            span += f", and below {high:g}" if open_high and not math.isinf(high) else ""
         raise InputError(f"{owner}: {name} must be {span}; {number:g} given.")
 
 
