@@ -142,6 +142,15 @@ def test_a_name_with_its_parameter_is_the_loss_itself():
     assert named(np.array([3]), np.array([0])) == made(3.0, 0.0)  # and δ is no integer for integers
 
 
+def test_what_is_no_name_is_refused_as_an_unknown_one():
+    with pytest.raises(tw.InputError, match="unknown loss None"):
+        losses.by_name(None)
+    with pytest.raises(tw.InputError, match="unknown optimizer None"):
+        tw.optimizers.by_name(None)
+    with pytest.raises(tw.InputError, match="not made by a study"):
+        tw.studies.name_of(3)
+
+
 def squared(yhat, y):
     return (yhat - y) ** 2
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from thalweg import backend as _backend  # noqa: F401
-from thalweg.errors import InputError, one_of
+from thalweg.errors import InputError, one_of, unknown
 
 __all__ = ["bce_with_logits", "by_name", "cross_entropy", "huber", "l1", "mse", "smooth_l1"]
 
@@ -133,6 +133,8 @@ _KINDS = {
 
 def by_name(spec: str) -> Loss:
     """The loss called `spec`: a name, or a name and its parameter, as in `huber:1.35`."""
+    if not isinstance(spec, str):
+        raise unknown("loss", spec, NAMED)
     name, _, argument = spec.partition(":")
     one_of("loss", name, NAMED)
     if not argument:

@@ -31,7 +31,7 @@ def by_name(name: str, **options: Any) -> Optimizer:
         InputError: an unknown optimizer or option.
     """
     classes = {known.lower(): cls for known, cls in _CLASSES.items()}
-    if name.lower() not in classes:
+    if str(name).lower() not in classes:
         raise unknown("optimizer", name, _CLASSES)
     cls = classes[name.lower()]
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]

@@ -178,7 +178,7 @@ def settings_of(tree: xr.DataTree) -> Any:
 
 def name_of(tree: xr.DataTree | xr.Dataset) -> str:
     """The name of the study that made a result."""
-    if tree.attrs.get("kind") != "study":
+    if getattr(tree, "attrs", {}).get("kind") != "study":
         raise InputError("this result was not made by a study.")
     if "study" not in tree.attrs:
         raise InputError(
