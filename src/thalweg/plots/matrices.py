@@ -142,7 +142,7 @@ def spectrum(
     zero = np.abs(finite) <= max(finite.size, 1) * np.finfo(float).eps * size
     shown = finite[~zero]
     counts, cuts = _counted(shown, bins)
-    edges = _places(edges)
+    marked = _places(edges)
     ax = style.new_axes(ax)
     look = style.style(style.styles_taken(ax))
     ax.stairs(
@@ -166,8 +166,8 @@ def spectrum(
         if shown.size and highest > 3 * room:  # a density may have a pole
             ax.set_ylim(0, 1.5 * room)
             style.note(ax, f"{name} goes on beyond the axis, up to {style.number(highest)}")
-    for i, edge in enumerate(edges):
-        text = "edges " + ", ".join(f"{e:.4g}" for e in edges)
+    for i, edge in enumerate(marked):
+        text = "edges " + ", ".join(f"{e:.4g}" for e in marked)
         ax.axvline(
             edge, color=style.shade(0.3), lw=1, ls=style.DASHES[1], label="_edge" if i else text
         )

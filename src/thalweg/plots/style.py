@@ -228,8 +228,8 @@ def numbers(what: str, values: Any) -> np.ndarray:
 
 def pair(ends: Any) -> tuple[float, float]:
     """Two numbers as floats; NaN for what is none, and for anything but a pair."""
-    low, high = map(real, ends) if np.iterable(ends) and len(ends) == 2 else (np.nan, np.nan)
-    return low, high
+    both = [real(end) for end in ends] if np.iterable(ends) else []
+    return (both[0], both[1]) if len(both) == 2 else (np.nan, np.nan)
 
 
 def check_quantiles(band: tuple[float, float]) -> None:
