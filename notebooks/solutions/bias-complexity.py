@@ -67,7 +67,8 @@ dimensions = [2, 4, 6, 8, 10, 14, 20, 30, 40, 50, 60, 74, 86, 98]
 # ## 1. Noise
 #
 # With more noise every direction that is learnt costs more, and fewer are worth it: the best number of
-# features is lower. The training risk goes on falling, through σ² = 0.09 to half of it, and shows nothing of this.
+# features is lower. The training risk goes on falling, through σ² = 0.09 to half of it, and shows nothing
+# of this.
 
 # %%
 noisy = data.regression("middle", n, noise=0.3, seed=0)[1]
@@ -113,8 +114,9 @@ for p in (2, 20, 98):
 #
 # With ω = π the waves are orthogonal on the interval, and fifty samples see them as nearly independent:
 # the rank of 50 features is 49, one less for the dead sine. They are also five times as short, and the
-# gaps between samples matter from p = 20 on: the true risk rises fiftyfold up to p = n, and beyond it no more than
-# two or three times. It is a step, not a peak: along small eigenvalues a thousand steps do not get far.
+# gaps between samples matter from p = 20 on: the true risk rises fiftyfold up to p = n, and beyond it no
+# more than two or three times. It is a step, not a peak: along small eigenvalues a thousand steps do not
+# get far.
 
 # %%
 print("rank:", np.linalg.matrix_rank(waves(x, 50, np.pi)))

@@ -88,8 +88,8 @@ for power in (0.5, 0.75, 1.0, 0.0):
 # %% [markdown]
 # ## 4. Leave the sine out
 #
-# What is left bends slowly: at α = 100 the curves are apart by 7 % of the largest loss instead of 23 %, and from
-# several hundred on they are one to the eye.
+# What is left bends slowly: at α = 100 the curves are apart by 7 % of the largest loss instead of 23 %,
+# and from several hundred on they are one to the eye.
 
 # %%
 for alpha in (1, 10, 100, 1000):

@@ -57,11 +57,12 @@ for i, lr in enumerate(rates):
 # %% [markdown]
 # ## 2. A step too far
 #
-# At first δW1 δW2 x is as large as the terms that the linearisation keeps, and a full step may raise
-# the loss above its first value: from two of the ten other starts it does. From this start, the first below,
-# it does not, though the fourth step raises it a hundredfold. Once near, it converges quadratically. On this
-# problem it works more often than it deserves to, and takes no more steps than the damped method (9 on average
-# against 10), which never lets the loss rise; where residuals stay, or predictions are exponentials, the detour can last for ever.
+# At first δW1 δW2 x is as large as the terms that the linearisation keeps, and a full step may raise the
+# loss above its first value: from two of the ten other starts it does. From this start, the first below,
+# it does not, though the fourth step raises it a hundredfold. Once near, it converges quadratically. On
+# this problem it works more often than it deserves to, and takes no more steps than the damped method (9
+# on average against 10), which never lets the loss rise; where residuals stay, or predictions are
+# exponentials, the detour can last for ever.
 
 # %%
 draws = np.random.default_rng(1).standard_normal((10, problem.size))
