@@ -333,6 +333,7 @@ def test_bad_options_are_one_line(diabetes, tmp_path, options, message):
         ("a,c\n1,2\n", "unknown column"),
         ("a,b\n1,2,9\n3,4,9\n", "more fields than its header"),
         ("a;b\n1;2\n", "separated by ';'"),
+        ("a;b\n1,5;2,5\n", "separated by ';'; save it with commas between columns, and points in"),
         ("a,b\n1,2\n\n\n3,x\n", "'x' in line 5"),
         ("a, a,b\n1,2,3\n", "several columns called 'a'"),
         ("\ufeffa,b,a\n1,2,3\n", "several columns called 'a'"),  # a byte-order mark, as of Excel

@@ -60,7 +60,7 @@ def test_diverged_runs_are_left_out_and_counted():
     ax = plots.movement_by_parameter(made)
     kept = made["moved_l1.weight"].isel(lr=0)
     np.testing.assert_array_equal(by_name(ax)["l1.weight"].get_ydata(), kept)
-    assert style.notes(ax) == ["median of 1 run, 1 diverged"]
+    assert style.notes(ax) == ["median of 1 descent over lr, 1 diverged"]
 
 
 def test_a_deep_networks_legend_stands_beside_it():

@@ -33,6 +33,7 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
                 path, index_col=False, skipinitialspace=True, skip_blank_lines=False
             )
     except pd.errors.ParserWarning:
+        _check_separator(path, _header(path))
         raise InputError(
             f"the rows of {path.name} have more fields than its header has names."
         ) from None
@@ -44,10 +45,7 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
     table = pd.DataFrame(table[~table.isna().all(axis=1)])
     for name in (*x, y):
         if name not in table.columns:
-            if len(table.columns) == 1 and ";" in str(table.columns[0]):
-                raise InputError(
-                    f"{path.name} seems to be separated by ';'; save it with commas between columns."
-                )
+            _check_separator(path, list(map(str, table.columns)))
             raise unknown(f"column of {path.name}:", name, map(str, table.columns))
     if len(table) == 0:
         raise InputError(f"{path} has a header but no rows.")
@@ -59,6 +57,14 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
         "x": np.stack([_numbers(table, name, path) for name in x], axis=1),
         "y": _numbers(table, y, path),
     }
+
+
+def _check_separator(path: Path, header: list[str]) -> None:
+    if len(header) == 1 and ";" in header[0]:
+        raise InputError(
+            f"{path.name} seems to be separated by ';'; save it with commas between columns, and points in "
+            "its numbers."
+        )
 
 
 def _header(path: Path) -> list[str]:

@@ -52,7 +52,7 @@ def convergence(
         InputError: no trajectory, no record, and what `record` raises.
     """
     drawn = members.named(paths)
-    records = [records] if isinstance(records, str) else list(records)
+    records = curves.listed(records)
     if last is not None:
         drawn = [(name, path.sel(step=slice(0, last))) for name, path in drawn]
     # before there is a figure, which an error would leave behind empty

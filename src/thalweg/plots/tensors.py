@@ -51,8 +51,11 @@ def movement_by_parameter(
     if not shown.all():
         style.note(ax, "step 0 not shown (log axis)")
     if kept.size > 1 or not kept.all():
+        swept = [style.plain(dim) for dim in results.member_dims(path) if dim != "run"]
+        left = style.count_of(int(kept.sum()), "descent" if swept else "run")
+        over = f"over {', '.join(swept)}" if swept else ""
         gone = f"{(~kept).sum():,} diverged" if not kept.all() else None
-        style.note(ax, style.joined(f"median of {style.count_of(int(kept.sum()), 'run')}", gone))
+        style.note(ax, style.joined(f"median of {style.joined(left, over, by=' ')}", gone))
     layers = list(dict.fromkeys(_split(tensor)[0] for tensor in tensors))
     kinds = list(dict.fromkeys(_split(tensor)[1] for tensor in tensors))
     zero = [tensor for tensor in tensors if _starts_at_zero(path, tensor)]
