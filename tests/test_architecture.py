@@ -26,6 +26,7 @@ SIBLINGS = {
     "catalogue": {"backend"},
     "checks": {"inputs"},
     "job": {"shares"},
+    "loop": {"walks"},
     "losses": {"backend"},
     "params": {"backend"},
     "weights": {"params"},

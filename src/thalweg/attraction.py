@@ -14,13 +14,14 @@ import xarray as xr
 from thalweg import backend, blocks, results
 from thalweg.ensemble import members
 from thalweg.errors import InputError, whole_number
-from thalweg.loop import Feed, Past, Plan, Span, begin, block, known_turns
+from thalweg.loop import begin, block, known_turns
 from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
 from thalweg.optimizers.sgd import SGD
 from thalweg.planes import Plane, check_is_plane_of
 from thalweg.problem import Problem, check_is_problem, described, in_precision
 from thalweg.programs import is_exclusive
+from thalweg.walks import Feed, Past, Plan, Span
 
 NOT_YET, DIVERGED = -1, -2
 

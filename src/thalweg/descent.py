@@ -15,10 +15,10 @@ from thalweg.errors import InputError, first_line, whole_number
 from thalweg.independence import splits
 from thalweg.job import Feeds, Job
 from thalweg.logbook import source_of
-from thalweg.loop import Plan
 from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range
 from thalweg.problem import Problem, check_is_problem, described
+from thalweg.walks import Plan
 
 
 def descend(

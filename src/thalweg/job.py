@@ -19,23 +19,12 @@ from thalweg import backend, blocks, observables, sampling
 from thalweg.ensemble import Members, of_members
 from thalweg.errors import InputError
 from thalweg.logbook import Record, storable
-from thalweg.loop import (
-    Feed,
-    Past,
-    Plan,
-    Span,
-    Walk,
-    at_rest,
-    begin,
-    block,
-    known_turns,
-    row_of,
-    should_arrive,
-)
+from thalweg.loop import at_rest, begin, block, known_turns, row_of, should_arrive
 from thalweg.optimizers.stepping import begun
 from thalweg.params import Layout, Params
 from thalweg.programs import is_exclusive
 from thalweg.shares import Share, everyone, shares_of
+from thalweg.walks import Feed, Past, Plan, Span, Walk
 
 _MOST_ROWS = 1024  # recorded in a block
 _MOST_STEPS = 16384  # in a block: enough to make the cost of the call negligible

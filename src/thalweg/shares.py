@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from thalweg import backend
-from thalweg.loop import Plan
+from thalweg.walks import Plan
 
 # With fewer numbers a vectorised step takes about a microsecond, and not much less for half of the members.
 _FEW_NUMBERS = 256  # parameters and samples of all members
