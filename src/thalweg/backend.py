@@ -225,9 +225,8 @@ class _Alone:
 @functools.cache
 def _libraries() -> ThreadpoolController:
     """The libraries with LAPACK, among them SciPy's, which jaxlib takes."""
-    importlib.import_module(
-        "scipy.linalg.cython_lapack"
-    )  # loaded by jaxlib when a program needs it
+    # jaxlib loads it when the first program needs it
+    importlib.import_module("scipy.linalg.cython_lapack")
     return ThreadpoolController().select(user_api="blas")
 
 

@@ -118,7 +118,7 @@ def members(
     count = math.prod(shape)
     lane = place["seed"] if seed_swept else np.zeros(count, np.int64)
     if resume is not None:
-        sizes = dict(zip(dims, shape, strict=True))
+        sizes = {name: len(values) for name, values in dims.items()}
         member_starts = problem.unflatten(of_members(resume["final"], sizes, "param"))
     else:
         run = place.get("run", np.zeros(count, np.int64))
