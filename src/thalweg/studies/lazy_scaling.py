@@ -319,7 +319,7 @@ def _scaling(tree: xr.DataTree, settings: Settings) -> Any:
     switched = switched.where(switched >= 0).assign_attrs(
         long_name="pairs on another side at the end"
     )
-    plots.curve(switched, x="log", ax=axes[2], title="ReLU network: changes of side", label="kinks")
+    plots.curve(switched, x="log", ax=axes[2], title="ReLU network: changes of side", label="pairs")
     return figure
 
 
