@@ -262,27 +262,18 @@ def test_each_member_goes_on_for_every_value_of_a_new_sweep(runs):
     first = tw.descend(
         problem, tw.SGD(lr=0.05, momentum=0.9), steps=8, starts=starts, seed=7, **options
     )
-    forked = tw.descend(
-        problem,
-        tw.SGD(lr=0.05, momentum=momenta),
-        steps=9,
-        resume=first,
-        seed=seeds,
-        record=["movement"],
-        **options,
-    )
+
+    def gone_on(momentum, seed):
+        optimizer = tw.SGD(lr=0.05, momentum=momentum)
+        return tw.descend(
+            problem, optimizer, steps=9, resume=first, seed=seed, record=["movement"], **options
+        )
+
+    forked = gone_on(momenta, seeds)
     assert forked["loss"].dims == ("step", *["run"] * bool(runs), "momentum", "seed")
     for momentum in momenta:
         for seed in seeds:
-            alone = tw.descend(
-                problem,
-                tw.SGD(lr=0.05, momentum=momentum),
-                steps=9,
-                resume=first,
-                seed=seed,
-                record=["movement"],
-                **options,
-            )
+            alone = gone_on(momentum, seed)
             one = forked.sel(momentum=momentum, seed=seed)
             for name in ("params", "loss", "movement", "start", "optimizer_state", "status"):
                 if one[name].dtype.kind == "f":

@@ -32,14 +32,13 @@ _TAKEN = (*results.RESERVED_DIMS, *results.OF_A_DESCENT, *results.BUILT_IN)
 class Members:
     """The members, and where each starts.
 
-    `dims` and `shape` are their dimensions in the result, in C order along the device's one axis; with no
-    dimensions there is one member and no axis. `hyper` holds a number, or an array with one per member, for
+    `sizes` are their dimensions in the result, in C order along the device's one axis; with no dimensions
+    there is one member and no axis. `hyper` holds a number, or an array with one per member, for
     every hyperparameter but the scheduled ones; `starts` is a pytree with that same leading axis; `lane` is
     each member's index among the seeds.
     """
 
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
+    sizes: dict[str, int]
     coords: dict[str, np.ndarray] = field(default_factory=dict)
     hyper: dict[str, np.ndarray] = field(default_factory=dict)
     schedules: dict[str, Any] = field(default_factory=dict)
@@ -48,16 +47,20 @@ class Members:
     lane: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(0, int))
 
     @property
+    def dims(self) -> tuple[str, ...]:
+        return tuple(self.sizes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.sizes.values())
+
+    @property
     def batched(self) -> bool:
         return bool(self.dims)
 
     @property
     def count(self) -> int:
         return math.prod(self.shape)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        return dict(zip(self.dims, self.shape, strict=True))
 
     @property
     def swept(self) -> tuple[str, ...]:
@@ -111,14 +114,14 @@ def members(
             dims[name] = number
     if seed_swept:
         dims["seed"] = np.asarray(seeds)
-    shape = tuple(len(values) for values in dims.values())
+    sizes = {name: len(values) for name, values in dims.items()}
+    shape = tuple(sizes.values())
     if resume is not None:
-        _check_resumed(resume, dims)
+        _check_resumed(resume, sizes, dims)
     place = dict(zip(dims, np.indices(shape).reshape(len(shape), math.prod(shape)), strict=True))
     count = math.prod(shape)
     lane = place["seed"] if seed_swept else np.zeros(count, np.int64)
     if resume is not None:
-        sizes = {name: len(values) for name, values in dims.items()}
         member_starts = problem.unflatten(of_members(resume["final"], sizes, "param"))
     else:
         run = place.get("run", np.zeros(count, np.int64))
@@ -128,8 +131,7 @@ def members(
     if not dims:
         member_starts = jax.tree_util.tree_map(lambda leaf: leaf[0], member_starts)
     return Members(
-        dims=tuple(dims),
-        shape=shape,
+        sizes=sizes,
         coords=dims,
         hyper={name: v[place[name]] if v.ndim else v for name, v in numbers.items()},
         schedules=schedules,
@@ -302,14 +304,13 @@ def _last_iterates(path: xr.Dataset) -> xr.DataArray:
     return path["params"].isel(step=-1) if "step" in path["params"].dims else path["params"]
 
 
-def _check_resumed(resume: xr.Dataset, dims: dict[str, np.ndarray]) -> None:
-    """An error unless `dims` has all dimensions of a trajectory's members, with their values."""
+def _check_resumed(resume: xr.Dataset, sizes: dict[str, int], dims: dict[str, np.ndarray]) -> None:
+    """An error unless a trajectory's members have all their dimensions, and their values, in `dims`."""
     before = {str(d): n for d, n in resume["final"].sizes.items() if d != "param"}
-    now = {name: len(values) for name, values in dims.items()}
-    if any(now.get(name) != size for name, size in before.items()):
+    if any(sizes.get(name) != size for name, size in before.items()):
         raise InputError(
             f"resume= goes on with the members of the trajectory, {before}; the optimizer and seeds given "
-            f"here span {now or 'one run'}."
+            f"here span {sizes or 'one run'}."
         )
     for name in before:
         resumed, values = resume[name].values, dims[name]

@@ -240,10 +240,8 @@ class _Job:
         starts = self.who.starts
         if self.who.batched:
             starts = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf)[given_up], starts)
-        dims = ("run",) if self.who.batched else ()
-        who = replace(
-            self.who, dims=dims, shape=(len(given_up),) if dims else (), coords={}, starts=starts
-        )
+        sizes = {"run": len(given_up)} if self.who.batched else {}
+        who = replace(self.who, sizes=sizes, coords={}, starts=starts)
         other = _Job(replace(self.flow, solver=solver), who, self.times)
         interrupted = other.run(progress)
         for mine, theirs in zip(self.record.columns, other.record.columns, strict=True):

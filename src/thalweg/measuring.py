@@ -72,7 +72,7 @@ def measure(
     if not observed and not built_in["grad"]:
         raise InputError("record= names nothing to measure; as in ['grad_norm', 'risk'].")
     dims = results.member_dims(path)
-    who = Members(dims, tuple(path.sizes[d] for d in dims))
+    who = Members({d: path.sizes[d] for d in dims})
     sight = _Sight(problem, observed, built_in["grad"], problem.layout, who.batched)
     walked = _Walked(path, who, problem.layout)
     memory = _begin(sight, walked.start, walked.rows(0, 1)[0], walked.steps[0])
