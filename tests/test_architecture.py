@@ -24,14 +24,16 @@ FLOORS = {
 }
 SIBLINGS = {
     "catalogue": {"backend"},
-    "checks": {"inputs"},
+    "checks": {"inputs", "risks"},
     "job": {"shares"},
-    "loop": {"walks"},
+    "loop": {"feeds", "walks"},
     "losses": {"backend"},
     "params": {"backend"},
+    "walks": {"feeds"},
     "weights": {"params"},
     "ensemble": {"optimizers"},
     "names": {"errors"},
+    "stateful": {"identity"},
     "tangents": {"observables"},
 }
 

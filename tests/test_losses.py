@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812  (as everyone writes it)
 
 import thalweg as tw
 from thalweg import losses
-from thalweg.problem import value_and_gradient
+from thalweg.risks import value_and_gradient
 
 TOLERANCE = 1e-12
 REDUCTIONS = ("mean", "sum")

@@ -18,8 +18,8 @@ import thalweg as tw
 from thalweg import independence, results
 from thalweg.errors import InputError
 from thalweg.jaxprs import names
-from thalweg.problem import pointwise
 from thalweg.pytorch import environment
+from thalweg.risks import pointwise
 
 # 1e-5 in float32 and 1e-10 in float64, relative to the largest entry of what is compared
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-10}

@@ -14,6 +14,7 @@ import xarray as xr
 from thalweg import backend, blocks, results
 from thalweg.ensemble import members
 from thalweg.errors import InputError, whole_number
+from thalweg.feeds import Feed
 from thalweg.loop import begin, block, known_turns
 from thalweg.minima import Minima
 from thalweg.optimizers.base import Optimizer, check
@@ -21,7 +22,7 @@ from thalweg.optimizers.sgd import SGD
 from thalweg.planes import Plane, check_is_plane_of
 from thalweg.problem import Problem, check_is_problem, described, in_precision
 from thalweg.programs import is_exclusive
-from thalweg.walks import Feed, Past, Plan, Span
+from thalweg.walks import Past, Plan, Span
 
 NOT_YET, DIVERGED = -1, -2
 

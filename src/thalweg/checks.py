@@ -14,15 +14,16 @@ from thalweg import losses, names
 from thalweg.errors import InputError
 from thalweg.inputs import drawn, entries, written_in_jax
 from thalweg.params import Layout, Params
+from thalweg.risks import pointwise
 
 _IGNORED = ": leave such samples out, or average a sample's others in a loss of your own"
 
 
-def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
+def check(problem: Any) -> None:
     """An error where functions, data and parameters do not fit together.
 
     Shapes are traced, once and without computing: predictions and targets that would silently broadcast are
-    an error here. `pointwise` is `problem.pointwise`, which gives a problem's pointwise risks.
+    an error here.
     """
     _check_params(problem)
     _check_data(problem)
@@ -35,7 +36,7 @@ def check(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
         _check_values(yhat, problem.is_function)
     else:
         _check_predictions(problem, yhat)
-        _check_losses(problem, pointwise)
+        _check_losses(problem)
 
 
 def _check_params(problem: Any) -> None:
@@ -137,16 +138,16 @@ def _check_predictions(problem: Any, yhat: Any) -> None:
             )
 
 
-def _check_losses(problem: Any, pointwise: Callable[[Any, Params], Any]) -> None:
+def _check_losses(problem: Any) -> None:
     n = problem.n_samples
     with written_in_jax("loss"):
-        risks = jax.eval_shape(pointwise, problem, problem.layout.like)
-    if _shape(risks) != (n,):
+        values = jax.eval_shape(pointwise, problem, problem.layout.like)
+    if _shape(values) != (n,):
         raise InputError(
             f"loss(yhat, y) must return one value per sample, shape ({n},); "
-            f"it returns {_shape(risks)}. Do not average inside it: reduction= does."
+            f"it returns {_shape(values)}. Do not average inside it: reduction= does."
         )
-    _check_real("the loss", risks)
+    _check_real("the loss", values)
 
 
 def _check_classes(yhat: Any, y: Any) -> None:

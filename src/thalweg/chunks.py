@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from thalweg.params import Layout
-from thalweg.problem import Problem, penalised, pointwise
+from thalweg.problem import Problem
+from thalweg.risks import penalised, pointwise
 from thalweg.rows import empty, put
 from thalweg.tiling import Tiling
 from thalweg.tuning import tuned

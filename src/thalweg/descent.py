@@ -12,8 +12,9 @@ import xarray as xr
 from thalweg import blocks, observables, results, sampling, stopping
 from thalweg.ensemble import Members, check_same_parameters, members, reaches_the_end
 from thalweg.errors import InputError, first_line, whole_number
+from thalweg.feeds import Feeds
 from thalweg.independence import splits
-from thalweg.job import Feeds, Job
+from thalweg.job import Job
 from thalweg.logbook import source_of
 from thalweg.optimizers import by_name
 from thalweg.optimizers.base import Optimizer, check, check_range

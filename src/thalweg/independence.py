@@ -16,8 +16,9 @@ from jax.core import Tracer
 
 from thalweg import losses
 from thalweg.jaxprs import programs_in
-from thalweg.problem import Problem, pointwise
+from thalweg.problem import Problem
 from thalweg.programs import is_entrywise, learnt, model_of
+from thalweg.risks import pointwise
 
 # How many samples to test for independence of each other. Primes, so that no pattern that repeats among the
 # samples divides them evenly.

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from thalweg import backend
 from thalweg.observables import at_point, measured
 from thalweg.params import Params
-from thalweg.problem import Problem, value_and_gradient
+from thalweg.problem import Problem
+from thalweg.risks import value_and_gradient
 from thalweg.rows import empty, put
 from thalweg.tuning import tuned
 

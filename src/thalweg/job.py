@@ -8,71 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 import xarray as xr
 
-from thalweg import backend, blocks, observables, sampling
+from thalweg import backend, blocks, observables
 from thalweg.ensemble import Members, of_members
 from thalweg.errors import InputError
+from thalweg.feeds import Feed, Feeds
 from thalweg.logbook import Record, storable
 from thalweg.loop import at_rest, begin, block, known_turns, row_of, should_arrive
 from thalweg.optimizers.stepping import begun
 from thalweg.params import Layout, Params
 from thalweg.programs import is_exclusive
 from thalweg.shares import Share, everyone, shares_of
-from thalweg.walks import Feed, Past, Plan, Span, Walk
+from thalweg.walks import Past, Plan, Span, Walk
 
 _MOST_ROWS = 1024  # recorded in a block
 _MOST_STEPS = 16384  # in a block: enough to make the cost of the call negligible
 _BLOCK_BYTES = 4 * 2**20  # of a share's rows, or of the tables, in a block: what the caches hold
 # Multiplications of a member's QR factorisation: some microseconds, and a tenth of a second
 _SMALL, _LARGE = 1e4, 1e9
-
-
-@dataclass(frozen=True)
-class Feeds:
-    """Makes each block's tables."""
-
-    order: sampling.Batches | None
-    schedules: dict[str, np.ndarray]  # (total,), from the first step on
-    first: int
-
-    @property
-    def step_bytes(self) -> int:
-        """Bytes of table that a step needs."""
-        order = 0 if self.order is None else 4 * self.order.size * self.order.lanes
-        return max(1, order + 8 * len(self.schedules))
-
-    @property
-    def knows_the_past(self) -> bool:
-        """Whether batches of earlier steps can be made. Those given by the user start at the first step."""
-        return self.order is not None and self.order.given is None
-
-    def feed(self, start: int, room: int, count: int) -> Feed:
-        """The tables of `count` steps from `start`, and of the step after them, with room for `room`. The
-        last iterate, which no update follows, keeps the hyperparameters of the last update.
-
-        An epoch's order costs the host as much as its steps cost the device: only what a block uses
-        is made, and the rest is zeros.
-        """
-        index = used = None
-        if self.order is not None:
-            index, used = (
-                np.concatenate([rows, np.zeros((room - count, *rows.shape[1:]), rows.dtype)])
-                for rows in self.order.rows(start, count + 1)
-            )
-            used = used if self.order.ragged else None
-        offset = start - self.first
-        tables = {}
-        for name, table in self.schedules.items():
-            part = table[offset : offset + room + 1]
-            last = table[-1] if len(table) else np.nan
-            tables[name] = np.concatenate([part, np.full(room + 1 - len(part), last)])
-        return Feed(np.int32(start), tables, index, used)
 
 
 class Job:

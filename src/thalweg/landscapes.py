@@ -25,15 +25,9 @@ from thalweg.curvature import hessian
 from thalweg.errors import InputError, one_of
 from thalweg.params import Layout
 from thalweg.planes import Plane, check_is_plane_of
-from thalweg.problem import (
-    Problem,
-    check_has_expected,
-    check_is_problem,
-    described,
-    penalised,
-    pointwise,
-)
+from thalweg.problem import Problem, check_has_expected, check_is_problem, described
 from thalweg.programs import model_of
+from thalweg.risks import penalised, pointwise
 from thalweg.tiling import Tiling, tiling_of
 
 _CURVATURE = ("directional_curvature", "largest_eigenvalue", "smallest_eigenvalue", "trace")

@@ -22,15 +22,16 @@ import jax
 import jax.numpy as jnp
 
 from thalweg.errors import InputError
+from thalweg.feeds import Feed
 from thalweg.jaxprs import equations
 from thalweg.observables import At, first_state, has_state, measured
 from thalweg.optimizers import stepping
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
-from thalweg.problem import value_and_gradient
+from thalweg.risks import value_and_gradient
 from thalweg.rows import empty, put
 from thalweg.tuning import tuned
-from thalweg.walks import Feed, Past, Plan, Span, Walk
+from thalweg.walks import Past, Plan, Span, Walk
 
 # Steps of a loop on a GPU between two checks on the host whether it should go on. Measured on an H200 with
 # two parameters and with a small network: 16 take a tenth longer, 256 and 1,024 as long or longer.

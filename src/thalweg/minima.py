@@ -12,7 +12,8 @@ import numpy as np
 
 from thalweg import backend
 from thalweg.params import Layout
-from thalweg.problem import Problem, value_and_gradient
+from thalweg.problem import Problem
+from thalweg.risks import value_and_gradient
 
 _ITERATIONS = 100
 _DIRECTIONS = 48  # in which the Hessian is sampled around a minimum

@@ -25,7 +25,8 @@ from thalweg import results
 from thalweg.errors import InputError, unknown
 from thalweg.inputs import written_in_jax
 from thalweg.params import Params, difference, norm, path_name
-from thalweg.problem import Problem, check_is_problem, value_and_gradient
+from thalweg.problem import Problem, check_is_problem
+from thalweg.risks import value_and_gradient
 
 
 @jax.tree_util.register_dataclass

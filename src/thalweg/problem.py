@@ -1,8 +1,7 @@
-"""`Problem`: a model, a per-sample loss and data, as pure functions from parameters to risks."""
+"""`Problem`: a model, a per-sample loss and data, and what has a risk at a parameter point."""
 
 from __future__ import annotations
 
-import abc
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -14,9 +13,10 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from thalweg import checks, identity, inputs, losses
+from thalweg import checks, identity, inputs, losses, risks
 from thalweg.errors import InputError, one_of
 from thalweg.params import Layout, Params, promoted
+from thalweg.stateful import model_with_state
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -26,23 +26,6 @@ _REDUCTIONS = ("mean", "sum")
 # `init` must not cause a recompilation.
 _CHILDREN = ("predict", "loss", "x", "y", "params", "expected_risk", "penalty", "mask")
 _children_of = operator.attrgetter(*_CHILDREN)
-
-
-class StatefulModel(abc.ABC):
-    """A model with arrays beside its parameters: running statistics, frozen weights. The `predict` of its
-    problem is a `Partial` of it with these arrays, by name, as its one argument."""
-
-    @abc.abstractmethod
-    def parameters_of(self, held: dict[str, Any], entries: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The parameters among a checkpoint's entries; an InputError where the others are not as held."""
-
-    @abc.abstractmethod
-    def described(self) -> dict[str, Any]:
-        """What a result's settings say of the model."""
-
-    @abc.abstractmethod
-    def held_of(self, held: dict[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
-        """`held` with the values that a checkpoint has for it."""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -127,7 +110,7 @@ class Problem:
         )
         self.mask = None
         self.reduction = reduction
-        checks.check(self, pointwise)
+        checks.check(self)
         self._know_functions()
 
     @classmethod
@@ -194,20 +177,20 @@ class Problem:
 
     def pointwise(self, params: Params) -> Float[Array, " n"]:
         """The pointwise risks (n,): the loss of each sample. The penalty is not in them."""
-        return pointwise(self, self._checked(params))
+        return risks.pointwise(self, self._checked(params))
 
     def risk(self, params: Params, penalty: bool = True) -> Float[Array, ""]:
         """The empirical risk: the mean (or sum) of the pointwise risks, plus the penalty."""
-        return _risk(self, self._checked(params), penalty=bool(penalty))
+        return risks.risk(self, self._checked(params), penalty=bool(penalty))
 
     def expected(self, params: Params, penalty: bool = True) -> Float[Array, ""]:
         """The expected risk, plus the penalty. An error where the problem was not given one."""
         check_has_expected(self)
-        return _expected(self, self._checked(params), penalty=bool(penalty))
+        return risks.expected(self, self._checked(params), penalty=bool(penalty))
 
     def gradient(self, params: Params) -> Params:
         """The gradient of the empirical risk (with the penalty), in the shape of `params`."""
-        return _gradient(self, self._checked(params))
+        return risks.gradient(self, self._checked(params))
 
     def residuals(self, params: Params) -> Float[Array, " m"]:
         """The residuals (m,) of a least-squares problem: the sum of their squares is the risk.
@@ -216,7 +199,7 @@ class Problem:
         """
         if not losses.is_squared_error(self.loss):
             raise InputError("residuals are defined for least-squares problems only (loss 'mse').")
-        return _residuals(self, self._checked(params))
+        return risks.residuals(self, self._checked(params))
 
     # Parameters and samples -------------------------------------------------------------------
 
@@ -341,7 +324,7 @@ class Problem:
     def _point(self, params: Any) -> Params:
         """A point converted to the problem's structure; of a module's `state_dict`, only the parameters are
         taken."""
-        model = _stateful_model(self)
+        model = model_with_state(self)
         if model is not None and isinstance(params, Mapping):
             params = model.parameters_of(self.predict.args[0], params)
         return inputs.point(params, self.layout)
@@ -382,85 +365,6 @@ def _value(yhat: Any, y: Any) -> Any:
     return jnp.reshape(yhat, (1,))
 
 
-# The pure functions behind the methods. They are jitted at module level, so that all problems with the same
-# functions and shapes share one program. Inside a trace they are inlined, and their cached trace is reused:
-# a model, whose Python code may be slow, is traced once per set of shapes for all programs that use it.
-
-
-@partial(jax.jit, inline=True)
-def pointwise(problem: Problem, params: Params) -> Any:
-    """`Problem.pointwise` for use inside a trace."""
-    yhat, y = problem.predict(params, problem.x), problem.y
-    if not losses.is_entrywise(problem.loss):
-        return problem.loss(yhat, y)
-    y = jnp.zeros((), yhat.dtype) if y is None else y
-    return losses.over_outputs(problem.loss(yhat, y), problem.reduction)
-
-
-def _traced_risk(problem: Problem, params: Params, penalty: bool) -> Any:
-    """`Problem.risk` for use inside a trace."""
-    risks = pointwise(problem, params)
-    # a sum may overflow half precision where the mean does not
-    values = promoted(risks, jnp.float32)
-    if problem.mask is None:
-        total, count = values.sum(), values.shape[0]
-    else:
-        # a batch in which no sample counts has risk 0 and a zero gradient
-        total, count = jnp.where(problem.mask, values, 0).sum(), jnp.maximum(problem.mask.sum(), 1)
-    risk = total / count if problem.reduction == "mean" else total
-    risk = risk.astype(risks.dtype) if jnp.issubdtype(risks.dtype, jnp.floating) else risk
-    return penalised(problem, params, risk, penalty)
-
-
-_risk = jax.jit(_traced_risk, static_argnames="penalty")
-
-
-def penalised(problem: Problem, params: Params, risk: Any, penalty: bool) -> Any:
-    """`risk` plus the problem's penalty at `params`, if `penalty` is true and there is one."""
-    return risk + problem.penalty(params) if penalty and problem.penalty is not None else risk
-
-
-@partial(jax.jit, static_argnames="penalty")
-def _expected(problem: Problem, params: Params, penalty: bool) -> Any:
-    risk = jnp.asarray(problem.expected_risk(params))
-    return penalised(problem, params, risk, penalty)
-
-
-@jax.jit
-def _residuals(problem: Problem, params: Params) -> Any:
-    yhat = problem.predict(params, problem.x)
-    residuals = yhat if problem.y is None else yhat - problem.y
-    if problem.mask is not None:
-        shape = (-1,) + (1,) * (residuals.ndim - 1)
-        residuals = jnp.where(problem.mask.reshape(shape), residuals, 0)
-    if problem.reduction == "mean":
-        rows = residuals.shape[0] if problem.mask is None else jnp.maximum(problem.mask.sum(), 1)
-        outputs = residuals.size // residuals.shape[0]
-        residuals = residuals / jnp.sqrt(jnp.asarray(rows * outputs, residuals.dtype))
-    return residuals.reshape(-1)
-
-
-@partial(jax.jit, inline=True)
-def value_and_gradient(problem: Problem, params: Params) -> tuple[Any, Params]:
-    """The empirical risk with the penalty, and its gradient; for use inside a trace."""
-    return jax.value_and_grad(lambda w: _traced_risk(problem, w, True))(params)
-
-
-@jax.jit
-def _gradient(problem: Problem, params: Params) -> Any:
-    return value_and_gradient(problem, params)[1]
-
-
-def predicting(problem: Problem, yhat: Any) -> Problem:
-    """The problem with fixed predictions `yhat`, whatever the parameters are: the loss as a function of
-    predictions alone."""
-    return problem.replace(predict=Partial(_given, yhat))
-
-
-def _given(yhat: Any, params: Params, x: Any) -> Any:
-    return yhat
-
-
 def check_is_problem(value: Any) -> None:
     """An InputError where something else was given."""
     if not isinstance(value, Problem):
@@ -488,24 +392,9 @@ def vector_of(problem: Problem, params: Params) -> Any:
     return problem.flatten(problem.at(params).params)
 
 
-def _stateful_model(problem: Problem) -> StatefulModel | None:
-    model = identity.written(problem.predict)
-    return model if isinstance(model, StatefulModel) else None
-
-
-def holding(problem: Problem, entries: Mapping[str, Any]) -> Problem:
-    """A PyTorch module's problem, with the entries of a `state_dict` other than the parameters (running
-    statistics, frozen weights) in place of its own; any other problem as it is."""
-    model = _stateful_model(problem)
-    if model is None:
-        return problem
-    held = model.held_of(problem.predict.args[0], entries)
-    return problem.replace(predict=Partial(problem.predict.func, held))
-
-
 def described(problem: Problem) -> dict[str, Any]:
     """What a result's settings say of a problem."""
-    model = _stateful_model(problem)
+    model = model_with_state(problem)
     return {
         "source": problem.source,
         "loss": losses.name_of(problem.loss),
@@ -523,7 +412,7 @@ def in_precision(problem: Problem, dtype: Any) -> Problem:
     )
     x, y, params = promoted((problem.x, problem.y, problem.params), dtype)
     problem = problem.replace(x=x, y=y, params=params, init=init)
-    if _stateful_model(problem) is None:
+    if model_with_state(problem) is None:
         return problem
     held = promoted(problem.predict.args[0], dtype)
     return problem.replace(predict=Partial(problem.predict.func, held))

@@ -26,7 +26,8 @@ from thalweg.passes import (
     room,
     sample_bytes,
 )
-from thalweg.problem import Problem, pointwise, predicting
+from thalweg.problem import Problem
+from thalweg.risks import pointwise, predicting
 from thalweg.tuning import tuned
 
 # The matrices by name: second derivatives of the risk, and second moments of the samples' gradients

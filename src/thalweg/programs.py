@@ -16,7 +16,8 @@ import numpy as np
 
 from thalweg import backend, identity
 from thalweg.jaxprs import CALLS, ENTRYWISE, jaxprs_in, names
-from thalweg.problem import Problem, pointwise
+from thalweg.problem import Problem
+from thalweg.risks import pointwise
 
 _LEARNT: dict[Any, Any] = {}
 

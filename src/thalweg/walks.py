@@ -1,5 +1,5 @@
-"""What the loop's programs are given: the plan of a descent, a block's tables and steps, and the members as
-they are between two steps."""
+"""What the loop's programs are given: the plan of a descent, a block's steps, and the members as they are
+between two steps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thalweg.blocks import rows_before
+from thalweg.feeds import Feed
 from thalweg.observables import At
 from thalweg.optimizers.base import Optimizer
 from thalweg.params import Params
@@ -55,32 +56,6 @@ class Plan:
         values = hyper | {name: hyper[name][members] for name in self.swept}
         optimizer = self.optimizer.with_hyperparameters(values)
         return replace(self, optimizer=optimizer, lane=self.lane[members])
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Feed:
-    """The tables of one block: schedules, batches, and how many entries of each batch are used."""
-
-    start: Any
-    schedules: dict[str, Any]
-    index: Any
-    used: Any
-
-    def batch(self, problem: Problem, lane: Any, step: Any) -> Problem:
-        """The problem on the batch of `step`."""
-        if self.index is None:
-            return problem
-        row = step - self.start
-        valid = None if self.used is None else jnp.arange(self.index.shape[-1]) < self.used[row]
-        return problem.take(self.index[row, lane], valid)
-
-    def scheduled(self, optimizer: Optimizer, step: Any) -> Optimizer:
-        """The optimizer with the scheduled hyperparameters of `step`."""
-        if not self.schedules:
-            return optimizer
-        now = {name: table[step - self.start] for name, table in self.schedules.items()}
-        return optimizer.with_hyperparameters({**optimizer.hyperparameters(), **now})
 
 
 class Past(NamedTuple):

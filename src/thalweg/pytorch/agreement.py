@@ -12,8 +12,9 @@ from thalweg.backend import compiled_quickly
 from thalweg.errors import InputError, first_line
 from thalweg.inputs import constants, of_tensor, to_tensor
 from thalweg.params import Params
-from thalweg.problem import Problem, predicting
+from thalweg.problem import Problem
 from thalweg.pytorch.model import Model
+from thalweg.risks import predicting
 
 # How many samples are compared: the first ones (and as many spread over the rest), and one for each class
 _CHECKED, _CLASSES = 8, 16

@@ -13,11 +13,11 @@ import numpy as np
 from thalweg import inputs
 from thalweg.errors import InputError, first_line
 from thalweg.inputs import of_tensor
-from thalweg.problem import StatefulModel
 from thalweg.pytorch.environment import ONE_AT_A_TIME
 from thalweg.pytorch.outputs import output
 from thalweg.pytorch.reruns import Reached
 from thalweg.pytorch.translation import translated
+from thalweg.stateful import StatefulModel
 
 
 class Model(StatefulModel):

@@ -13,8 +13,9 @@ import xarray as xr
 
 from thalweg.errors import InputError, first_line, optional, unknown
 from thalweg.params import Layout
-from thalweg.problem import Problem, check_is_problem, holding
+from thalweg.problem import Problem, check_is_problem
 from thalweg.recording.made import as_array, as_trajectory
+from thalweg.stateful import holding
 
 # the usual keys of the state_dict in a checkpoint that holds other things too
 _KEYS = ("state_dict", "model_state_dict", "model", "net")
