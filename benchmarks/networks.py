@@ -20,10 +20,6 @@ MEASURED = 200  # steps of the others
 LOOP = "PyTorch loop"
 EAGER, COMPILED = "torch.func.vmap, eager", "torch.func.vmap, torch.compile"
 SMALL_PRODUCTS = "products of 15 × 10 by 10 × 10 numbers take most of our time: see the row below."
-PLAIN_SGD = (
-    "memory is the limit, and ours passes over more of it: the momentum is traced, so that its buffer is "
-    "read and written also where it is 0; and the weights are tested for NaN at every step, and copied."
-)
 # Losses of the first steps are compared: rounding grows with them.
 COMPARED, TOLERANCE = 50, 1e-3
 
@@ -98,7 +94,6 @@ def wide_network() -> Iterator[Race]:
                     "PyTorch loop",
                     partial(_loop, [start], [rate], name, steps, samples),
                     goal=1.0,
-                    why=PLAIN_SGD if name == "SGD" and not tools.on_gpu() else "",
                     skipped=tools.missing("torch"),
                 ),
                 # forward, and backward to the weights and to what went in

@@ -99,6 +99,38 @@ def test_networks_without_skip_connections_are_left_as_they_are(network):
     assert alone(jax.grad(lambda w, x: deep(w, x) + deep(w, 2 * x)), weights, x) == 0
 
 
+def of_three(w, x, y):
+    return w - 0.1 * (0.9 * x + y)
+
+
+@pytest.mark.parametrize(
+    ("uses", "cut"),
+    [
+        (lambda v, x: (v.T @ x, x @ v.T), []),
+        (lambda v, x: (v @ x, v.T + x), ["sub"]),
+        (lambda v, x: (v.T - x, v.T.ravel() + x.ravel()), ["sub"]),
+        (lambda v, x: v.T - x, []),
+    ],
+    ids=["products", "a product and a sum", "sums", "one sum"],
+)
+def test_a_value_is_cut_where_xla_would_compute_it_again(uses, cut, rng):
+    """XLA writes what a product takes to memory. In another order of its axes a value is the same one: cut
+    there, a weight would be transposed for each step's products."""
+    arrays = rng.standard_normal((3, 80, 80)).astype("float32")
+
+    def function(w, x, y):
+        return uses(of_three(w, x, y), x)
+
+    program = str(jax.make_jaxpr(tuned(function))(*arrays))
+    bodies = re.findall(r"name=computed_once\s.*?\bin\b", program, re.DOTALL)
+    assert [re.findall(r" = (sub|transpose|reshape)\b", body)[0] for body in bodies] == cut
+    for found, exact in zip(
+        *(jax.tree_util.tree_leaves(f(*arrays)) for f in (jax.jit(tuned(function)), function)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
 def test_a_descent_takes_them(network):
     """Ten steps of momentum, against the rule written out with JAX's own gradients."""
     weights, x = network(4, "float64")

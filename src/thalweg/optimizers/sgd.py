@@ -33,8 +33,9 @@ class SGD(Optimizer):
     w ← w − lr·(g_t + μ b_t) with Nesterov momentum.
 
     All of it is always computed: with μ = 0 the buffer is the gradient, and a momentum swept from zero
-    is then one program. It costs nothing that can be measured. (torch leaves its buffer alone while a
-    scheduled momentum is 0, and takes the first gradient after that whole.)
+    is then one program. It costs a pass over the buffer, which is felt in networks of millions of
+    parameters on few samples alone. (torch leaves its buffer alone while a scheduled momentum is 0, and
+    takes the first gradient after that whole.)
 
     Args:
         lr: the learning rate.

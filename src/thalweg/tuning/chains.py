@@ -21,27 +21,48 @@ from thalweg.jaxprs import ENTRYWISE, call_for, is_variable
 # every second sum, the networks of the benchmarks are as fast as cut at every sum; at every third, slower.
 _MOST = 2
 _LEAST = 1024  # numbers; fewer are computed anew in less time than a call takes
-_FUSED = ENTRYWISE | {"add_any", "reshape", "squeeze", "transpose"}
+_LAYOUT = {"reshape", "squeeze", "transpose"}
+_FUSED = ENTRYWISE | {"add_any", *_LAYOUT}
+# Operations whose operands XLA always writes to memory
+_APART = {"conv_general_dilated", "dot_general"}
 
 
 def arranged(jaxpr: Any) -> list[Any]:
     """A jaxpr's equations, where chains are cut: at some values, with a call that XLA does not inline."""
-    uses = Counter(v for equation in jaxpr.eqns for v in equation.invars if is_variable(v))
+    uses, fused_uses = _uses(jaxpr)
     behind: dict[Any, frozenset[Any]] = {}  # by value, the arrays that are read to compute it
     equations = []
     for equation in jaxpr.eqns:
-        if equation.primitive.name in _FUSED:
+        name = equation.primitive.name
+        if name in _FUSED:
             (value,) = equation.outvars
             size = value.aval.size
             terms = [v for v in equation.invars if is_variable(v) and v.aval.size == size]
             read = frozenset[Any]().union(*(behind.get(v, {v}) for v in terms))
-            if len(read) > _MOST and uses[value] > 1 and _is_large(value.aval):
+            again = uses[value] > 1 and fused_uses[value] > 0 and name not in _LAYOUT
+            if len(read) > _MOST and again and _is_large(value.aval):
                 how = {"operation": equation.primitive, **equation.params}
                 equation = call_for(equation, _computed_once, compiled=backend.outlined, **how)
             else:
                 behind[value] = read
         equations.append(equation)
     return equations
+
+
+def _uses(jaxpr: Any) -> tuple[Counter[Any], Counter[Any]]:
+    """How often each value is used, and how often by operations into which XLA may fuse what makes it. What
+    uses a value in another order of its axes uses the value."""
+    uses, fused = Counter[Any](), Counter[Any]()
+    for equation in reversed(jaxpr.eqns):
+        name = equation.primitive.name
+        for v in filter(is_variable, equation.invars):
+            if name in _LAYOUT:
+                uses[v] += uses[equation.outvars[0]]
+                fused[v] += fused[equation.outvars[0]]
+            else:
+                uses[v] += 1
+                fused[v] += name not in _APART
+    return uses, fused
 
 
 def _is_large(value: Any) -> bool:
