@@ -58,7 +58,7 @@ def language_model() -> Any:
 
 @case
 def transformer() -> Iterator[Race]:
-    """Sequences of 64 characters: two epochs of SGD, and one product with the Hessian of all of them."""
+    """Sequences of 64 characters: six epochs of SGD, and one product with the Hessian of all of them."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -68,7 +68,7 @@ def transformer() -> Iterator[Race]:
     x, y = text[:, :-1], text[:, 1:]
     problem = tw.from_torch(model, loss, x, y)
     title = f"a transformer of {LAYERS} layers, {problem.size:,} parameters"
-    yield descent_of(f"{title}, batches of {BATCH}", problem, model, x, y, BATCH, epochs=2)
+    yield descent_of(f"{title}, batches of {BATCH}", problem, model, x, y, BATCH, epochs=6)
 
     operator = tw.hessian(problem, problem.params)
     vector = np.random.default_rng(0).standard_normal(problem.size).astype(np.float32)
