@@ -92,6 +92,42 @@ def test_bad_input():
     assert not plt.get_fignums()
 
 
+CURVE = xr.DataArray(np.ones(3), dims="step")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"guides": [CURVE]}, "guides are curves by name.*; list given"),
+        ({"guides": CURVE}, "guides are curves by name.*; DataArray given"),
+        (
+            {"guides": {"1/t": np.ones(3)}},
+            r"'1/t' must be an xr\.DataArray over step alone; ndarray",
+        ),
+        (
+            {"guides": {"1/t": CURVE.expand_dims(run=2)}},
+            r"over step alone; dimensions \('run', 'step'\)",
+        ),
+        ({"behind": [CURVE]}, "behind= takes trajectories by the name they share.*; list given"),
+        ({"behind": {"again": {}}}, "again: a trajectory was expected"),
+        ({"last": "3"}, "last must be a whole number of at least 0; '3' given"),
+        ({"last": -1}, "last must be a whole number of at least 0; -1 given"),
+    ],
+)
+def test_what_to_compare_with_is_given_by_name(options, words):
+    with pytest.raises(tw.InputError, match=words):
+        tw.plot.convergence(paths(), **options)
+    assert not plt.get_fignums()
+
+
+def test_one_trajectory_behind():
+    one = paths()["descent"]
+    figures = [tw.plot.convergence(one, behind={"again": some}) for some in (one, [one])]
+    first, second = ([line.get_ydata() for line in figure.axes[0].lines] for figure in figures)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_legend_has_the_columns_that_there_is_room_for():
     problem = tw.Problem.from_function(
         lambda w: w["a"] ** 2 + 2 * w["b"] ** 2, {"a": 1.0, "b": 0.5}

@@ -469,6 +469,9 @@ def test_path3d_needs_three_parameters():
         (("a", "b"), "three different"),
         (("a", "a", "b"), "three different"),
         (("a", "b", "cc"), "unknown parameter 'cc'"),
+        ((), "three different parameters; none given"),
+        (3, "params are the names of three parameters; 3 given"),
+        ("abc", "params are the names of three parameters; 'abc' given"),
     ):
         with pytest.raises(InputError, match=said):
             tw.plotly.path3d(path, bad)

@@ -555,8 +555,11 @@ def test_a_profile() -> None:
     broken = LINE.copy(deep=True)
     broken["empirical"][1] = np.nan
     assert style.notes(plots.profile(broken)) == ["1 value not finite not shown"]
-    with pytest.raises(InputError, match="unknown risk"):
-        plots.profile(LINE, risks="loss")
+    for risks in ("loss", 3, ["empirical", 3]):
+        with pytest.raises(InputError, match="unknown risk"):
+            plots.profile(LINE, risks=risks)
+    with pytest.raises(InputError, match="names no risk"):
+        plots.profile(LINE, risks=[])
 
 
 # Paths -----------------------------------------------------------------------------------------
@@ -1079,7 +1082,7 @@ def test_units_of_a_record() -> None:
     [
         ("los", {}, "did you mean 'loss'"),
         ("params", {}, "param.*isel"),
-        ("start", {}, "not one number per step"),
+        ("start", {}, "not recorded step by step"),
         ("loss", {"x": "logit"}, "unknown x"),
         ("loss", {"y": "lin"}, "unknown y"),
         ("loss", {"band": (0.9, 0.1)}, "increasing quantiles"),

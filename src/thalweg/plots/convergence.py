@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure, SubFigure
 
+from thalweg.errors import InputError, whole_number
 from thalweg.plots import curves, legends, members, style
 from thalweg.plots.members import Paths
 
@@ -22,7 +23,7 @@ def convergence(
     *,
     last: int | None = None,
     guides: Mapping[str, xr.DataArray] | None = None,
-    behind: Mapping[str, Sequence[xr.Dataset]] | None = None,
+    behind: Mapping[str, xr.Dataset | Sequence[xr.Dataset]] | None = None,
     x: str = "linear",
     y: str = "log",
     figure: Figure | SubFigure | None = None,
@@ -49,36 +50,71 @@ def convergence(
         The figure.
 
     Raises:
-        InputError: no trajectory, no record, and what `record` raises.
+        InputError: no trajectory, no record, and what `record` raises; guides that are no curves by name.
     """
     drawn = members.named(paths)
     records = curves.listed(records)
-    if last is not None:
-        drawn = [(name, path.sel(step=slice(0, last))) for name, path in drawn]
     # before there is a figure, which an error would leave behind empty
     curves.check_scales(x, y)
-    compared = [(name, each) for name, others in (behind or {}).items() for each in others]
-    for name, each in compared:
-        with members.about(name):
-            members.check_trajectory(each)
-    curves.read([*drawn, *compared], records)
-    entries = sum(len(members.by_sweep(path)) for _, path in drawn)
-    entries += len(guides or {}) + len(behind or {})
+    if last is not None:
+        last = whole_number("last", last, 0)
+        drawn = [(name, path.sel(step=slice(0, last))) for name, path in drawn]
+    guides, compared = _guides_of(guides), _compared(behind)
+    curves.read(
+        [*drawn, *((name, each) for name, some in compared.items() for each in some)], records
+    )
+    entries = sum(len(members.by_sweep(path)) for _, path in drawn) + len(guides) + len(compared)
     height = _PANEL[1] + _ROW * (1 + entries // (2 * len(records)))
     figure = style.figure_for(figure, (_PANEL[0] * len(records), height))
     panels = list(figure.subplots(1, len(records), squeeze=False)[0])
     for ax, name in zip(panels, records, strict=True):
         curves.draw(drawn, name, range(len(drawn)), ax=ax, x=x, y=y)
-    for i, (name, guide) in enumerate((guides or {}).items()):
+    for i, (name, guide) in enumerate(guides.items()):
         _guide(panels[0], name, guide, i, last)
     for ax, record in zip(panels, records, strict=True):
-        for name, others in (behind or {}).items():
+        for name, others in compared.items():
             _behind(ax, record, name, others, last)
     # the entries of `behind` are long: one column less
-    legends.share(figure, panels, columns=2 * len(records) - bool(behind))
+    legends.share(figure, panels, columns=2 * len(records) - bool(compared))
     if title:
         figure.suptitle(title)
     return figure
+
+
+def _guides_of(guides: object) -> dict[str, xr.DataArray]:
+    if guides is None:
+        return {}
+    if not isinstance(guides, Mapping):
+        raise InputError(
+            f"guides are curves by name, as in {{'1/t': xr.DataArray(...)}}; {type(guides).__name__} given."
+        )
+    for name, guide in guides.items():
+        if not isinstance(guide, xr.DataArray) or guide.dims != ("step",):
+            given = (
+                f"dimensions {guide.dims}"
+                if isinstance(guide, xr.DataArray)
+                else type(guide).__name__
+            )
+            raise InputError(
+                f"guides: {name!r} must be an xr.DataArray over step alone; {given} given."
+            )
+    return {str(name): guide for name, guide in guides.items()}
+
+
+def _compared(behind: object) -> dict[str, list[xr.Dataset]]:
+    if behind is None:
+        return {}
+    if not members.are_several(behind):
+        raise InputError(
+            f"behind= takes trajectories by the name they share, as in {{'exact': path}}; "
+            f"{type(behind).__name__} given."
+        )
+    found = {}
+    for name, some in behind.items():
+        with members.about(str(name)):
+            some = list(some) if isinstance(some, list | tuple) else [some]
+            found[str(name)] = [members.check_trajectory(each) for each in some]
+    return found
 
 
 def _behind(ax: Any, record: str, name: str, paths: Sequence[xr.Dataset], last: int | None) -> None:

@@ -253,10 +253,13 @@ def _read(path: xr.Dataset, name: str) -> np.ndarray:
             "record=['grad_norm'], or measured afterwards by thalweg.measure."
         )
     extra = [str(d) for d in path[name].dims if d not in dims]
-    if extra or "step" not in path[name].dims:
+    if "step" not in path[name].dims:
+        raise InputError(f"{name!r} is not recorded step by step.")
+    if extra:
+        found = ", ".join(map(str, path[name].dims))
         raise InputError(
-            f"{name!r} is not one number per step: its dimensions are {', '.join(map(str, path[name].dims))}."
-            + (f" Select one, as in path.isel({extra[0]}=0)." if extra else "")
+            f"{name!r} is not one number per step: its dimensions are {found}. Select one, as in "
+            f"path.isel({extra[0]}=0)."
         )
     values = path[name].transpose("step", *results.member_dims(path)).values.astype(float)
     values[~np.isfinite(values)] = np.nan

@@ -165,12 +165,15 @@ def path3d(
 
 
 def _three(known: Sequence[Any], names: Sequence[str] | None) -> Sequence[str]:
+    if names is not None and not isinstance(names, list | tuple):
+        raise InputError(f"params are the names of three parameters; {names!r:.80} given.")
     chosen = known[:3] if names is None else list(names)
     for name in chosen:
         if name not in known:
             raise unknown("parameter", name, known)
     if len(chosen) != 3 or len(set(chosen)) != 3:
-        raise InputError(f"path3d needs three different parameters; {', '.join(chosen)} given.")
+        given = ", ".join(chosen) or "none"
+        raise InputError(f"path3d needs three different parameters; {given} given.")
     return chosen
 
 

@@ -126,8 +126,11 @@ def profile(
     (axis,) = _axes(surface, 1)
     one_of("y", y, ("linear", "log"))
     held = [r for r in results.RISKS if r in surface]
-    wanted = [risks] if isinstance(risks, str) else risks
-    wanted = wanted or [r for r in held if r != "pointwise"] or held
+    wanted = [r for r in held if r != "pointwise"] or held
+    if risks is not None:
+        wanted = list(risks) if isinstance(risks, list | tuple) else [risks]
+        if not wanted:
+            raise InputError("risks= names no risk.")
     columns = {risk: _held(surface, risk).transpose(..., axis).values for risk in wanted}
     ax = style.new_axes(ax)
     ticks.scale(ax, y=y)
