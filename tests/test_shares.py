@@ -109,6 +109,15 @@ def test_pieces_that_a_cache_holds_give_what_one_gives(descent, workers, monkeyp
     xr.testing.assert_allclose(descent(), whole, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("descent", DESCENTS, ids=lambda descent: descent.__name__)
+def test_large_members_one_by_one_give_what_one_gives(descent, workers, monkeypatch):
+    workers(1)
+    whole = descent()
+    workers(2)
+    monkeypatch.setattr(shares, "_LONE_NUMBERS", 0)
+    xr.testing.assert_allclose(descent(), whole, rtol=1e-12, atol=1e-15)
+
+
 def test_the_cases_are_not_all_alike(workers):
     workers(2)
     assert set(np.unique(stopped().status)) == {"converged"}
@@ -135,6 +144,11 @@ def test_the_members_are_shared_out(workers, monkeypatch):
     monkeypatch.setattr(shares, "_MANY_MEMBERS", 1)
     sweep()  # 52 numbers a member
     assert len({thread for thread, _ in seen}) == 2
+    assert {size for _, size in seen} == {1}
+    seen.clear()
+    monkeypatch.setattr(shares, "_MANY_NUMBERS", 2**17)
+    monkeypatch.setattr(shares, "_LONE_NUMBERS", 51)
+    sweep()
     assert {size for _, size in seen} == {1}
     seen.clear()
     damped()  # whose QR decompositions must not run side by side

@@ -144,6 +144,11 @@ def block(
     Returns:
         The walk, updated in place; when its members diverged and stopped; the record.
     """
+    # XLA multiplies a pair of matrices faster than a batch of one pair
+    is_for_one = plan.is_for_one
+    if is_for_one:
+        plan = plan.without_axis()
+        start, walk = jax.tree_util.tree_map(partial(jnp.squeeze, axis=0), (start, walk))
 
     first, last, every, begun = span.first, span.last, span.every, span.begun
     rows, ends = span.rows, span.ends
@@ -198,6 +203,9 @@ def block(
         lambda: (walk.diverged_at, walk.stopped_at),
     )
     walk = replace(walk, diverged_at=over[0], stopped_at=over[1])
+    if is_for_one:
+        walk, over = jax.tree_util.tree_map(partial(jnp.expand_dims, axis=0), (walk, over))
+        record = jax.tree_util.tree_map(partial(jnp.expand_dims, axis=1), record)
     return walk, *over, record
 
 
@@ -259,12 +267,16 @@ def _advance(
         params, state, info = stepping.updated(at.optimizer, at, params, complete.state, at.updates)
         params = jax.tree_util.tree_map(_rounded, params)
         rest = (info, memory, diverged_at, stopped_at, complete.missed)
-        return Walk(params, state, None, None, *rest)
+        moved = Walk(params, state, None, None, *rest)
+        return moved if plan.stop is None else _unless_stopped(moving, moved)
 
     moved = _times(updates, updated, replace(walk, loss=None, grad=None))
     loss, grad = value_and_gradient(feed.batch(plan.problem, lane, step + 1), moved.params)
-    moved = replace(moved, loss=loss, grad=grad)
-    return moved if plan.stop is None else _unless_stopped(walk, moved)
+    # On the whole data a member that stays finds what it had
+    if plan.stop is not None and feed.index is not None:
+        stays = partial(jnp.where, moved.stopped_at >= 0)
+        loss, grad = jax.tree_util.tree_map(stays, (walk.loss, walk.grad), (loss, grad))
+    return replace(moved, loss=loss, grad=grad)
 
 
 def _tested(diverged_at: Any, leaf: jax.Array) -> jax.Array:
@@ -308,13 +320,10 @@ def _unless_over(advance: Callable[..., Walk], walk: Walk, step: Any) -> Walk:
 
 def _unless_stopped(walk: Walk, moved: Walk) -> Walk:
     """`moved`, but with the iterate of `walk` if the member had stopped there."""
-    stays = moved.stopped_at >= 0
-    names = ("params", "state", "loss", "grad", "info", "memory")
+    stays = partial(jnp.where, moved.stopped_at >= 0)
     fields = {
-        name: jax.tree_util.tree_map(
-            lambda old, new: jnp.where(stays, old, new), getattr(walk, name), getattr(moved, name)
-        )
-        for name in names
+        name: jax.tree_util.tree_map(stays, getattr(walk, name), getattr(moved, name))
+        for name in ("params", "state", "info", "memory")
     }
     return replace(moved, **fields)
 

@@ -14,6 +14,8 @@ _FEW_NUMBERS = 256  # parameters and samples of all members
 # are not split: too few members would be left to vectorise over.
 _MANY_NUMBERS = 2**17
 _MANY_MEMBERS = 1024
+# Members with more numbers do not fit it even alone, and gain nothing from others in the same products
+_LONE_NUMBERS = 2**19
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def shares_of(plan: Plan, count: int, samples: int) -> Iterator[Share]:
     if not plan.batched or workers == 1 or count * member_numbers < _FEW_NUMBERS:
         yield everyone(plan)
         return
-    size = -(-count // workers)
+    size = -(-count // workers) if member_numbers <= _LONE_NUMBERS else 1
     while size * member_numbers > _MANY_NUMBERS and size > _MANY_MEMBERS:
         size = -(-size // 2)
     for first in range(0, count, size):

@@ -50,7 +50,16 @@ class Plan:
         lane = self.lane if self.lanes else jnp.int32(0)
         return partial(mapped, self.optimizer, lane)
 
-    def of(self, members: slice) -> Plan:
+    @property
+    def is_for_one(self) -> bool:
+        """Whether there is an axis of members, of a single one."""
+        return self.batched and len(self.lane) == 1
+
+    def without_axis(self) -> Plan:
+        """The plan for that one, without the axis."""
+        return replace(self.of(0), batched=False)
+
+    def of(self, members: slice | int) -> Plan:
         """The plan for some of the members."""
         hyper = self.optimizer.hyperparameters()
         values = hyper | {name: hyper[name][members] for name in self.swept}
