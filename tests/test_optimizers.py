@@ -304,6 +304,25 @@ def test_lbfgs_with_float32_parameters(search: str | None) -> None:
     np.testing.assert_allclose(got[-1], expected[-1], atol=1e-6)
 
 
+@pytest.mark.parametrize("search", SEARCHES)
+def test_lbfgs_with_many_parameters(search: str | None) -> None:
+    """Whose vectors are padded."""
+    rng = np.random.default_rng(2)
+    size = 1037
+    task = Task(
+        quadratic,
+        {"w": rng.normal(size=size)},
+        (np.diag(np.geomspace(0.5, 20, size)), rng.normal(size=size)),
+    )
+    options = {"max_iter": 4, "history_size": 5, "line_search_fn": search}
+    got, info, state = ours_on(task, ours.LBFGS(**options), steps=5)
+    expected, evaluations, _ = torch_on(task, "LBFGS", options, steps=5)
+    assert_close(got, expected)
+    assert info["evaluations"].tolist() == evaluations
+    assert state["old_dirs"].shape == (5, 1040)
+    assert not np.asarray(state["old_dirs"])[:, size:].any()
+
+
 def test_lbfgs_ends_a_step_as_torch_does() -> None:
     for options in (
         {"max_iter": 50, "tolerance_grad": 1e-2},
