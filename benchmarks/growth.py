@@ -73,8 +73,8 @@ WHY = {
         "",
     ),
     "steps": (
-        "a size was measured while the machine was slower or faster: alone, six times in turn, this slope "
-        "was 0.96 to 0.99, and in three whole runs 0.86, 0.99 and 1.13.",
+        f"{PAGES}. Alone, six times in turn, this slope was 0.96 to 0.99, and in five whole runs 0.86 to "
+        "1.14.",
         "",
     ),
     "grid points": (
