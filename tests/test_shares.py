@@ -52,6 +52,12 @@ def seeds():
     )  # fmt: skip
 
 
+def seeds_in_order():
+    return tw.descend(
+        line_problem(init=draw), tw.SGD(lr=0.05), epochs=2, batch_size=30, seed=[3, 1, 4]
+    )
+
+
 def observed():
     record = {"moved": tw.relative_movement, "latest": latest, "loss": False}
     return tw.descend(line_problem(), tw.SGD(lr=0.1), steps=20, starts=STARTS, record=record)
@@ -83,7 +89,17 @@ def damped():
     )
 
 
-DESCENTS = (sweep, seeds, observed, stopped, some_diverge, scheduled, resumed, damped)
+DESCENTS = (
+    sweep,
+    seeds,
+    seeds_in_order,
+    observed,
+    stopped,
+    some_diverge,
+    scheduled,
+    resumed,
+    damped,
+)
 
 
 @pytest.mark.parametrize("count", [2, 3, 20])

@@ -57,7 +57,9 @@ class Plan:
 
     def without_axis(self) -> Plan:
         """The plan for that one, without the axis."""
-        return replace(self.of(0), batched=False)
+        alone = self.of(0)
+        # all lanes share the batches of the first one where they do not differ
+        return replace(alone, batched=False, lane=alone.lane if self.lanes else jnp.int32(0))
 
     def of(self, members: slice | int) -> Plan:
         """The plan for some of the members."""
