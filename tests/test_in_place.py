@@ -60,3 +60,18 @@ def test_one_member_of_a_sweep_is_computed_as_if_it_were_alone(network):
     assert swept.sizes["lr"] == 1
     for name in ("params", "loss", "grad_norm", "final", "optimizer_state"):
         np.testing.assert_allclose(swept[name].isel(lr=0), alone[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0, 1000, 5000, 100_003])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_a_weight_that_is_nan_is_found_where_the_loss_is_finite(size, dtype):
+    """XLA's maximum of thousands of numbers passes over NaN."""
+
+    def loss(params):
+        weights = params["weights"]  # the gradient of an unused root of 0 is 0 · ∞
+        return (params["t"] - 1) ** 2 + jnp.where(weights > 0, jnp.sqrt(weights), 0).sum() / 1e4
+
+    start = {"t": np.ones(()), "weights": np.ones(size)}
+    start["weights"][size // 2 : size // 2 + 1] = 0
+    path = tw.descend(tw.Problem.from_function(loss, start, dtype=dtype), tw.SGD(lr=0.1), steps=3)
+    assert path["diverged_at"] == (1 if size else -1)
