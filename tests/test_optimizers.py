@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.optim.lbfgs import _strong_wolfe
 
+import thalweg as tw
 import thalweg.optimizers as ours
 from thalweg.errors import InputError
 from thalweg.optimizers.base import check
@@ -321,6 +322,22 @@ def test_lbfgs_with_many_parameters(search: str | None) -> None:
     assert info["evaluations"].tolist() == evaluations
     assert state["old_dirs"].shape == (5, 1040)
     assert not np.asarray(state["old_dirs"])[:, size:].any()
+
+
+def hidden(x: Any, y: Any) -> Any:
+    """A loss that is finite where its gradient is not: at w = 0."""
+    root = jnp.where(y > 0, jnp.sqrt(y), 0.0)
+    return (x - 1) ** 2 * 1e-20 + 1e-20 * root.sum()
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("size", [100, 100_003])
+def test_lbfgs_does_not_take_nan_for_a_minimum(size: int, search: str | None) -> None:
+    problem = tw.Problem.from_function(
+        lambda p: hidden(p["x"], p["y"]), {"x": 0.0, "y": np.r_[0.0, np.ones(size - 1)]}
+    )
+    path = tw.descend(problem, ours.LBFGS(line_search_fn=search, history_size=3), steps=2)
+    assert path["status"].item() == "diverged"
 
 
 def test_lbfgs_ends_a_step_as_torch_does() -> None:
