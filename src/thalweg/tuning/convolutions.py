@@ -30,6 +30,7 @@ Way = Callable[..., Any]
 # but slow in ResNet-20, whose other convolutions want another layout.
 _THIN = 16
 _MOST_PRODUCTS = 256  # sums of up to so many products were measured to be faster than the loop
+_BARE = 32  # input features from which on padding pays; with 16 it takes a tenth longer
 _UNROLLED = 48  # more products take long to compile: a loop over the kernel's rows sums them
 
 
@@ -72,9 +73,8 @@ def _how(equation: Any) -> Way | None:
     if groups == 1 and _covers(params, [inputs.shape[d] for d in specs.lhs_spec[2:]], places):
         return _convolved_at_one_place
     has_kernel = len(places) < 3 and max(params["lhs_dilation"]) == 1
-    return (
-        None if has_kernel and groups == 1 and specs == _specs(inputs.ndim) else _convolved_in_order
-    )
+    as_it_is = has_kernel and groups == 1 and specs == _specs(inputs.ndim)
+    return None if as_it_is and not _is_bare(params, in_features) else _convolved_in_order
 
 
 def _covers(params: dict[str, Any], lengths: Sequence[int], places: Sequence[int]) -> bool:
@@ -229,7 +229,24 @@ def _convolved(x: Any, w: Any, params: dict[str, Any]) -> Any:
             return _exchanged(x, w, out_lengths, params)
     if x.ndim == 5:
         return _by_frames(x, w, params)
-    return lax.conv_general_dilated_p.bind(x, w, **params)
+    return _by_kernel(x, w, params)
+
+
+def _by_kernel(x: Any, w: Any, params: dict[str, Any]) -> Any:
+    """A convolution by XLA's kernel. A 2-D one of many features takes two to five times as long where nothing
+    is padded: one position is, and the outputs that it adds are left out."""
+    if x.ndim != 4 or not _is_bare(params, w.shape[-2]):
+        return lax.conv_general_dilated_p.bind(x, w, **params)
+    padded = {"padding": ((0, 1), (0, 0))}
+    dilated = (x.shape[1] - 1) * params["lhs_dilation"][0] + 1
+    reach = (w.shape[0] - 1) * params["rhs_dilation"][0] + 1
+    outputs = lax.conv_general_dilated_p.bind(x, w, **params | padded)
+    length = (dilated - reach) // params["window_strides"][0] + 1
+    return lax.slice_in_dim(outputs, 0, length, axis=1)
+
+
+def _is_bare(params: dict[str, Any], in_features: int) -> bool:
+    return in_features >= _BARE and not any(map(any, params["padding"]))
 
 
 def _exchanged(x: Any, w: Any, out_lengths: Sequence[int], params: dict[str, Any]) -> Any:
@@ -266,14 +283,10 @@ def _by_frames(x: Any, w: Any, params: dict[str, Any]) -> Any:
         for k in range(depth)
     ]
     features = jnp.concatenate(covered, axis=-1)
-    outputs = lax.conv_general_dilated_p.bind(
+    outputs = _by_kernel(
         features.reshape(-1, *features.shape[2:]),
         jnp.moveaxis(w, 0, 2).reshape(height, width, depth * in_features, out_features),
-        **(
-            params
-            | {name: params[name][1:] for name in per_axis}
-            | {"dimension_numbers": _specs(4)}
-        ),
+        params | {name: params[name][1:] for name in per_axis} | {"dimension_numbers": _specs(4)},
     )
     return outputs.reshape(len(x), frames, *outputs.shape[1:])
 
