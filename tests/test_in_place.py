@@ -75,3 +75,14 @@ def test_a_weight_that_is_nan_is_found_where_the_loss_is_finite(size, dtype):
     start["weights"][size // 2 : size // 2 + 1] = 0
     path = tw.descend(tw.Problem.from_function(loss, start, dtype=dtype), tw.SGD(lr=0.1), steps=3)
     assert path["diverged_at"] == (1 if size else -1)
+
+
+@pytest.mark.parametrize("size", [5, 5000])
+@pytest.mark.parametrize("lr", [0.1, [0.1, 0.2]])
+def test_weights_of_which_the_sum_overflows_are_finite(size, lr):
+    start = {"t": np.float32(0), "weights": np.full(size, 3e38, "float32")}
+    problem = tw.Problem.from_function(
+        lambda p: (p["t"] - 1) ** 2 + 0 * jnp.tanh(p["weights"]).sum(), start
+    )
+    path = tw.descend(problem, tw.SGD(lr=lr), steps=2)
+    assert (path["status"] == "completed").all()
