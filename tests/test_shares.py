@@ -115,22 +115,18 @@ def test_shares_give_what_one_gives(descent, count, workers):
         np.testing.assert_array_equal(shared[name], whole[name])
 
 
+@pytest.mark.parametrize(
+    "limits",
+    [{"_MANY_NUMBERS": 1, "_MANY_MEMBERS": 2}, {"_LONE_NUMBERS": 0}],
+    ids=["pieces that a cache holds", "large members one by one"],
+)
 @pytest.mark.parametrize("descent", DESCENTS, ids=lambda descent: descent.__name__)
-def test_pieces_that_a_cache_holds_give_what_one_gives(descent, workers, monkeypatch):
+def test_smaller_shares_give_what_one_gives(descent, limits, workers, monkeypatch):
     workers(1)
     whole = descent()
     workers(2)
-    monkeypatch.setattr(shares, "_MANY_NUMBERS", 1)
-    monkeypatch.setattr(shares, "_MANY_MEMBERS", 2)
-    xr.testing.assert_allclose(descent(), whole, rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.parametrize("descent", DESCENTS, ids=lambda descent: descent.__name__)
-def test_large_members_one_by_one_give_what_one_gives(descent, workers, monkeypatch):
-    workers(1)
-    whole = descent()
-    workers(2)
-    monkeypatch.setattr(shares, "_LONE_NUMBERS", 0)
+    for name, limit in limits.items():
+        monkeypatch.setattr(shares, name, limit)
     xr.testing.assert_allclose(descent(), whole, rtol=1e-12, atol=1e-15)
 
 
