@@ -1,4 +1,4 @@
-"""`Problem`: a model, a per-sample loss and data, and what has a risk at a parameter point."""
+"""`Problem`: a model, a per-sample loss and data, which give a parameter point its risks."""
 
 from __future__ import annotations
 

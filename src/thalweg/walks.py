@@ -47,8 +47,12 @@ class Plan:
             {n: 0 if n in self.swept else None for n in self.optimizer.hyperparameters()}
         )
         mapped = jax.vmap(function, in_axes=(axes, 0 if self.lanes else None, *in_axes))
-        lane = self.lane if self.lanes else jnp.int32(0)
-        return partial(mapped, self.optimizer, lane)
+        return partial(mapped, self.optimizer, self._lane_of_batches)
+
+    @property
+    def _lane_of_batches(self) -> Any:
+        """The members' lanes; the only one where all seeds have one order of batches."""
+        return self.lane if self.lanes else jnp.int32(0)
 
     @property
     def is_for_one(self) -> bool:
@@ -58,8 +62,7 @@ class Plan:
     def without_axis(self) -> Plan:
         """The plan for that one, without the axis."""
         alone = self.of(0)
-        # all lanes share the batches of the first one where they do not differ
-        return replace(alone, batched=False, lane=alone.lane if self.lanes else jnp.int32(0))
+        return replace(alone, batched=False, lane=alone._lane_of_batches)
 
     def of(self, members: slice | int) -> Plan:
         """The plan for some of the members."""

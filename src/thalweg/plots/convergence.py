@@ -53,7 +53,7 @@ def convergence(
         InputError: no trajectory, no record, and what `record` raises; guides that are no curves by name.
     """
     drawn = members.named(paths)
-    records = curves.listed(records)
+    records = members.listed(records)
     # before there is a figure, which an error would leave behind empty
     curves.check_scales(x, y)
     if last is not None:
@@ -112,8 +112,7 @@ def _compared(behind: object) -> dict[str, list[xr.Dataset]]:
     found = {}
     for name, some in behind.items():
         with members.about(str(name)):
-            some = list(some) if isinstance(some, list | tuple) else [some]
-            found[str(name)] = [members.check_trajectory(each) for each in some]
+            found[str(name)] = [members.check_trajectory(each) for each in members.listed(some)]
     return found
 
 

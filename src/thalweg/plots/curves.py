@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -93,7 +92,7 @@ def draw(
     if band is not None:
         style.check_quantiles(band)
     style.check_color(color)
-    names = listed(name)
+    names = members.listed(name)
     along, columns = read(paths, names)
     ax = style.new_axes(ax)
     ticks.scale(ax, x, y)
@@ -134,11 +133,6 @@ def check_scales(x: str, y: str) -> None:
     """Check the scales of two axes."""
     one_of("x", x, _SCALES)
     one_of("y", y, _SCALES)
-
-
-def listed(names: str | Sequence[str]) -> list[Any]:
-    """One record's name, or several, as a list."""
-    return list(names) if isinstance(names, list | tuple) else [names]
 
 
 def read(paths: Named, names: Sequence[str]) -> tuple[str, list[tuple[np.ndarray, np.ndarray]]]:

@@ -67,6 +67,11 @@ def are_several(given: object) -> TypeIs[Mapping[str, Any]]:
     return isinstance(given, Mapping) and not isinstance(given, xr.Dataset)
 
 
+def listed(given: object) -> list[Any]:
+    """One thing, or a list or tuple of several, as a list."""
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
 def check_trajectory(path: object) -> xr.Dataset:
     """The trajectory, or an InputError where it is something else."""
     if isinstance(path, xr.Dataset) and "status" in path and "step" not in path.dims:

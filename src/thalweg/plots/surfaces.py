@@ -11,7 +11,7 @@ from matplotlib.contour import ContourSet
 
 from thalweg import results
 from thalweg.errors import InputError, is_whole, one_of, unknown
-from thalweg.plots import bands, legends, paths, style, ticks
+from thalweg.plots import bands, legends, members, paths, style, ticks
 from thalweg.plots.bands import Bands
 from thalweg.plots.members import Named, Paths
 
@@ -128,7 +128,7 @@ def profile(
     held = [r for r in results.RISKS if r in surface]
     wanted = [r for r in held if r != "pointwise"] or held
     if risks is not None:
-        wanted = list(risks) if isinstance(risks, list | tuple) else [risks]
+        wanted = members.listed(risks)
         if not wanted:
             raise InputError("risks= names no risk.")
     columns = {risk: _held(surface, risk).transpose(..., axis).values for risk in wanted}

@@ -235,7 +235,7 @@ def _convolved(x: Any, w: Any, params: dict[str, Any]) -> Any:
 def _by_kernel(x: Any, w: Any, params: dict[str, Any]) -> Any:
     """A convolution by XLA's kernel. A 2-D one of many features takes two to five times as long where nothing
     is padded: one position is, and the outputs that it adds are left out."""
-    if x.ndim != 4 or not _is_bare(params, w.shape[-2]):
+    if not _is_bare(params, w.shape[-2]):
         return lax.conv_general_dilated_p.bind(x, w, **params)
     padded = {"padding": ((0, 1), (0, 0))}
     dilated = (x.shape[1] - 1) * params["lhs_dilation"][0] + 1
@@ -246,7 +246,8 @@ def _by_kernel(x: Any, w: Any, params: dict[str, Any]) -> Any:
 
 
 def _is_bare(params: dict[str, Any], in_features: int) -> bool:
-    return in_features >= _BARE and not any(map(any, params["padding"]))
+    padding = params["padding"]
+    return len(padding) == 2 and in_features >= _BARE and not any(map(any, padding))
 
 
 def _exchanged(x: Any, w: Any, out_lengths: Sequence[int], params: dict[str, Any]) -> Any:
