@@ -39,7 +39,7 @@ def arranged(jaxpr: Any) -> list[Any]:
             size = value.aval.size
             terms = [v for v in equation.invars if is_variable(v) and v.aval.size == size]
             read = frozenset[Any]().union(*(behind.get(v, {v}) for v in terms))
-            again = uses[value] > 1 and fused_uses[value] > 0 and name not in _LAYOUT
+            again = uses[value] > 1 and fused_uses[value] > 0
             if len(read) > _MOST and again and _is_large(value.aval):
                 how = {"operation": equation.primitive, **equation.params}
                 equation = call_for(equation, _computed_once, compiled=backend.outlined, **how)
