@@ -103,6 +103,19 @@ def of_three(w, x, y):
     return w - 0.1 * (0.9 * x + y)
 
 
+def twice_used(v, x):
+    return v * x, v - x
+
+
+def convolved(images, kernels, first):
+    """A convolution of four images that XLA's kernel takes as they are."""
+    kernel = kernels.ravel()[first : first + 2304].reshape(3, 3, 16, 16)
+    return jax.lax.conv_general_dilated(
+        images.reshape(4, 10, 10, 16), kernel, (1, 1), "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("uses", "cut"),
     [
@@ -110,8 +123,19 @@ def of_three(w, x, y):
         (lambda v, x: (v @ x, v.T + x), ["sub"]),
         (lambda v, x: (v.T - x, v.T.ravel() + x.ravel()), ["sub"]),
         (lambda v, x: v.T - x, []),
+        (lambda v, x: twice_used(v.T, x), ["sub"]),
+        (lambda v, x: (jax.lax.squeeze(v.reshape(1, 80, 80), (0,)) @ x, v @ x), []),
+        (lambda v, x: tuple(convolved(v, x, k) for k in (0, 2304)), []),
     ],
-    ids=["products", "a product and a sum", "sums", "one sum"],
+    ids=[
+        "products",
+        "a product and a sum",
+        "sums",
+        "one sum",
+        "sums of one transpose",
+        "products of another shape",
+        "convolutions",
+    ],
 )
 def test_a_value_is_cut_where_xla_would_compute_it_again(uses, cut, rng):
     """XLA writes what a product takes to memory. In another order of its axes a value is the same one: cut
@@ -129,6 +153,12 @@ def test_a_value_is_cut_where_xla_would_compute_it_again(uses, cut, rng):
         strict=True,
     ):
         np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((31, 33), "float32"), ((80, 80), "int32")])
+def test_few_numbers_and_whole_ones_are_not_cut(shape, dtype):
+    arrays = [jnp.ones(shape, dtype)] * 3
+    assert alone(lambda w, x, y: twice_used(w + x - y, x), *arrays) == 0
 
 
 def test_a_descent_takes_them(network):
