@@ -283,3 +283,48 @@ def test_where_nothing_is_padded_one_position_is(length, stride, rng):
     assert found.shape == unpadded(x, w).shape
     np.testing.assert_allclose(found, unpadded(x, w), rtol=1e-12, atol=1e-12)
     assert str(jax.make_jaxpr(tuned(padded))(x, w)) == str(jax.make_jaxpr(padded)(x, w))
+
+
+@pytest.mark.parametrize(
+    "dilations",
+    [
+        {"lhs_dilation": (2, 1)},
+        {"lhs_dilation": (3, 2), "rhs_dilation": (1, 2)},
+        {"rhs_dilation": (2, 1)},
+        {"rhs_dilation": (3, 2)},
+    ],
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_dilated_ones_too(dilations, stride, rng):
+    x, w = rng.standard_normal((2, 9, 9, 32)), rng.standard_normal((3, 3, 32, 5))
+
+    def unpadded(x, w):
+        return lax.conv_general_dilated(
+            x,
+            w,
+            (stride, stride),
+            ((0, 0), (0, 0)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            **dilations,
+        )
+
+    assert "padding=((0, 1), (0, 0))" in str(jax.make_jaxpr(tuned(unpadded))(x, w))
+    np.testing.assert_allclose(
+        jax.jit(tuned(unpadded))(x, w), unpadded(x, w), rtol=1e-11, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "padded"), [(("NHC", "HIO", "NHC"), False), (("NDHWC", "DHWIO", "NDHWC"), True)]
+)
+def test_of_volumes_but_not_of_series(layout, padded, rng):
+    n = len(layout[0]) - 2
+    x, w = rng.standard_normal((2, *[5] * n, 32)), rng.standard_normal((*[3] * n, 32, 5))
+
+    def unpadded(x, w):
+        return lax.conv_general_dilated(x, w, (1,) * n, "VALID", dimension_numbers=layout)
+
+    assert ("(0, 1)" in str(jax.make_jaxpr(tuned(unpadded))(x, w))) == padded
+    np.testing.assert_allclose(
+        jax.jit(tuned(unpadded))(x, w), unpadded(x, w), rtol=1e-11, atol=1e-11
+    )
