@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -120,6 +121,11 @@ def test_a_start_that_has_arrived_takes_no_step():
     assert list(path.step.values) == [0]
     assert path.stopped_at == 0
     np.testing.assert_array_equal(path.final, OPTIMAL)
+    # nor does one where the gradient is not zero; at the origin the loss is 15
+    for lr in (0.1, [0.1, 0.2]):
+        path = tw.descend(bowl_problem(), tw.SGD(lr=lr), steps=30, stop={"loss": 15.0})
+        assert (path.stopped_at == 0).all()
+        assert not path.final.any()
 
 
 def test_thresholds_compile_nothing(compilations):
@@ -191,6 +197,18 @@ def test_one_diverges_and_another_converges():
     assert lost.step[-1] == 5000
 
 
+def is_not_above(at):
+    return ~(at.loss > -1)
+
+
+def test_a_loss_that_is_nan_stops_nobody():
+    problem = tw.Problem.from_function(lambda w: jnp.log(w["x"]), params={"x": 1.0})
+    path = tw.descend(problem, tw.SGD(lr=5.0), steps=9, stop=is_not_above)  # x = 1 − 5 at step 1
+    assert path.status == "diverged"
+    assert path.diverged_at == 1
+    assert path.stopped_at == -1
+
+
 def test_what_the_optimizer_records_can_be_asked_for_and_ends_with_the_steps():
     optimizer = tw.LBFGS(max_iter=3)
     starts = np.array([[0.0, 0.0], [5.0, 5.0], [1.0, -2.0]])
@@ -202,6 +220,20 @@ def test_what_the_optimizer_records_can_be_asked_for_and_ends_with_the_steps():
         assert path.stopped_at[run] == end
         assert path.evaluations[end, run] == 1
         assert (path.evaluations[end + 1 :, run] == -1).all()
+
+
+@pytest.mark.parametrize("every", [1, 4, 1000])
+def test_the_last_row_has_the_last_update_s_record(every):
+    rule = tw.LevenbergMarquardt()
+    start = {"weight": 60.0, "bias": -30.0}
+    problem = line_problem().at(start)
+    whole = tw.descend(problem, rule, steps=9)
+    least = float(whole.loss.min())
+    path = tw.descend(problem, rule, steps=9, every=every, stop={"loss": least * (1 + 1e-9)})
+    end = int(path.stopped_at)
+    assert 1 < end < 9
+    for name in ("mu", "gain_ratio", "accepted"):
+        assert path[name][-1] == whole[name][end]
 
 
 # Going on, doing again, showing --------------------------------------------------------------
