@@ -22,15 +22,15 @@ def network(rng):
 @pytest.fixture
 def programs(monkeypatch):
     """The programs of a descent's blocks, once it has run."""
-    block, texts = loop.block, []
+    block, lowered = loop.block, []
 
-    def compiled(*args, **static):
-        texts.append(block.lower(*args, **static).compile().as_text())
+    def kept(*args, **static):
+        lowered.append(block.lower(*args, **static))
         return block(*args, **static)
 
-    compiled.trace = block.trace
-    monkeypatch.setattr(job, "block", compiled)
-    return texts
+    kept.trace = block.trace
+    monkeypatch.setattr(job, "block", kept)
+    return lowered
 
 
 @pytest.mark.parametrize(
@@ -49,9 +49,19 @@ def programs(monkeypatch):
 def test_a_step_copies_no_large_weight(optimizer, options, network, programs):
     """Neither to test it for NaN before it is overwritten, nor to have it in another order for products."""
     tw.descend(network, optimizer, steps=3, record={"params": False}, **options)
-    (program,) = programs
+    program = programs[0].compile().as_text()
+    assert len(programs) == 1
     assert re.search(r"= f32\[48,40\]\S* fusion\(", program)
     assert not re.findall(r"= f32\[(1,)?48,40\]\S* copy\(", program)
+
+
+@pytest.mark.parametrize(
+    ("lr", "options"), [([0.1], {}), (0.1, {"seed": [3], "batch_size": 5})], ids=["lr", "seed"]
+)
+def test_one_member_s_matrices_are_no_batch_of_one(lr, options, network, programs):
+    tw.descend(network, tw.SGD(lr=lr), steps=3, **options)
+    assert "dot_general" in programs[0].as_text()
+    assert "batching_dims" not in programs[0].as_text()
 
 
 def test_one_member_of_a_sweep_is_computed_as_if_it_were_alone(network):
