@@ -128,6 +128,17 @@ def test_one_trajectory_behind():
         np.testing.assert_array_equal(a, b)
 
 
+def test_what_begins_after_the_last_step_is_an_empty_line():
+    rule = tw.SGD(lr=[0.01, 0.1])
+    first = tw.descend(bowl_problem(), rule, steps=10)
+    then = tw.descend(bowl_problem(), rule, steps=10, resume=first)
+    figure = tw.plot.convergence(
+        {"first": first, "then": then}, "loss", last=5, behind={"on": then}
+    )
+    for label in ("then: lr = 0.01", "on"):
+        assert not len(drawn(figure.axes[0], label).get_xdata())
+
+
 def test_a_legend_has_the_columns_that_there_is_room_for():
     problem = tw.Problem.from_function(
         lambda w: w["a"] ** 2 + 2 * w["b"] ** 2, {"a": 1.0, "b": 0.5}

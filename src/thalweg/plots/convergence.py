@@ -120,7 +120,8 @@ def _behind(ax: Any, record: str, name: str, paths: Sequence[xr.Dataset], last: 
     low, high = ax.get_ylim()
     for i, path in enumerate(paths):
         path = path.sel(step=slice(0, last))
-        values = path[record].transpose("step", ...).values.reshape(path.sizes["step"], -1)
+        values = path[record].transpose("step", ...).values
+        values = values.reshape(len(values), path["status"].size)
         for j, line in enumerate(values.T):
             ax.plot(
                 path["step"].values,
