@@ -82,9 +82,7 @@ def _go_out(start: Point, most: Any, search: _Search, new: Point) -> _Search:
     first = _choose(spent, start, _choose(accepted, new, last))
     further = _cubic(last, new, new.t + 0.01 * (new.t - last.t), 10 * new.t)
     ends = _pair(first, new)
-    return search._replace(
-        t=further, ends=ends, low=_lower(ends), enclosed=enclosed, done=spent | accepted
-    )
+    return search._replace(t=further, ends=ends, low=_lower(ends), enclosed=enclosed, done=accepted)
 
 
 def _narrow(start: Point, search: _Search, new: Point) -> _Search:
