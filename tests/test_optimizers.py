@@ -363,6 +363,17 @@ def test_lbfgs_goes_on_where_every_parameter_falls() -> None:
     assert info["evaluations"].tolist() == evaluations == [5, 5]
 
 
+@pytest.mark.parametrize("change", [0.0, 1.0])
+def test_lbfgs_where_a_change_is_exactly_the_tolerance(change: float) -> None:
+    """On w² the first move, of slope −1, goes from ½ to −½, where the loss is the same; the second to 0."""
+    task = Task(quadratic, {"w": np.array([0.5])}, (np.array([[2.0]]), np.zeros(1)))
+    options = {"tolerance_grad": 0.0, "tolerance_change": change}
+    got, info, _ = ours_on(task, ours.LBFGS(**options), steps=1)
+    expected, evaluations, _ = torch_on(task, "LBFGS", options, steps=1)
+    assert got.item() == expected.item() == (0.0 if change == 0 else -0.5)
+    assert info["evaluations"].tolist() == evaluations == ([3] if change == 0 else [2])
+
+
 def wavy(x: Any, sin: Any, c: Any) -> tuple[Any, Any]:
     """A wave, a parabola and a kink, and the derivative."""
     a, b, shift, bend, kink, place = c
