@@ -272,6 +272,20 @@ def test_a_trial_outside_the_domain_is_rejected_and_gauss_newton_diverges_there(
     assert lost.diverged_at == 1
 
 
+def raised_kink(w):
+    return jnp.atleast_1d(jnp.abs(w["w"]) + 3)
+
+
+def test_a_step_that_gains_nothing_is_not_taken():
+    """J = 1, r = 4 and μ = 1 lead from 1 to 1 − 4 / (1 + 1) = −1, where the residual is the same."""
+    problem = tw.Problem.from_residuals(raised_kink, params={"w": 1.0})
+    path = tw.descend(problem, tw.LevenbergMarquardt(damping=1.0), steps=2)
+    assert path.gain_ratio[1] == 0
+    assert not path.accepted[1]
+    assert path.params[1].item() == 1
+    assert path.mu[2] == 2 * path.mu[1] == 2
+
+
 def kinked(w):
     return jnp.stack([jax.nn.relu(w["x"]) + 1, 0.1 * (w["x"] + 1) * w["y"], w["y"] - 1])
 
