@@ -276,3 +276,15 @@ def test_a_jacobian_that_memory_does_not_hold_is_refused(monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 100}))
     with pytest.raises(tw.InputError, match=r"21 predictions in 30 parameters .* thalweg\.ntk"):
         tw.jacobian(problem, problem.params)
+
+
+def test_a_kernel_takes_the_memory_of_its_own_numbers(monkeypatch):
+    problem = three_outputs_problem()
+    others = problem.x[:2]
+    needed = 21 * 6 * 8
+    monkeypatch.setattr(tangents.blocks, "_ALWAYS_THERE", 0)
+    monkeypatch.setattr(tangents.blocks, "_available", lambda: needed)
+    assert tw.ntk(problem, problem.params, others).nbytes == needed
+    monkeypatch.setattr(tangents.blocks, "_available", lambda: needed - 1)
+    with pytest.raises(tw.InputError, match="kernel of 21 and 6 predictions would need 1008 B"):
+        tw.ntk(problem, problem.params, others)
