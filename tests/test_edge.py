@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import thalweg as tw
+from thalweg import edge, observables
 from thalweg.catalogue import models
 from thalweg.errors import InputError
 
@@ -67,6 +68,23 @@ def test_a_crowd_of_eigenvalues_below_the_largest(low, high, p, dtype):
     )
     path = tw.descend(problem, tw.SGD(lr=0.0), steps=2, record={"sharpness": tw.sharpness})
     np.testing.assert_allclose(path.sharpness, high, rtol=1e-4 if dtype == "float64" else 2e-3)
+
+
+def test_a_measurement_takes_no_more_than_400_products(monkeypatch):
+    products, seen = edge.products.whole_product, []
+
+    def counted(*arguments):
+        jax.debug.callback(lambda: seen.append(1))
+        return products(*arguments)
+
+    monkeypatch.setattr(edge.products, "whole_product", counted)
+    monkeypatch.setattr(edge, "_TOLERANCE", 0.0)
+    curvatures = jnp.linspace(-1000, 1, 2000)
+    problem = tw.Problem.from_function(lambda w: 0.5 * jnp.sum(curvatures * w * w), jnp.ones(2000))
+    at = observables.at_point(problem, problem.params, problem.params, 0)
+    jax.block_until_ready(edge._top(False, at, jnp.ones(2000)))
+    jax.effects_barrier()
+    assert len(seen) == 400
 
 
 def test_sharpness_in_half_precision():

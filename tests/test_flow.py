@@ -317,6 +317,19 @@ def test_a_loop_of_known_length_changes_nothing(monkeypatch):
     np.testing.assert_allclose(found.params, expected.params, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("at_a_time", "made"), [(1, 5), (2, 6), (3, 6)])
+def test_a_block_attempts_as_many_steps_as_it_is_told(at_a_time, made):
+    problem = bowl_problem()
+    flow = integrator.Flow(problem, {}, 1e-9, 1e-12, 1000, integrator.EXPLICIT, False, ("loss",))
+    walk = integrator.begin(flow, problem.params)
+    times, first = np.array([0.0, 50.0, 100.0]), np.int32(0)
+    walk, done, _ = integrator.block(
+        flow, walk, times, first, np.int32(3), np.int32(5), room=3, at_a_time=at_a_time
+    )
+    assert walk.accepted + walk.rejected == made
+    assert done == 1  # the first one is where it began
+
+
 def test_an_explicit_step_is_diffraxs_own():
     problem = bowl_problem()
     start = {"x": jnp.asarray(0.3), "y": jnp.asarray(-2.0)}
