@@ -128,6 +128,20 @@ def test_one_trajectory_behind():
         np.testing.assert_array_equal(a, b)
 
 
+def test_what_stands_behind_keeps_the_limits_and_has_one_entry():
+    one = tw.descend(bowl_problem(), tw.SGD(lr=0.1), steps=10)
+    larger = one.assign(loss=one.loss * 1.1)  # by less than the margin above the lines
+    alone, compared = (
+        tw.plot.convergence({"one": one}, "loss", behind=behind)
+        for behind in (None, {"again": [larger, larger]})
+    )
+    (first,), (second,) = alone.axes, compared.axes
+    assert second.get_ylim() == first.get_ylim()
+    assert np.isfinite(drawn(second, "again").get_ydata()).all()
+    assert [line.get_label() for line in second.lines].count("again") == 1
+    assert compared.get_figheight() > alone.get_figheight()  # the legend's second row
+
+
 def test_what_begins_after_the_last_step_is_an_empty_line():
     rule = tw.SGD(lr=[0.01, 0.1])
     first = tw.descend(bowl_problem(), rule, steps=10)
