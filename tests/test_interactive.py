@@ -468,6 +468,7 @@ def test_path3d_needs_three_parameters():
     for bad, said in (
         (("a", "b"), "three different"),
         (("a", "a", "b"), "three different"),
+        (("a", "b", "c", "c"), "three different"),
         (("a", "b", "cc"), "unknown parameter 'cc'"),
         ((), "three different parameters; none given"),
         (3, "params are the names of three parameters; 3 given"),
