@@ -335,6 +335,8 @@ def test_bad_options_are_one_line(diabetes, tmp_path, options, message):
         ("a;b\n1;2\n", "separated by ';'"),
         ("a;b\n1,5;2,5\n", "separated by ';'; save it with commas between columns, and points in"),
         ("a,b\n1,2\n\n\n3,x\n", "'x' in line 5"),
+        ("a\tb\n1\t2\n", "separated by tabs"),
+        ("a|b\n1|2\n", "separated by '|'"),
         ("a, a,b\n1,2,3\n", "several columns called 'a'"),
         ("\ufeffa,b,a\n1,2,3\n", "several columns called 'a'"),  # a byte-order mark, as of Excel
     ],

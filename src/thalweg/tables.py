@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# What may stand between columns instead of commas, and how a message calls it
+_OTHER_MARKS = {";": "';'", "\t": "tabs", "|": "'|'"}
+
+
 def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
     """The feature columns x (n, d) and the target y (n,) of a CSV file with a header.
 
@@ -60,10 +64,11 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
 
 
 def _check_separator(path: Path, header: list[str]) -> None:
-    if len(header) == 1 and ";" in header[0]:
+    found = [mark for mark in _OTHER_MARKS if len(header) == 1 and mark in header[0]]
+    if found:
         raise InputError(
-            f"{path.name} seems to be separated by ';'; save it with commas between columns, and points in "
-            "its numbers."
+            f"{path.name} seems to be separated by {_OTHER_MARKS[found[0]]}; save it with commas between "
+            "columns, and points in its numbers."
         )
 
 
