@@ -403,11 +403,21 @@ def test_logistic_fits_draw_probabilities(tmp_path):
     assert not (tmp_path / "out" / "figures" / "residuals.png").exists()
 
 
-def test_a_constant_column_cannot_be_standardized(tmp_path):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("11", "'a' is constant"),
+        (["0.1"] * 7, "'a' is constant"),  # of which the mean is not 0.1, but off by a rounding error
+        (["1e200", "2e200"], "'a' cannot be standardized: its standard deviation is inf"),
+        (["1e308", "-1e308"], "'a' cannot be standardized: its standard deviation is inf"),
+        (["1e-200", "2e-200"], "'a' cannot be standardized: its standard deviation is 0"),
+    ],
+)
+def test_a_column_without_a_standard_deviation_cannot_be_standardized(tmp_path, values, message):
     table = tmp_path / "table.csv"
-    table.write_text("a,b\n1,2\n1,3\n")
+    table.write_text("a,b\n" + "".join(f"{value},{row}\n" for row, value in enumerate(values)))
     base = ("descend", table, "--x", "a", "--y", "b", "--out", tmp_path / "never")
-    assert "constant" in fails(*base, "--standardize")
+    assert message in fails(*base, "--standardize")
 
 
 def test_missing_files_are_one_line(tmp_path):

@@ -177,9 +177,16 @@ def _scales(x: np.ndarray, y: np.ndarray, settings: Settings) -> dict[str, Any]:
             "y_scale": 1.0,
         }
     for name, column in zip((*settings.x, settings.y), (*x.T, y), strict=True):
-        if column.std() == 0:
+        # not by the deviation: that of seven times 0.1 is 1e-17, and that of 1e-200 and 2e-200 is 0
+        if column.min() == column.max():
             raise InputError(
                 f"column {name!r} is constant, so it cannot be standardized; leave it out."
+            )
+        deviation = column.std()
+        if not 0 < deviation < np.inf:
+            raise InputError(
+                f"column {name!r} cannot be standardized: its standard deviation is {deviation:g} in "
+                "floating point; change its units."
             )
     if _is_logistic(settings):
         # the targets are classes, 0 and 1: they keep their values
