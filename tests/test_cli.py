@@ -141,6 +141,20 @@ def test_an_ill_conditioned_fit_is_said_not_to_have_converged(
     assert "gradient norm at the end" in output
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_a_fit_that_starts_at_the_minimum_has_converged(tmp_path, scale):
+    """A parabola about the mean of x has the slope 0, where a standardized line starts: what is left of the
+    gradient is rounding, and so is any change of the risk."""
+    table = tmp_path / "table.csv"
+    table.write_text("a,b\n" + "".join(f"{a * scale},{a * a * scale}\n" for a in range(-3, 4)))
+    result = thalweg(
+        "descend", table, "--x", "a", "--y", "b", "--standardize", "--lr", 0.1, "--steps", 50,
+        "--points", 3, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "Not converged" not in result.output
+
+
 def test_a_fit_writes_results_figures_and_a_report(diabetes, tmp_path):
     output, tree = fit(diabetes, tmp_path, "--standardize", "--steps", 100, "--lr", 0.1)
     folder = tmp_path / "fit"
@@ -407,7 +421,10 @@ def test_logistic_fits_draw_probabilities(tmp_path):
     ("values", "message"),
     [
         ("11", "'a' is constant"),
-        (["0.1"] * 7, "'a' is constant"),  # of which the mean is not 0.1, but off by a rounding error
+        (
+            ["0.1"] * 7,
+            "'a' is constant",
+        ),  # of which the mean is not 0.1, but off by a rounding error
         (["1e200", "2e200"], "'a' cannot be standardized: its standard deviation is inf"),
         (["1e308", "-1e308"], "'a' cannot be standardized: its standard deviation is inf"),
         (["1e-200", "2e-200"], "'a' cannot be standardized: its standard deviation is 0"),
