@@ -389,6 +389,16 @@ def test_blank_lines_are_skipped_and_small_tables_fit(tmp_path):
     assert tw.load(out / "results.nc")["data"].sizes["sample"] == 1
 
 
+def test_dollars_in_columns_names_are_no_mathematics(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("US$_per_CA$,$a^{b$\n1,2\n2,3\n")
+    result = thalweg(
+        "descend", table, "--x", "US$_per_CA$", "--y", "$a^{b$", "--steps", 3, "--points", 3,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+
+
 def test_a_start_that_overflows_has_diverged_at_step_0(diabetes, tmp_path):
     output, _ = fit(diabetes, tmp_path, "--start", "weight=1e200", "--lr", 0.1, "--steps", 5)
     assert "diverged at step 0" in output

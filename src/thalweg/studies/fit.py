@@ -15,6 +15,7 @@ import xarray as xr
 
 from thalweg import names, plots, results
 from thalweg.errors import InputError, unknown
+from thalweg.plots.style import plain
 from thalweg.studies import Drawing, Findings
 from thalweg.studies.settings import setting
 from thalweg.studies.texts import assignments, options_of
@@ -288,17 +289,18 @@ def figures(tree: xr.DataTree, settings: Settings) -> Iterator[tuple[str, Drawin
     """The fit and its residuals, the loss, the movement, and the landscape with the path."""
     path, fitted = results.part(tree, "path"), results.part(tree, "fit")
     if fitted.sizes["feature"] == 1 and "x_grid" in fitted:
+        x, y = plain(settings.x[0]), plain(settings.y)
         flat = fitted.assign(x=("sample", fitted["x"].values[:, 0]))
         ax = plots.fit(flat)
         ax.set(
-            xlabel=settings.x[0],
-            ylabel=f"probability of {settings.y}" if _is_logistic(settings) else settings.y,
+            xlabel=x,
+            ylabel=f"probability of {y}" if _is_logistic(settings) else y,
             title=f"{settings.model} under {settings.loss}",
         )
         yield "fit", Drawing.of(ax, "The data and the fitted model, in the table's units.")
         if not _is_logistic(settings):
             ax = plots.residual_scatter(flat)
-            ax.set(xlabel=settings.x[0], ylabel=f"{settings.y} − fit", title="Residuals")
+            ax.set(xlabel=x, ylabel=f"{y} − fit", title="Residuals")
             yield "residuals", Drawing.of(ax, "What the model leaves unexplained.")
     if "landscape" in tree.children:
         ax = plots.contour(
