@@ -321,6 +321,10 @@ def test_unknown_names_are_one_line_with_the_nearest(diabetes, tmp_path):
         (["--points", "0"], "at least 2"),
         (["--loss", "huber:-1"], "positive"),
         (["--loss", "mse:2"], "no parameter"),
+        (
+            ["--model", "mlp:100000000000"],
+            "1 random starts of 300000000001 parameters would need 4.4 TiB",
+        ),
         (["--batch-size", "0"], "batch_size"),
         (["--window", "a,b,c,d"], "numbers with commas between them"),
         (["--x", "s5", "--window", "0,1,0,1"], "say over which two with plane"),

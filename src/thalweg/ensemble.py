@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from thalweg import names, results
+from thalweg import blocks, names, results
 from thalweg.errors import InputError, whole_number
 from thalweg.inputs import is_real
 from thalweg.optimizers.base import Optimizer
@@ -211,6 +211,12 @@ def _starts(
     elif problem.params is not None:
         params = jax.device_get(problem.params)  # one transfer for all leaves
         return jax.tree_util.tree_map(lambda leaf: leaf[None, None], params), None
+    count = len(seeds) * (runs or 1)
+    blocks.check_memory(
+        2 * count * problem.layout.size * problem.layout.dtype.itemsize,  # on the device and here
+        f"{count} random starts of {problem.layout.size} parameters",
+        "draw fewer at once, or take a smaller model",
+    )
     drawn = _draw(problem.init, np.asarray(seeds, np.uint32), np.arange(runs or 1, dtype=np.uint32))
     return jax.device_get(drawn), runs
 
