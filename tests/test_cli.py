@@ -186,9 +186,11 @@ def test_several_features_a_network_and_a_chosen_plane(diabetes, tmp_path):
     network = thalweg(
         "descend", diabetes, "--x", "bmi", "--y", "target", "--standardize", "--model", "mlp:8",
         "--optimizer", "adam", "--lr", 0.01, "--epochs", 20, "--batch-size", 32, "--shuffle",
-        "--out", tmp_path / "net",
+        "--plane", "l1.weight[0,0],l2.weight[0,7]", "--points", 5, "--out", tmp_path / "net",
     )  # fmt: skip
     assert network.exit_code == 0, network.output
+    tree = tw.load(tmp_path / "net" / "results.nc")
+    assert tree["landscape/empirical"].dims == ("l1.weight[0,0]", "l2.weight[0,7]")
 
 
 def test_a_saved_fit_runs_again_without_its_table(diabetes, tmp_path):
@@ -311,7 +313,7 @@ def test_unknown_names_are_one_line_with_the_nearest(diabetes, tmp_path):
         (["--start", "weight"], "name=value"),
         (["--start", "slope=1"], "unknown parameter"),
         (["--start", "weight=a"], "needs a number"),
-        (["--plane", "weight"], "two parameters"),
+        (["--plane", "weight"], "two parameters were expected, as in bias,weight; weight given"),
         (["--plane", "bias,bias"], "two different"),
         (["--plane", "bias,wait"], "did you mean 'weight'"),
         (["--x", "bmi"], "given twice"),

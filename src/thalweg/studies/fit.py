@@ -235,7 +235,7 @@ def _every(settings: Settings, n_samples: int) -> int:
 def _axes(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
     if settings.plane and len(settings.plane) != 2:
         raise InputError(
-            f"plane: two parameters were expected, as in bias,weight; {settings.plane} given."
+            f"plane: two parameters were expected, as in bias,weight; {','.join(settings.plane)} given."
         )
     axes = settings.plane or (names if len(names) == 2 else ())
     for axis in axes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -98,7 +99,8 @@ def _as_one(kind: Any, value: Any) -> Any:
             return None
         raise ValueError
     if typing.get_origin(kind) is tuple:
-        parts = [p for p in value.split(",") if p] if text else list(value)
+        # not at the commas within brackets, as of the parameter l1.weight[0,0]
+        parts = [p for p in re.split(r",(?![^\[\]]*\])", value) if p] if text else list(value)
         return tuple(_as_one(typing.get_args(kind)[0], part) for part in parts)
     if kind is bool:
         if isinstance(value, bool):
