@@ -321,6 +321,9 @@ def test_unknown_names_are_one_line_with_the_nearest(diabetes, tmp_path):
         (["--lr", "nan"], "lr must be at least 0"),
         (["--window", "1,2"], "four numbers"),
         (["--points", "0"], "at least 2"),
+        (["--points", "1000000000"], "lower points"),
+        (["--window", "0,0,0,1"], "range of 'bias' must be two different finite numbers"),
+        (["--window", "0,1,0,inf"], "range of 'weight' must be two different finite numbers"),
         (["--loss", "huber:-1"], "positive"),
         (["--loss", "mse:2"], "no parameter"),
         (
@@ -336,7 +339,11 @@ def test_unknown_names_are_one_line_with_the_nearest(diabetes, tmp_path):
         (["--seed", "-1"], "'seed' must be between 0 and"),
     ],
 )
-def test_bad_options_are_one_line(diabetes, tmp_path, options, message):
+def test_bad_options_are_one_line(diabetes, tmp_path, monkeypatch, options, message):
+    def descended(*_, **__):
+        pytest.fail("the descent ran before the option was refused")
+
+    monkeypatch.setattr("thalweg.job.Job.run", descended)
     base = ("descend", diabetes, "--x", "bmi", "--y", "target", "--out", tmp_path / "never")
     assert message in fails(*base, *options)
     assert not (tmp_path / "never").exists()

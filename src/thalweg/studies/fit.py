@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from thalweg import names, plots, results
+from thalweg import blocks, names, plots, results
 from thalweg.errors import InputError, unknown
 from thalweg.plots.style import plain
 from thalweg.studies import Drawing, Findings
@@ -253,7 +253,20 @@ def _axes(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
         raise InputError(f"plane: two different parameters were expected; {axes[0]!r} given twice.")
     if axes and settings.points < 2:
         raise InputError(f"points must be at least 2 to draw a landscape; {settings.points} given.")
+    if axes:
+        _check_grid(axes, settings)
     return axes
+
+
+def _check_grid(axes: tuple[str, ...], settings: Settings) -> None:
+    """An InputError for a landscape that cannot be computed, before the descent, which would be lost."""
+    from thalweg import planes
+
+    points = settings.points
+    blocks.check_memory(8 * points**2, f"a landscape of {points} × {points} points", "lower points")
+    if settings.window:
+        for axis, ends in zip(axes, (settings.window[:2], settings.window[2:]), strict=True):
+            planes.grid_of(axis, ends, points)
 
 
 def _window(
