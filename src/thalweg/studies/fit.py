@@ -66,6 +66,8 @@ def run(settings: Settings, data: Mapping[str, Any]) -> dict[str, xr.Dataset]:
     problem = tw.Problem(
         model.predict, settings.loss, features, ys, params=model.params, init=model.init
     )
+    if settings.shuffle and settings.batch_size is None:
+        raise InputError("shuffle needs batch_size: without it each step sees all samples.")
     starts = _start(problem, settings)
     axes = _axes(problem.names, settings)
     options = _options(settings)
@@ -215,12 +217,13 @@ def _start(problem: Any, settings: Settings) -> np.ndarray | None:
         )
     point = np.array(problem.flatten(problem.params), float)
     for name, text in assignments("start", settings.start):
+        index = problem.layout.index(name)
         try:
-            point[problem.layout.index(name)] = float(text)
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"start: {name} needs a number; {text!r} given.") from None
+            point[index] = float(text)
+        except ValueError:
+            point[index] = np.nan
+        if not np.isfinite(point[index]):
+            raise InputError(f"start: {name} needs a finite number; {text!r} given.")
     return point[None]
 
 
