@@ -378,6 +378,14 @@ def test_bad_tables_are_one_line(tmp_path, text, message):
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_table_in_another_encoding_is_said_to_be_in_one(tmp_path, encoding):
+    table = tmp_path / "table.csv"
+    table.write_text("größe,b\n1,2\n", encoding=encoding)
+    line = fails("descend", table, "--x", "größe", "--y", "b", "--out", tmp_path / "never")
+    assert line == f"Error: {table} is not UTF-8 text; save it as CSV in that encoding."
+
+
 @pytest.mark.parametrize(
     ("ending", "content", "message"),
     [

@@ -41,6 +41,8 @@ def read(path: Path, x: Sequence[str], y: str) -> dict[str, np.ndarray]:
         raise InputError(
             f"the rows of {path.name} have more fields than its header has names."
         ) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text; save it as CSV in that encoding.") from None
     except Exception as error:  # a packed file's: gzip, zip, xz and others have errors of their own
         raise InputError(f"{path} could not be read as CSV: {first_line(error)}.") from None
     twice = [name for name in (*x, y) if f"{name}.1" in table.columns]
