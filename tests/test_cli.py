@@ -222,6 +222,17 @@ def test_a_list_that_cannot_be_written_is_one_line():
     assert done.stderr == "Error: [Errno 28] No space left on device\n"
 
 
+def test_what_an_encoding_lacks_is_a_question_mark():
+    """cp1252 is that of Windows in Western Europe, in a pipe; it has no σ."""
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(
+        [sys.executable, "-m", "thalweg", "run", "minimal-mlp", "--settings"],
+        env=environment, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "standard deviation ? of ?" in done.stdout.decode("cp1252")
+
+
 def test_list_names_the_studies():
     result = thalweg("list")
     assert result.exit_code == 0

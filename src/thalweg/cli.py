@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import os
 import sys
 import tempfile
@@ -46,6 +47,10 @@ def main() -> None:
     # LAPACK's threads wait for each other on a busy machine (fifty times slower, as measured) and gain little
     # on matrices as small as these. OpenBLAS reads this once, when NumPy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # In a pipe or a file, Windows writes in the code page of the country, which may lack an arrow: then a
+    # question mark stands for it, rather than that a run ends with a traceback.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 _out = click.option(
