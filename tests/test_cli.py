@@ -481,6 +481,12 @@ def test_a_column_without_a_standard_deviation_cannot_be_standardized(tmp_path, 
     assert message in fails(*base, "--standardize")
 
 
+def test_settings_given_twice_are_one_line(tmp_path):
+    run = ("run", "minimal-mlp", "--out", tmp_path / "never")
+    assert "'points' was given twice" in fails(*run, "--set", "points=5", "--set", "points=6")
+    assert "the seed was given twice" in fails(*run, "--seed", 1, "--set", "seed=1")
+
+
 def test_missing_files_are_one_line(tmp_path):
     assert "no file" in fails("show", tmp_path / "nothing.nc")
     assert "no file" in fails("rerun", tmp_path / "nothing.nc", "--out", tmp_path / "never")

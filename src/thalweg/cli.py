@@ -288,8 +288,12 @@ def _assignments(changes: tuple[str, ...], seed: int | None) -> dict[str, Any]:
         name, equals, value = change.partition("=")
         if not equals:
             raise InputError(f"--set needs NAME=VALUE; {change!r} given.")
+        if name.strip() in values:
+            raise InputError(f"--set: {name.strip()!r} was given twice.")
         values[name.strip()] = value.strip()
     if seed is not None:
+        if "seed" in values:
+            raise InputError("the seed was given twice: as --seed, and with --set.")
         values["seed"] = seed
     return values
 
