@@ -487,6 +487,14 @@ def test_settings_given_twice_are_one_line(tmp_path):
     assert "the seed was given twice" in fails(*run, "--seed", 1, "--set", "seed=1")
 
 
+def test_a_folder_without_a_name_is_refused(monkeypatch):
+    """An unset variable in `--out "$FOLDER"`."""
+    monkeypatch.setattr("thalweg.studies.run", lambda *_, **__: pytest.fail("it was computed"))
+    result = thalweg("run", "minimal-mlp", "--out", "")
+    assert result.exit_code == 2
+    assert "a folder's name was expected; '' given" in result.stderr
+
+
 def test_missing_files_are_one_line(tmp_path):
     assert "no file" in fails("show", tmp_path / "nothing.nc")
     assert "no file" in fails("rerun", tmp_path / "nothing.nc", "--out", tmp_path / "never")

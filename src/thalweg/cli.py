@@ -53,9 +53,16 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def _folder(text: str) -> Path:
+    if not text:  # as of a shell's variable that is not set; to Path it is the current folder
+        raise click.BadParameter("a folder's name was expected; '' given.")
+    return Path(text)
+
+
 _out = click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_folder,
+    metavar="PATH",
     required=True,
     help="Folder for results.nc, the figures and report.html.",
 )
@@ -83,7 +90,8 @@ def list_studies() -> None:
 @click.argument("study")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_folder,
+    metavar="PATH",
     help="Folder for results.nc, the figures and report.html; required unless --settings is given.",
 )
 @click.option("--seed", type=int, help="Short for --set seed=N.")
