@@ -146,3 +146,25 @@ tw.Problem, tw.plot
 assert np.random.random() == np.random.RandomState(1).random()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_type_checkers_are_told_of_every_public_name():
+    """The block of `if TYPE_CHECKING` imports each name from the module that it is loaded from."""
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name)
+    )
+    imported = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in block
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    renamed = {node.targets[0].id: node.value.id for node in block if isinstance(node, ast.Assign)}
+    told = {k: v for k, v in imported.items() if k not in renamed.values()}
+    told |= {name: imported[module] for name, module in renamed.items()}
+    names = {name: f"thalweg.{module}.{name}" for name, module in thalweg._NAMES.items()}
+    modules = {name: f"thalweg.{module}" for name, module in thalweg._MODULES.items()}
+    assert told == names | modules

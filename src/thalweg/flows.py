@@ -42,7 +42,7 @@ def gradient_flow(
     problem: Problem,
     time: float = 10.0,
     *,
-    times: Sequence[float] | None = None,
+    times: Sequence[float] | np.ndarray | None = None,
     points: int = 101,
     starts: Any = None,
     runs: int | None = None,

@@ -190,7 +190,7 @@ def check_is_plane_of(problem: Problem, value: Any, taken: Iterable[str] = ()) -
 
 def coordinate_plane(
     problem: Problem,
-    ranges: Mapping[str, tuple[float, float]],
+    ranges: Mapping[str, Sequence[float]],
     points: Points = 101,
     *,
     at: Params = None,

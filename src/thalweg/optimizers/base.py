@@ -75,7 +75,8 @@ def switch(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"hyper": False})
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(hyper, switch))
+# Without field_specifiers, of which type checkers look only for defaults by keyword: hyper(0.1) is a default
+@dataclass_transform(frozen_default=True)
 class Optimizer:
     """An update rule with explicit state; subclass it to make one of your own.
 

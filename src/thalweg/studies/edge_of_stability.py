@@ -77,7 +77,7 @@ def run(settings: Settings) -> dict[str, xr.Dataset]:
         "path/gradient-descent": descent,
         "path/adam": adam,
     }
-    points = {"start": problem.flatten(start)}
+    points: dict[str, Any] = {"start": problem.flatten(start)}
     if (descent["status"] != "diverged").any():
         points["end"] = descent["final"].sel(lr=_last(descent)).values
     for when, point in points.items():

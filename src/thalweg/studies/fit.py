@@ -7,7 +7,7 @@ is saved, drawn, reported and run again like one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -235,12 +235,12 @@ def _every(settings: Settings, n_samples: int) -> int:
     return max(1, steps // 5000)
 
 
-def _axes(names: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
+def _axes(names: Sequence[str], settings: Settings) -> tuple[str, ...]:
     if settings.plane and len(settings.plane) != 2:
         raise InputError(
             f"plane: two parameters were expected, as in bias,weight; {','.join(settings.plane)} given."
         )
-    axes = settings.plane or (names if len(names) == 2 else ())
+    axes = settings.plane or (tuple(names) if len(names) == 2 else ())
     for axis in axes:
         if axis not in names:
             raise unknown("parameter", axis, names)
