@@ -450,6 +450,14 @@ def test_saving_says_what_is_wrong(surface, descent, tmp_path, monkeypatch):
             animation.save(tmp_path / "film.mp4")
         animation.save(tmp_path / "film.gif")
 
+    # installed from source, imageio-ffmpeg has no program; a report then takes a GIF, as without it
+    def nothing():
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", nothing)
+    with pytest.raises(MissingExtra, match="no ffmpeg was found: No ffmpeg exe"):
+        animation.save(tmp_path / "film.mp4")
+
 
 @pytest.mark.parametrize("program", ["false", "cat"])
 def test_ffmpeg_that_fails_is_one_line(surface, descent, tmp_path, monkeypatch, program):

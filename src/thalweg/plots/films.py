@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from thalweg.errors import InputError, optional
+from thalweg.errors import InputError, MissingExtra, optional
 from thalweg.pages import rendered
 
 _COLORS = 255  # of a palette's 256; the last one stands for transparent
@@ -49,7 +49,7 @@ def write_mp4(frames: Iterable[np.ndarray], path: Path, fps: float) -> None:
     """An H.264 video that browsers play while it loads; sides of odd length get a white line.
 
     Raises:
-        MissingExtra: without the extra `video`.
+        MissingExtra: without the extra `video`, or where that has no ffmpeg for this system.
         InputError: there is no ffmpeg, or it failed.
     """
     program = _ffmpeg()
@@ -77,8 +77,8 @@ def _ffmpeg() -> str:
     imageio_ffmpeg = optional("imageio_ffmpeg", "an mp4 (unlike a gif or html) needs", "video")
     try:
         return imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError as error:
-        raise InputError(f"no ffmpeg was found: {error}") from None
+    except RuntimeError as error:  # installed from source, it contains none
+        raise MissingExtra(f"no ffmpeg was found: {error}") from None
 
 
 def _even(frame: np.ndarray) -> np.ndarray:
