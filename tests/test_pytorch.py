@@ -1241,6 +1241,25 @@ def test_autocast_that_is_disabled_does_nothing():
     assert off(problem.risk(problem.params), nn.functional.mse_loss(module(x), y).detach()) <= 1e-6
 
 
+def test_other_threads_may_train_in_half_precision():
+    """While a module's code runs on arrays."""
+
+    def trained():
+        with torch.autocast("cpu", torch.bfloat16):
+            return nn.Linear(4, 1)(torch.ones(2, 4)).dtype
+
+    class Watches(nn.Linear):
+        def forward(self, x):
+            if type(x) is not torch.Tensor:
+                with ThreadPoolExecutor(1) as other:
+                    found.append(other.submit(trained).result())
+            return super().forward(x)
+
+    found = []
+    tw.from_torch(Watches(4, 1), "mse", torch.randn(6, 4), torch.randn(6, 1))
+    assert set(found) == {torch.bfloat16}
+
+
 def test_bad_input_is_one_line():
     module, x = small()
     y = torch.randn(6, 3)

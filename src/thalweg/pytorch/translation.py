@@ -169,7 +169,7 @@ def _operation(error: Exception) -> str:
 
 def _unless_rounding(enter: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def entered(autocast: Any) -> Any:
-        if autocast._enabled:
+        if autocast._enabled and reruns.at_work() is not None:  # not in a thread that trains
             raise InputError(
                 "the code computes a part in half precision (torch.autocast); a risk is computed in that of "
                 "its parameters: leave it out."
