@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -1348,6 +1349,46 @@ def test_threads_may_trace_one_module():
     with torch.no_grad():
         expected = [float(nn.functional.mse_loss(module(x[:n]), y[:n])) for n in range(1, 13)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_module_may_be_traced_while_it_is_compared():
+    """Another thread that meets a new shape traces every problem of the same program."""
+    compared, traced, made = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(nn.Module):
+        def __init__(self, waits):
+            super().__init__()
+            self.inner, self.waits = nn.Linear(2, 1), waits
+
+        def forward(self, x):
+            ours = type(x) is not torch.Tensor
+            if self.waits and ours and compared.is_set() and not traced.is_set():
+                traced.set()
+                made.wait(1)
+            elif self.waits and not ours and not compared.is_set():
+                compared.set()
+                traced.wait(1)
+            return torch.tanh(self.inner(x))
+
+    torch.manual_seed(0)
+    x, y = torch.randn(10, 2), torch.randn(10, 1)
+    module = Slow(True)
+
+    def make():
+        try:
+            return tw.from_torch(module, "mse", x, y)
+        finally:
+            made.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: tw.from_torch(Slow(False), "mse", x, y).take(range(7))).result()
+        problem = pool.submit(make)
+        assert compared.wait(20)
+        risk = pool.submit(lambda: first.risk(first.params))
+        assert np.isfinite(float(risk.result()))
+        problem = problem.result()
+    expected = nn.functional.mse_loss(torch.tanh(module.inner(x)), y).item()
+    assert float(problem.risk(problem.params)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_where_new_tensors_are_made_does_not_matter():

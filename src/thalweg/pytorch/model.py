@@ -158,11 +158,12 @@ class Model(StatefulModel):
                 return yhat, then(yhat)
 
         where = self.where
-        try:
-            every = {f"module.{name}": tensor for name, tensor in state.items()}
-            return torch.func.functional_call(Both(self.module), every, args, kwargs)
-        finally:
-            self.leave()
+        every = {f"module.{name}": tensor for name, tensor in state.items()}
+        with ONE_AT_A_TIME:  # the module is traced already where another thread has one of its kind
+            try:
+                return torch.func.functional_call(Both(self.module), every, args, kwargs)
+            finally:
+                self.leave()
 
     def leave(self) -> None:
         """Forget which submodule was running."""
