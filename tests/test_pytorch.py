@@ -1242,6 +1242,20 @@ def test_autocast_that_is_disabled_does_nothing():
     assert off(problem.risk(problem.params), nn.functional.mse_loss(module(x), y).detach()) <= 1e-6
 
 
+def test_a_caller_within_autocast_does_not_matter():
+    """As in the middle of a training loop in half precision."""
+    module, x, y = (
+        nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)),
+        torch.randn(20, 4),
+        torch.ones(20, 1),
+    )
+    expected = nn.functional.mse_loss(module(x), y).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        problem = tw.from_torch(module, nn.MSELoss(), x, y)
+        assert float(problem.risk(problem.params)) == pytest.approx(expected, rel=1e-6)
+        assert torch.is_autocast_enabled("cpu")
+
+
 def test_other_threads_may_train_in_half_precision():
     """While a module's code runs on arrays."""
 

@@ -86,8 +86,9 @@ def from_torch(
             expected=expected,
             penalty=penalty,
         )
-        # the comparison runs on the CPU, whatever the default device and the module's
-        with torch.device("cpu"):
+        # the comparison runs on the CPU and in full precision, whatever the default device, the module's,
+        # and the autocast that the caller is within
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
             return agreed(problem, model, module, loss, reduction)
 
 
