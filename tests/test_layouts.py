@@ -1,5 +1,7 @@
 """What comes between convolutions, in their kernels' order of the axes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,6 +132,21 @@ def test_no_array_is_turned_between_two_convolutions(depth, rng):
     assert turned(deep, kernel, rng.standard_normal((5, 6, 8, 7))) == 2
 
 
+@pytest.mark.parametrize("between", ["batch norm", "batch norm as a call", "pooled", "averaged"])
+def test_what_comes_between_convolutions_turns_no_array(between, given):
+    """Neither on the way nor on the way back."""
+    how = BETWEEN.get(between, jax.jit(batch_norm))
+    (first, second, _), x = given
+
+    def risk(x, how):
+        return (convolved(how(convolved(x, first)), second[:, :6]) ** 2).sum()
+
+    x = jnp.concatenate([x, x, x])
+    for function in (risk, jax.grad(risk)):
+        with_it, without = (turned(partial(function, how=f), x) for f in (how, lambda x: x))
+        assert with_it == without
+
+
 def test_parameters_are_updated_in_their_own_order(given):
     weights, x = given
 
@@ -184,7 +201,9 @@ def calls(function, *arguments):
 def test_calls_of_arithmetic_are_inlined():
     x = jnp.linspace(-2, 2, 7)
     twice = jax.jit(lambda x: (jax.nn.relu(x), x * 2))
-    for function in (jax.nn.relu, jax.nn.gelu, jax.nn.silu, lambda x: twice(x)[0] + twice(x)[1]):
+    reduced = jax.jit(lambda x: jnp.var(x, keepdims=True) - x.max())
+    arithmetic = jax.nn.relu, jax.nn.gelu, jax.nn.silu, lambda x: twice(x)[0] + twice(x)[1]
+    for function in (*arithmetic, reduced):
         assert calls(function, x).isdisjoint({"jit", "pjit", "custom_jvp_call"})
         np.testing.assert_allclose(tuned(function)(x), function(x), rtol=1e-12)
 

@@ -1,4 +1,4 @@
-"""The way back through max pooling against PyTorch's and JAX's own."""
+"""Max pooling, and the way back through it, against PyTorch's and JAX's own."""
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,8 @@ def test_slopes_are_pytorchs_also_where_entries_are_equal(shape, window, stride,
         found = pooled(x, window, stride, padding)
         return jnp.sum(found * jnp.arange(found.size).reshape(found.shape))
 
+    found = jax.jit(tuned(lambda x: pooled(x, window, stride, padding)))(x)
+    np.testing.assert_array_equal(found, pooled(x, window, stride, padding))
     assert arranged(jax.grad(risk), x) == 1
     tensor = torch.tensor(x, requires_grad=True)
     told = POOLS[len(shape) - 2](tensor, window, stride, padding)
@@ -72,6 +74,30 @@ def test_what_is_not_finite_goes_the_way_that_xla_goes(rng):
         slopes = np.arange(pooled(x, window, stride, padding).size, dtype=np.float32)
         slopes = slopes.reshape(pooled(x, window, stride, padding).shape)
         np.testing.assert_array_equal(jax.jit(tuned(back))(slopes)[0], jax.jit(back)(slopes)[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_maximum_is_nan_where_its_window_holds_one(dtype):
+    """XLA's own maxima of so many windows are finite."""
+    x = np.zeros((8, 16, 24, 24), dtype)
+    x[0, 1, 2, 3] = x[7, 0, 0, 23] = np.nan
+    x[2, 3, 5, 7] = -np.inf
+    found = jax.jit(tuned(lambda x: pooled(x, 2, 2, 0)))(x)
+    assert found.dtype == dtype
+    assert {tuple(place) for place in np.argwhere(np.isnan(found))} == {(0, 1, 1, 1), (7, 0, 0, 11)}
+
+
+def test_maxima_of_integers_and_windows_with_gaps_stay_as_they_are():
+    whole = jnp.arange(36).reshape(1, 1, 6, 6)
+    window = (1, 1, 2, 2)
+    for function, x in (
+        (lambda x: lax.reduce_window(x, -1, lax.max, window, window, "VALID"), whole),
+        (lambda x: lax.reduce_window(
+            x, -jnp.inf, lax.max, window, window, "VALID", window_dilation=(1, 1, 2, 2)
+        ), whole + 0.5),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(jax.jit(tuned(function))(x), function(x))
+        assert "name=maximum" not in str(jax.make_jaxpr(tuned(function))(x))
 
 
 def test_large_windows_stay_as_they_are():

@@ -23,6 +23,14 @@ ENTRYWISE = frozenset({
     "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
 })
 # fmt: on
+_SIMPLE = ENTRYWISE | {
+    "add_any",
+    "reduce_max",
+    "reduce_min",
+    "reduce_sum",
+    "reshape",
+    "squeeze",
+}  # fmt: skip
 CALLS = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
 
 
@@ -104,7 +112,7 @@ def rewritten(program: Any, rewrite: Rewrite) -> Any:
 
 
 def inlined(jaxpr: Any) -> list[Any]:
-    """A jaxpr's equations, with calls of purely elementwise functions inlined."""
+    """A jaxpr's equations, with calls of functions that are arithmetic and reductions alone inlined."""
     operands = [*jaxpr.outvars, *(v for equation in jaxpr.eqns for v in equation.invars)]
     used = set(filter(is_variable, operands))
     equations = []
@@ -140,7 +148,7 @@ def _inside(equation: Any) -> Any:
     written = {v for each in jaxpr.eqns for v in each.outvars}
     if jaxpr.constvars or not results <= written or len(results) < len(jaxpr.outvars):
         return None
-    return jaxpr if {each.primitive.name for each in jaxpr.eqns} <= ENTRYWISE else None
+    return jaxpr if {each.primitive.name for each in jaxpr.eqns} <= _SIMPLE else None
 
 
 def is_variable(operand: Any) -> bool:

@@ -22,13 +22,29 @@ def max_pool(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> tuple[Any, Any]:
-    """torchax's; with dilation, where JAX has no derivative of the maximum, a gather at its indices."""
-    if set(np.ravel(dilation)) == {1}:
-        return theirs(x, size, stride, padding, dilation, ceil_mode)
+    """The maxima of windows, in the inputs' own precision where torchax's are double, and their indices. With
+    dilation, where JAX has no derivative of the maximum, a gather at these."""
     _, places = theirs(jax.lax.stop_gradient(x), size, stride, padding, dilation, ceil_mode)
-    rows = (-1, math.prod(x.shape[-len(size) :])), (-1, math.prod(places.shape[-len(size) :]))
-    maxima = jnp.take_along_axis(x.reshape(rows[0]), places.reshape(rows[1]), 1)
-    return maxima.reshape(places.shape), places
+    axes = len(size)
+    if set(np.ravel(dilation)) != {1}:
+        rows = (-1, math.prod(x.shape[-axes:])), (-1, math.prod(places.shape[-axes:]))
+        maxima = jnp.take_along_axis(x.reshape(rows[0]), places.reshape(rows[1]), 1)
+        return maxima.reshape(places.shape), places
+    lows = np.broadcast_to(padding, axes).tolist()
+    strides = list(stride) or list(size)
+    ends = zip(x.shape[-axes:], places.shape[-axes:], size, strides, lows, strict=True)
+    highs = [max((count - 1) * step + k - n - low, 0) for n, count, k, step, low in ends]
+    whole = [1] * (x.ndim - axes), [(0, 0)] * (x.ndim - axes)
+    least = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    maxima = jax.lax.reduce_window(
+        x,
+        np.array(least, x.dtype),
+        jax.lax.max,
+        [*whole[0], *size],
+        [*whole[0], *strides],
+        [*whole[1], *zip(lows, highs, strict=True)],
+    )
+    return maxima, places
 
 
 def max_unpool(axes: int, x: Any, places: Any, size: Sequence[int], *how: Any) -> Any:

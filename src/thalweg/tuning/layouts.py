@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.extend import core
 
@@ -24,8 +25,16 @@ Order = tuple[int, ...]
 
 # Operations that work with any order of the axes: by name, their parameters with an entry per axis, and the
 # parameter that names some of the axes
+_OF_WINDOWS = (
+    "window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"
+)  # fmt: skip
 _OF_EACH_AXIS = {
     "pad": ("padding_config",),
+    "reduce_window_max": _OF_WINDOWS,
+    "reduce_window_min": _OF_WINDOWS,
+    "reduce_window_sum": _OF_WINDOWS,
+    "select_and_gather_add": _OF_WINDOWS,
+    "select_and_scatter_add": _OF_WINDOWS[:3],
     "slice": ("start_indices", "limit_indices", "strides"),
 }
 _OF_SOME_AXES = {
@@ -51,13 +60,14 @@ class Layouts:
         self.equations: list[Any] = []
         # for each value that was transposed or is stored transposed: its variables, by order
         self._variables: dict[Any, dict[Order, Any]] = {}
-        self._copies: set[Any] = set()  # broadcast values, which cost nothing in any order
+        # by broadcast value, its equation: a broadcast costs nothing in any order
+        self._broadcasts: dict[Any, Any] = {}
 
     def rewrite(self, equation: Any) -> None:
         """Append an equation, computed in the order that most of its operands are in already."""
         name, inputs = equation.primitive.name, equation.invars
         if name == "broadcast_in_dim":
-            self._copies.update(equation.outvars)
+            self._broadcasts[equation.outvars[0]] = equation
         if name == "transpose" and is_variable(inputs[0]) and inputs[0] in self._variables:
             (value,) = equation.outvars
             permutation = equation.params["permutation"]
@@ -124,13 +134,30 @@ class Layouts:
         variables = self._variables_of(value)
         if order not in variables:
             here, variable = next(iter(variables.items()))
-            equation = _transposition(variable, _composed(here, _inverse(order)))
+            if value in self._broadcasts:
+                equation = self._broadcast(value, order)
+            else:
+                equation = _transposition(variable, _composed(here, _inverse(order)))
             if _is_identity(order):
                 equation = equation.replace(outvars=[value])
             self.equations.append(equation)
             variables[order] = equation.outvars[0]
             self._variables[value] = variables
         return variables[order]
+
+    def _broadcast(self, value: Any, order: Order) -> Any:
+        """An equation that broadcasts to a new variable whose transpose by `order` is `value`."""
+        equation = self._broadcasts[value]
+        operand = self.in_model_order(equation.invars[0])
+        places = [order[d] for d in equation.params["broadcast_dimensions"]]
+        if places != sorted(places):
+            turned = _transposition(operand, tuple(np.argsort(places).tolist()))
+            self.equations.append(turned)
+            (operand,) = turned.outvars
+        shape = tuple(value.aval.shape[d] for d in _inverse(order))
+        new = core.Var(value.aval.update(shape=shape))
+        params = {**equation.params, "shape": shape, "broadcast_dimensions": tuple(sorted(places))}
+        return equation.replace(invars=[operand], outvars=[new], params=params)
 
     def _variables_of(self, value: Any) -> dict[Order, Any]:
         """The variables for a value, by order."""
@@ -144,7 +171,7 @@ class Layouts:
             return ()
         operands = [v for v in equation.invars if v.aval.ndim]
         available = [
-            (v.aval.size, self._variables_of(v)) for v in operands if v not in self._copies
+            (v.aval.size, self._variables_of(v)) for v in operands if v not in self._broadcasts
         ]
         # the model's order comes first, and so wins ties
         orders = [*map(_model_order, operands[:1]), *(order for _, of in available for order in of)]
