@@ -404,6 +404,41 @@ def test_a_model_of_alignments():
         np.testing.assert_allclose(gradient, module.get_parameter(name).grad, rtol=1e-9, atol=1e-12)
 
 
+TENTHS = np.array([0.1, 0.2])
+MADE = {
+    "of double": lambda x: torch.tensor(TENTHS),
+    "of a double": lambda x: torch.tensor(TENTHS[0]),
+    "of a list of doubles": lambda x: torch.tensor(list(TENTHS)),
+    "of single": lambda x: torch.tensor(TENTHS.astype("float32")),
+    "of integers": lambda x: torch.tensor(np.arange(3, dtype="int32")),
+    "of booleans": lambda x: torch.tensor(TENTHS > 0.15),
+    "of numbers": lambda x: torch.tensor([0.1, 0.2]),
+    "as asked for": lambda x: torch.tensor(TENTHS, dtype=torch.float32),
+    "of a tensor's entries": lambda x: torch.tensor([x[0], 2 * x[1]]),
+    "as tensor": lambda x: torch.as_tensor([x[0], x[1]]),
+    "new": lambda x: x.new_tensor([0.1, 0.2]),
+    "new, as asked for": lambda x: x.new_tensor(TENTHS, dtype=torch.float32),
+    "full": lambda x: torch.full((2, 3), 0.1),
+    "full of integers": lambda x: torch.full(size=(2,), fill_value=3, device=x.device),
+    "full, as asked for": lambda x: torch.full((2,), 0.1, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tensors_that_code_makes_have_pytorchs_precision(name, dtype):
+    x = TENTHS.astype(dtype)
+    found, told = translated(MADE[name], lambda: "")(jnp.array(x)), MADE[name](torch.tensor(x))
+    assert str(found.dtype) == str(told.dtype).removeprefix("torch.")
+    np.testing.assert_array_equal(found, told)
+
+
+def test_a_tensor_made_of_another_is_a_constant():
+    for make in (lambda x: torch.tensor([x[0], x[1]]), lambda x: x.new_tensor([x[1], x[1]])):
+        slope = jax.grad(lambda x: translated(lambda x: (x * make(x)).sum(), lambda: "")(x))  # noqa: B023
+        np.testing.assert_array_equal(slope(jnp.array(TENTHS)), make(torch.tensor(TENTHS)))
+
+
 def test_places_among_edges():
     x, edges = RNG.uniform(-1, 3, size=(4, 5)), np.array([0.0, 1.0, 2.0])
     x[0, 0] = 1.0
@@ -628,6 +663,23 @@ def test_max_pooling_of_windows_with_gaps(name):
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+@pytest.mark.parametrize("how", [{}, {"stride": 1, "padding": 1}, {"stride": 3, "ceil_mode": True}])
+def test_max_pooling_in_the_precision_of_its_inputs(how, dtype):
+    x = RNG.normal(scale=9, size=(3, 8, 7)).astype(dtype)
+    pool = lambda x: F.max_pool2d(x, 2, **how)  # noqa: E731
+    ours = translated(pool, lambda: "")
+    np.testing.assert_array_equal(ours(jnp.array(x)), pool(torch.tensor(x)))
+    if dtype != "int64":
+        same_as_pytorch(pool, x)
+    windows = [
+        equation.invars[0].aval.dtype
+        for equation in jaxprs.equations(jax.make_jaxpr(ours)(x))
+        if equation.primitive.name == "reduce_window_max"
+    ]
+    assert windows[-1] == dtype  # those before it find the indices
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_max_unpooling(axes):
     pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[axes]
@@ -796,3 +848,47 @@ def test_probabilities_far_out(dtype):
     x = np.array([-40, -12, -6, -1, 0, 3, 8], dtype)
     rounding = 1e-4 if dtype == "float32" else 1e-10  # JAX's series at −40 is off by 2e-11
     same_as_pytorch(torch.special.log_ndtr, x, rounding=rounding)
+
+
+NORMED = {
+    "of vectors": ((7, 3), True),
+    "of images": ((4, 3, 5, 2), True),
+    "of volumes": ((3, 3, 2, 2, 2), True),
+    "without scale and shift": ((4, 3, 5, 2), False),
+}
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_batch_norm_by_the_statistics_of_the_batch(name):
+    shape, affine = NORMED[name]
+    x = 3 + 2 * RNG.normal(size=shape)
+    scale = [RNG.normal(size=3), RNG.normal(size=3)] if affine else []
+
+    def norm(x, *scale):
+        return F.batch_norm(x, None, None, *scale, training=True, eps=0.1)
+
+    same_as_pytorch(norm, x, *scale)
+    same_as_pytorch(lambda *a: torch.tanh(norm(*a)) ** 2, x, *scale)
+
+    def curved(x):
+        return (torch.tanh(norm(x, *map(torch.tensor, scale))) ** 3).sum()
+
+    ours = jax.jit(jax.hessian(translated(curved, lambda: "")))(jnp.array(x))
+    theirs = torch.autograd.functional.hessian(curved, torch.tensor(x))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_instance_norm():
+    x, scale, shift = RNG.normal(size=(4, 3, 5, 2)), RNG.normal(size=3), RNG.normal(size=3)
+    same_as_pytorch(lambda *a: F.instance_norm(a[0], weight=a[1], bias=a[2]), x, scale, shift)
+
+
+def test_batch_norm_of_numbers_far_from_zero():
+    """The variance of what is left of them, not the difference of two large numbers."""
+    x = 1e4 + RNG.normal(size=(64, 2, 3)).astype("float32")
+    found = translated(lambda x: F.batch_norm(x, None, None, training=True), lambda: "")(
+        jnp.array(x)
+    )
+    exact = x.astype(float) - x.astype(float).mean((0, 2), keepdims=True)
+    exact /= np.sqrt((exact**2).mean((0, 2), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found, exact, atol=5e-3)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from thalweg.errors import InputError
-from thalweg.pytorch import algebra, interpolation, losses, pooling, recurrent
+from thalweg.pytorch import algebra, interpolation, losses, normalisation, pooling, recurrent
 from thalweg.pytorch.kinks import clamped, first
 
 
@@ -25,15 +25,20 @@ def operations() -> Mapping[Any, Callable[..., Any]]:
 
     aten, functional = torch.ops.aten, torch.nn.functional
     convolution, pad = aten.convolution.default, functional.pad
+    norm = aten.native_batch_norm
     pool2d, pool3d = aten.max_pool2d_with_indices, aten.max_pool3d_with_indices
     return {
         convolution: partial(_convolution, all_aten_ops[aten.convolution].func),
         pad: partial(_pad, all_torch_functions[pad].func),
+        norm.default: partial(normalisation.batch_norm, all_aten_ops[norm].func),
         torch.lstm: partial(recurrent.layers, recurrent.lstm),
         torch.gru: partial(recurrent.layers, recurrent.gru),
         torch.rnn_tanh: partial(recurrent.layers, partial(recurrent.rnn, jnp.tanh)),
         torch.rnn_relu: partial(recurrent.layers, partial(recurrent.rnn, jax.nn.relu)),
         torch.as_tensor: _as_tensor,
+        torch.tensor: _tensor,
+        torch.Tensor.new_tensor: _new_tensor,
+        torch.full: _full,
         torch.detach: jax.lax.stop_gradient,
         torch.Tensor.detach: jax.lax.stop_gradient,
         aten.detach.default: jax.lax.stop_gradient,  # torchax's keeps the derivative
@@ -240,7 +245,21 @@ def _as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
     import torch
     from torchax.ops import mappings
 
-    if dtype is None and not isinstance(data, (jax.Array, np.ndarray, np.generic)):
+    typed = jax.Array, np.ndarray, np.generic
+    if dtype is None and not any(isinstance(e, typed) for e in jax.tree_util.tree_leaves(data)):
         floats = np.issubdtype(np.asarray(data).dtype, np.floating)
         dtype = torch.get_default_dtype() if floats else None
     return jnp.asarray(data, dtype and mappings.t2j_dtype(dtype))
+
+
+def _tensor(data: Any, dtype: Any = None, **_: Any) -> Any:
+    """In NumPy arrays' own precision (torchax makes float32 of all), and a constant, as in PyTorch."""
+    return jax.lax.stop_gradient(_as_tensor(data, dtype))
+
+
+def _full(size: Sequence[int], fill_value: Any, dtype: Any = None, **_: Any) -> Any:
+    return jnp.broadcast_to(_as_tensor(fill_value, dtype), tuple(size))
+
+
+def _new_tensor(x: Any, data: Any, dtype: Any = None, **_: Any) -> Any:
+    return _tensor(data, dtype) if dtype else jax.lax.stop_gradient(jnp.asarray(data, x.dtype))
