@@ -312,15 +312,19 @@ def test_nothing_of_size_samples_by_grid_is_made(make):
     first, second = problem.names[:2]
     plane = tw.coordinate_plane(problem, {first: (0, 1), second: (0, 1)}, 100)
     cut = tiling.tiling_of(problem, 100 * 100, False)
-    program = partial(
-        chunks.risks_of_chunks,
+    made = chunks.risks_of_chunks.trace(
+        problem,
+        plane.origin,
+        plane.directions,
+        plane.coordinates,
+        0,
+        2,
         wanted=("empirical",),
         layout=problem.layout,
         penalty=True,
         tiling=cut,
         room=2,
     )
-    made = jax.make_jaxpr(program)(problem, plane.origin, plane.directions, plane.coordinates, 0, 2)
     assert 8 * max(sizes(made.jaxpr)) <= 2**26  # 64 MiB
 
 

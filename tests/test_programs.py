@@ -241,12 +241,28 @@ def test_memory_that_is_free_goes_back_to_the_system():
     c.free(blocks[-1])
 
 
-def test_quick_compiling_does_without_options_that_xla_does_not_know(monkeypatch):
-    known = backend._known_options()
-    backend._known_options.cache_clear()
-    monkeypatch.setattr(backend, "_QUICKLY", {"xla_no_such_option": 1, **backend._QUICKLY})
-    try:
-        assert backend._known_options() == known
-        assert backend.compiled_quickly(lambda x: 2 * x)(3.0) == 6
-    finally:
-        backend._known_options.cache_clear()
+def test_programs_do_without_options_that_xla_does_not_know(monkeypatch):
+    for name in ("_QUICKLY", "_ON_ALL_CORES"):
+        known = getattr(backend, name)
+        assert dict(backend._known(tuple(known.items()))) == known
+        monkeypatch.setattr(backend, name, {"xla_no_such_option": 1, **known})
+        assert dict(backend._known(tuple(getattr(backend, name).items()))) == known
+    monkeypatch.setattr(backend, "cores", lambda: 2)
+    for compiled in (backend.compiled_quickly, backend.outermost()):
+        assert compiled(lambda x: 2 * x)(3.0) == 6
+
+
+@pytest.mark.parametrize(("cores", "spread"), [(1, False), (2, True)])
+def test_a_convolution_is_computed_on_all_cores(cores, spread, monkeypatch):
+    """XLA's own kernel is; the library that it prefers, YNNPACK, uses one for each convolution."""
+    monkeypatch.setattr(backend, "cores", lambda: cores)
+    x, kernel = jnp.ones((8, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
+
+    @backend.outermost()
+    def convolved(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    program = convolved.lower(x, kernel).compile().as_text()
+    assert ("ynn" not in program) == spread

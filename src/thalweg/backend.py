@@ -79,31 +79,65 @@ def keep_compiled(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-# Options with which XLA compiles in a third of the time, but whose programs take up to twice as long to run;
-# those that this version of XLA knows are used.
+# Options with which XLA compiles in a third of the time, but whose programs take up to twice as long to run
 _QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# XLA would leave 2-D convolutions of many features to a library that computes each of them on one core
+_ON_ALL_CORES = {
+    "xla_cpu_experimental_ynn_fusion_type": (
+        "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    )
+}
 
 
 def compiled_quickly(function: Callable[..., Any]) -> Callable[..., Any]:
     """`jax.jit` for functions that run only a few times: compiles faster, runs slower."""
+    return _Program(function, lambda: _QUICKLY)
 
-    @functools.cache
-    def program() -> Callable[..., Any]:
-        return jax.jit(function, compiler_options=_known_options())
 
-    return functools.wraps(function)(lambda *args: program()(*args))
+def outermost(**how: Any) -> Callable[[Callable[..., Any]], Any]:
+    """`jax.jit`, with its arguments `how`, for functions that compute for long, and that are never called
+    within a trace, where JAX does not take options for XLA."""
+
+    def options() -> dict[str, Any]:
+        return _ON_ALL_CORES if on_cpu() and cores() > 1 else {}
+
+    return lambda function: _Program(function, options, **how)
+
+
+class _Program:
+    """`jax.jit` of a function, made when it is first used: which options XLA knows is asked of itself."""
+
+    def __init__(
+        self, function: Callable[..., Any], options: Callable[[], dict[str, Any]], **how: Any
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self._options = options
+        self._compiled = functools.cache(
+            lambda options: jax.jit(function, compiler_options=dict(options), **how)
+        )
+
+    def _jitted(self) -> Any:
+        return self._compiled(_known(tuple(self._options().items())))
+
+    def __call__(self, *args: Any, **static: Any) -> Any:
+        return self._jitted()(*args, **static)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._jitted(), name)
 
 
 @functools.cache
-def _known_options() -> dict[str, Any]:
-    def is_known(name: str) -> bool:
+def _known(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+    """Those of these options that this version of XLA knows; they come and go."""
+
+    def is_known(option: tuple[str, Any]) -> bool:
         try:
-            jax.jit(lambda: 0, compiler_options={name: _QUICKLY[name]}).lower().compile()
-        except jax.errors.JaxRuntimeError:  # XLA's options come and go
+            jax.jit(lambda: 0, compiler_options=dict([option])).lower().compile()
+        except jax.errors.JaxRuntimeError:
             return False
         return True
 
-    return {name: value for name, value in _QUICKLY.items() if is_known(name)}
+    return tuple(filter(is_known, options))
 
 
 def prefer_cpu() -> None:

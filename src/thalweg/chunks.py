@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from thalweg import backend
 from thalweg.params import Layout
 from thalweg.problem import Problem
 from thalweg.risks import penalised, pointwise
@@ -22,7 +23,7 @@ from thalweg.tiling import Tiling
 from thalweg.tuning import tuned
 
 
-@partial(jax.jit, static_argnames=("wanted", "layout", "penalty", "tiling", "room"))
+@backend.outermost(static_argnames=("wanted", "layout", "penalty", "tiling", "room"))
 @tuned
 def risks_of_chunks(
     problem: Problem,

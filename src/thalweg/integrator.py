@@ -169,7 +169,7 @@ def begin(flow: Flow, starts: Params) -> Walk:
     return flow.over_members(one)(starts)
 
 
-@partial(jax.jit, static_argnames=("room", "at_a_time"))
+@backend.outermost(static_argnames=("room", "at_a_time"))
 @tuned
 def block(
     flow: Flow,

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from thalweg import backend
 from thalweg.errors import InputError
 from thalweg.feeds import Feed
 from thalweg.jaxprs import equations
@@ -42,7 +43,7 @@ _MANY_OPERATIONS = 150
 _LARGE = 1024
 
 
-@partial(jax.jit, static_argnames="arrives")
+@backend.outermost(static_argnames="arrives")
 @tuned
 def begin(
     plan: Plan, feed: Feed, params: Params, start: Params, past: Past, *, arrives: bool
@@ -80,7 +81,7 @@ def begin(
     return jax.tree_util.tree_map(jnp.copy, walk)
 
 
-@partial(jax.jit, donate_argnames="walk")
+@backend.outermost(donate_argnames="walk")
 @tuned
 def at_rest(plan: Plan, feed: Feed, walk: Walk, who: Any) -> Walk:
     """The members of a resumed descent, where those selected by `who`, which have stopped, get their loss and
@@ -128,7 +129,7 @@ def should_arrive(evaluates: Any, known: int) -> bool:
     return any(islice(equations(evaluates), _MANY_OPERATIONS - 1, None))
 
 
-@partial(jax.jit, static_argnames=("room", "dense", "known", "arrives"), donate_argnames="walk")
+@backend.outermost(static_argnames=("room", "dense", "known", "arrives"), donate_argnames="walk")
 @tuned
 def block(
     plan: Plan, feed: Feed, start: Params, walk: Walk, span: Span,

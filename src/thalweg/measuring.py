@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from thalweg import blocks, names, observables, results
+from thalweg import backend, blocks, names, observables, results
 from thalweg.ensemble import Members
 from thalweg.errors import InputError
 from thalweg.logbook import Record
@@ -163,7 +163,7 @@ def _begin(sight: _Sight, start: Any, params: Any, step: Any) -> Any:
     return sight.over_members(one)(start, params, params, step)
 
 
-@jax.jit
+@backend.outermost()
 @tuned
 def _block(
     sight: _Sight, start: Any, memory: Any, steps: Any, rows: Any, count: Any
