@@ -169,8 +169,8 @@ class Job:
         layout = Layout.of(self._one(jax.eval_shape(init, self.who.starts)))
         if flat.shape[-1] != layout.size:
             raise InputError(
-                f"resume= holds the state of another optimizer ({flat.shape[-1]} numbers, and "
-                f"{self.plan.optimizer.name} has {layout.size}); give the one it was made with."
+                f"resume= holds the state of another optimizer, or of another version's ({flat.shape[-1]} "
+                f"numbers, and {self.plan.optimizer.name} has {layout.size}); give the one it was made with."
             )
         diverged, stopped, updates = (
             of_members(resume[name], sizes).reshape(lead).astype(np.int32)
