@@ -241,15 +241,30 @@ def test_memory_that_is_free_goes_back_to_the_system():
     c.free(blocks[-1])
 
 
-def test_programs_do_without_options_that_xla_does_not_know(monkeypatch):
-    for name in ("_QUICKLY", "_ON_ALL_CORES"):
-        known = getattr(backend, name)
-        assert dict(backend._known(tuple(known.items()))) == known
-        monkeypatch.setattr(backend, name, {"xla_no_such_option": 1, **known})
-        assert dict(backend._known(tuple(getattr(backend, name).items()))) == known
+@pytest.mark.parametrize("name", ["_QUICKLY", "_ON_ALL_CORES"])
+def test_programs_do_without_options_that_xla_does_not_know(name, monkeypatch):
+    known = getattr(backend, name)
+    assert all(map(backend._is_known, known.items()))
+    monkeypatch.setattr(backend, name, {"xla_no_such_option": 1, **known})
+    monkeypatch.setattr(backend, "_unknown", set())
     monkeypatch.setattr(backend, "cores", lambda: 2)
-    for compiled in (backend.compiled_quickly, backend.outermost()):
-        assert compiled(lambda x: 2 * x)(3.0) == 6
+    compiled = {"_QUICKLY": backend.compiled_quickly, "_ON_ALL_CORES": backend.outermost()}[name]
+    twice = compiled(lambda x: 2 * x)
+    assert twice(3.0) == 6
+    assert backend._unknown == {("xla_no_such_option", 1)}
+    assert twice(4.0) == 8
+
+
+def test_other_errors_of_a_program_are_raised():
+    def failing(x):
+        raise ValueError("no")
+
+    @backend.outermost()
+    def called(x):
+        return jax.pure_callback(failing, x, x)
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no"):
+        jax.block_until_ready(called(1.0))
 
 
 @pytest.mark.parametrize(("cores", "spread"), [(1, False), (2, True)])

@@ -105,7 +105,8 @@ def outermost(**how: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 class _Program:
-    """`jax.jit` of a function, made when it is first used: which options XLA knows is asked of itself."""
+    """`jax.jit` of a function, made when it is first used, with those options for XLA that this version of it
+    knows: they come and go."""
 
     def __init__(
         self, function: Callable[..., Any], options: Callable[[], dict[str, Any]], **how: Any
@@ -117,27 +118,34 @@ class _Program:
         )
 
     def _jitted(self) -> Any:
-        return self._compiled(_known(tuple(self._options().items())))
+        options = {k: v for k, v in self._options().items() if (k, v) not in _unknown}
+        return self._compiled(tuple(options.items()))
 
     def __call__(self, *args: Any, **static: Any) -> Any:
-        return self._jitted()(*args, **static)
+        # To ask XLA what it knows takes longer than most first calls can spare: it is asked after an error
+        jitted = self._jitted()
+        try:
+            return jitted(*args, **static)
+        except jax.errors.JaxRuntimeError:
+            _unknown.update(option for option in self._options().items() if not _is_known(option))
+            if self._jitted() is jitted:
+                raise
+            return self._jitted()(*args, **static)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._jitted(), name)
 
 
+_unknown: set[tuple[str, Any]] = set()  # options that this version of XLA does not know
+
+
 @functools.cache
-def _known(options: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
-    """Those of these options that this version of XLA knows; they come and go."""
-
-    def is_known(option: tuple[str, Any]) -> bool:
-        try:
-            jax.jit(lambda: 0, compiler_options=dict([option])).lower().compile()
-        except jax.errors.JaxRuntimeError:
-            return False
-        return True
-
-    return tuple(filter(is_known, options))
+def _is_known(option: tuple[str, Any]) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options=dict([option])).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def prefer_cpu() -> None:
