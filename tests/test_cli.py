@@ -465,10 +465,7 @@ def test_logistic_fits_draw_probabilities(tmp_path):
     ("values", "message"),
     [
         ("11", "'a' is constant"),
-        (
-            ["0.1"] * 7,
-            "'a' is constant",
-        ),  # of which the mean is not 0.1, but off by a rounding error
+        (["0.1"] * 7, "'a' is constant"),  # of which the mean is 0.1 but for rounding
         (["1e200", "2e200"], "'a' cannot be standardized: its standard deviation is inf"),
         (["1e308", "-1e308"], "'a' cannot be standardized: its standard deviation is inf"),
         (["1e-200", "2e-200"], "'a' cannot be standardized: its standard deviation is 0"),

@@ -139,7 +139,6 @@ class _Program:
 _unknown: set[tuple[str, Any]] = set()  # options that this version of XLA does not know
 
 
-@functools.cache
 def _is_known(option: tuple[str, Any]) -> bool:
     try:
         jax.jit(lambda: 0, compiler_options=dict([option])).lower().compile()

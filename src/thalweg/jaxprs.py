@@ -23,14 +23,8 @@ ENTRYWISE = frozenset({
     "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
 })
 # fmt: on
-_SIMPLE = ENTRYWISE | {
-    "add_any",
-    "reduce_max",
-    "reduce_min",
-    "reduce_sum",
-    "reshape",
-    "squeeze",
-}  # fmt: skip
+# What a call consists of that is inlined
+_SIMPLE = ENTRYWISE | {"add_any", "reduce_max", "reduce_min", "reduce_sum", "reshape", "squeeze"}
 CALLS = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call"})
 
 

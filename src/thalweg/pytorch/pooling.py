@@ -34,15 +34,15 @@ def max_pool(
     strides = list(stride) or list(size)
     ends = zip(x.shape[-axes:], places.shape[-axes:], size, strides, lows, strict=True)
     highs = [max((count - 1) * step + k - n - low, 0) for n, count, k, step, low in ends]
-    whole = [1] * (x.ndim - axes), [(0, 0)] * (x.ndim - axes)
+    leading = x.ndim - axes
     least = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     maxima = jax.lax.reduce_window(
         x,
         np.array(least, x.dtype),
         jax.lax.max,
-        [*whole[0], *size],
-        [*whole[0], *strides],
-        [*whole[1], *zip(lows, highs, strict=True)],
+        [*[1] * leading, *size],
+        [*[1] * leading, *strides],
+        [*[(0, 0)] * leading, *zip(lows, highs, strict=True)],
     )
     return maxima, places
 

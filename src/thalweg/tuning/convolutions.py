@@ -233,8 +233,8 @@ def _convolved(x: Any, w: Any, params: dict[str, Any]) -> Any:
 
 
 def _by_kernel(x: Any, w: Any, params: dict[str, Any]) -> Any:
-    """A convolution by XLA's kernel. A 2-D one of many features takes two to five times as long where nothing
-    is padded: one position is, and the outputs that it adds are left out."""
+    """A convolution by XLA's kernel. The library that XLA may use for 2-D ones of many features takes two to
+    five times as long where nothing is padded: one position is, and the outputs that it adds are left out."""
     if not _is_bare(params, w.shape[-2]):
         return lax.conv_general_dilated_p.bind(x, w, **params)
     padded = {"padding": ((0, 1), (0, 0))}
